@@ -1,0 +1,3 @@
+//! The kfab command.
+
+fn main() {}

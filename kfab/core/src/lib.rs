@@ -1,0 +1,1 @@
+//! The provider contract, memory and rings that kfab and its providers share.

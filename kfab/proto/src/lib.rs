@@ -1,0 +1,1 @@
+//! The kfab protocol as a sans-io state machine.

@@ -1,0 +1,1 @@
+//! A small kernel-bypass fabric API over pluggable providers.

@@ -1,0 +1,1 @@
+//! Cores, caches, NUMA nodes and device locality; binding.

@@ -1,0 +1,1 @@
+//! LNet semantics and an RPC layer on kfab.

@@ -1,0 +1,1 @@
+//! kfab provider: sim.

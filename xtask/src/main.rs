@@ -1,0 +1,3 @@
+//! Tasks of the kfab repository.
+
+fn main() {}
