@@ -1,0 +1,226 @@
+//! Where arriving bytes go: a [`Landing`] is the exclusive right to fill one stretch of memory; an [`Assembly`] cuts a
+//! buffer into pieces that arrive in any order, over any rail, at most once each.
+
+use super::buffer::{Block, Buffer, Slice, WindowMem};
+use super::region::Region;
+use crate::sys;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+/// The right to write a stretch of memory, lent to a transport and handed back by it. Not cloneable.
+#[derive(Debug)]
+pub struct Landing {
+    block: Arc<Block>,
+    start: usize,
+    len: usize,
+    /// The piece of an [`Assembly`], else 0.
+    piece: usize,
+}
+
+impl Landing {
+    /// The whole of a buffer; the buffer itself if it has another owner.
+    pub fn whole(mut b: Buffer) -> Result<Landing, Buffer> {
+        if b.get_mut().is_none() {
+            return Err(b);
+        }
+        let Slice { block, start, len } = b.into_slice();
+        Ok(Landing { block, start, len, piece: 0 })
+    }
+
+    /// A part of a window, for bytes that a peer stores there; `None` outside the window. Two such landings may overlap: the
+    /// memory is written through raw pointers only, and torn data is the peers' own race.
+    pub fn window(w: &WindowMem, start: usize, len: usize) -> Option<Landing> {
+        let s = w.0.part(start, len)?;
+        Some(Landing { block: s.block, start: s.start, len, piece: 0 })
+    }
+
+    /// The buffer back, whole or as far as it was filled. For a landing made by [`Landing::whole`].
+    pub fn into_buffer(self) -> Buffer {
+        Buffer::from_slice(Slice { block: self.block, start: self.start, len: self.len })
+    }
+
+    /// Bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// `true` for no bytes.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The first byte. For transports with `unsafe` of their own (memcpy from a mapping, a work request).
+    #[inline]
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.block.at(self.start)
+    }
+
+    /// The region it lies in, for a transport that registers memory.
+    pub fn region(&self) -> &Arc<Region> {
+        self.block.region()
+    }
+
+    /// Copies `src` to byte `at` on; the number copied (less at the end of the landing).
+    #[inline]
+    pub fn copy_from(&mut self, at: usize, src: &[u8]) -> usize {
+        let n = src.len().min(self.len.saturating_sub(at));
+        // SAFETY: at + n <= len, inside the block. The landing is the exclusive right to these bytes (or window memory, to
+        // which no reference exists), so `src` cannot overlap and nobody reads them.
+        unsafe {
+            std::ptr::copy_nonoverlapping(src.as_ptr(), self.block.at(self.start + at.min(self.len)), n)
+        };
+        n
+    }
+
+    /// Reads from a descriptor straight to bytes `at..end`; the number read, 0 at end of stream.
+    pub fn read_from(&mut self, fd: impl AsFd, at: usize, end: usize) -> io::Result<usize> {
+        let (at, end) = (at.min(self.len), end.min(self.len));
+        // SAFETY: at <= end <= len, inside the block, exclusive as above.
+        unsafe { sys::read_raw(fd, self.block.at(self.start + at), end.saturating_sub(at)) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Piece {
+    Missing,
+    Lent,
+    Done,
+}
+
+/// A buffer being put together from pieces of `piece_len` bytes (the last may be shorter). Each piece can be lent out once
+/// at a time and arrives once: the duplicate filter of large transfers.
+#[derive(Debug)]
+pub struct Assembly {
+    block: Arc<Block>,
+    start: usize,
+    len: usize,
+    piece_len: usize,
+    pieces: Vec<Piece>,
+    missing: usize,
+    lent: usize,
+}
+
+impl Assembly {
+    /// Cuts the first `len` bytes of `b`; the buffer itself if it has another owner or is too short.
+    pub fn new(mut b: Buffer, len: usize, piece_len: usize) -> Result<Assembly, Buffer> {
+        if piece_len == 0 || len > b.len() || b.get_mut().is_none() {
+            return Err(b);
+        }
+        let n = len.div_ceil(piece_len);
+        let Slice { block, start, len: whole } = b.into_slice();
+        debug_assert!(len <= whole);
+        Ok(Assembly { block, start, len, piece_len, pieces: vec![Piece::Missing; n], missing: n, lent: 0 })
+    }
+
+    /// The right to fill piece `i`; `None` if there is no such piece, it is lent, or it has arrived.
+    pub fn lend(&mut self, i: usize) -> Option<Landing> {
+        let p = self.pieces.get_mut(i)?;
+        if *p != Piece::Missing {
+            return None;
+        }
+        *p = Piece::Lent;
+        self.lent += 1;
+        let at = i * self.piece_len;
+        let len = self.piece_len.min(self.len - at);
+        Some(Landing { block: self.block.clone(), start: self.start + at, len, piece: i })
+    }
+
+    /// Takes a lent piece back: filled, or not (then it can be lent again).
+    pub fn give_back(&mut self, l: Landing, filled: bool) {
+        debug_assert!(Arc::ptr_eq(&l.block, &self.block));
+        if let Some(p) = self.pieces.get_mut(l.piece).filter(|p| **p == Piece::Lent) {
+            *p = if filled { Piece::Done } else { Piece::Missing };
+            self.lent -= 1;
+            self.missing -= usize::from(filled);
+        }
+    }
+
+    /// Pieces in all.
+    pub fn pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// `true` when every piece has arrived.
+    pub fn is_whole(&self) -> bool {
+        self.missing == 0
+    }
+
+    /// `true` while a piece is lent out: the memory is not ours alone.
+    pub fn is_lent(&self) -> bool {
+        self.lent > 0
+    }
+
+    /// The buffer; `Err(self)` while a piece is lent out. Whether it is whole, ask before.
+    pub fn into_buffer(self) -> Result<Buffer, Assembly> {
+        if self.lent > 0 {
+            return Err(self);
+        }
+        Ok(Buffer::from_slice(Slice { block: self.block, start: self.start, len: self.len }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::Pool;
+
+    #[test]
+    fn a_shared_buffer_cannot_become_a_landing() {
+        let b = Buffer::adopt(vec![0; 8]);
+        let c = b.clone();
+        assert!(Landing::whole(b).is_err());
+        let mut l = Landing::whole(c).unwrap();
+        assert_eq!(l.copy_from(6, &[7, 7, 7]), 2);
+        assert_eq!(&l.into_buffer()[..], [0, 0, 0, 0, 0, 0, 7, 7]);
+    }
+
+    #[test]
+    fn pieces_arrive_once_in_any_order() {
+        let pool = Pool::new(Default::default());
+        let mut a = Assembly::new(pool.alloc(10).unwrap(), 10, 4).unwrap();
+        let mut last = a.lend(2).unwrap();
+        assert_eq!(last.len(), 2);
+        assert!(a.lend(2).is_none() && a.lend(3).is_none());
+        last.copy_from(0, &[3, 3]);
+        a.give_back(last, true);
+        assert!(a.lend(2).is_none());
+        let l = a.lend(0).unwrap();
+        a.give_back(l, false);
+        let mut a = a
+            .into_buffer()
+            .map(|_| ())
+            .map_or_else(|a| a, |()| Assembly::new(pool.alloc(10).unwrap(), 10, 4).unwrap());
+        for i in [1, 0, 2] {
+            let mut l = a.lend(i).unwrap();
+            let fill = vec![i as u8; l.len()];
+            l.copy_from(0, &fill);
+            assert!(!a.is_whole() && a.is_lent());
+            a.give_back(l, true);
+        }
+        assert!(a.is_whole());
+        assert_eq!(&a.into_buffer().unwrap()[..], [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn a_lent_piece_keeps_the_buffer_back() {
+        let mut a = Assembly::new(Buffer::adopt(vec![0; 4]), 4, 4).unwrap();
+        let l = a.lend(0).unwrap();
+        let mut a = a.into_buffer().unwrap_err();
+        a.give_back(l, true);
+        assert!(a.into_buffer().is_ok());
+    }
+
+    #[test]
+    fn landings_in_a_window_stay_inside() {
+        let w = Pool::new(Default::default()).alloc_window(16).unwrap();
+        assert!(Landing::window(&w, 10, 7).is_none() && Landing::window(&w, usize::MAX, 2).is_none());
+        let mut l = Landing::window(&w, 10, 6).unwrap();
+        assert_eq!(l.copy_from(0, b"abcdefgh"), 6);
+        let mut out = [0; 6];
+        w.read(10, &mut out);
+        assert_eq!(&out, b"abcdef");
+    }
+}

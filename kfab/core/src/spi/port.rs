@@ -1,0 +1,262 @@
+//! The two traits a transport implements, and the values that cross them.
+
+use super::{Caps, Conn, Device, Event, RmaToken, Unavailable, Way};
+use crate::Result;
+use crate::auth::FabricKey;
+use crate::mem::{Landing, Slice};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+/// Bytes of protocol header in every frame.
+pub const HEADER_LEN: usize = 16;
+
+/// The most bytes that travel beside the header, in the same cache line (64 - 8 for the ring - 16 for the header).
+pub const INLINE_MAX: usize = 40;
+
+/// Up to [`INLINE_MAX`] bytes by value: a small payload, or what describes the body that follows.
+#[derive(Clone, Copy)]
+pub struct Inline {
+    len: u8,
+    bytes: [u8; INLINE_MAX],
+}
+
+impl Inline {
+    /// No bytes.
+    pub const EMPTY: Inline = Inline { len: 0, bytes: [0; INLINE_MAX] };
+
+    /// A copy of `b`; `None` if it is longer than [`INLINE_MAX`].
+    #[inline]
+    pub fn new(b: &[u8]) -> Option<Inline> {
+        if b.len() > INLINE_MAX {
+            return None;
+        }
+        let mut bytes = [0; INLINE_MAX];
+        bytes[..b.len()].copy_from_slice(b);
+        Some(Inline { len: b.len() as u8, bytes })
+    }
+
+    /// From a whole array of which the first `len` bytes count (`len` is cut to [`INLINE_MAX`]).
+    #[inline]
+    pub fn from_array(bytes: [u8; INLINE_MAX], len: usize) -> Inline {
+        Inline { len: len.min(INLINE_MAX) as u8, bytes }
+    }
+
+    /// The bytes.
+    #[inline]
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len).min(INLINE_MAX)]
+    }
+
+    /// The whole array, for a copy of fixed size.
+    #[inline]
+    pub fn array(&self) -> &[u8; INLINE_MAX] {
+        &self.bytes
+    }
+}
+
+impl std::fmt::Debug for Inline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Inline({:02x?})", self.as_slice())
+    }
+}
+
+/// The body of a frame on its way down.
+#[derive(Clone, Copy, Debug)]
+pub enum Body<'a> {
+    /// No body.
+    Empty,
+    /// Bytes that are gone after the call: the port copies what it cannot send at once.
+    Borrowed(&'a [u8]),
+    /// Memory that the port may hold on to (by cloning the slices) until it is sent.
+    Owned(&'a [Slice]),
+}
+
+impl Body<'_> {
+    /// Bytes in all.
+    pub fn len(&self) -> usize {
+        match self {
+            Body::Empty => 0,
+            Body::Borrowed(b) => b.len(),
+            Body::Owned(s) => s.iter().map(Slice::len).sum(),
+        }
+    }
+
+    /// `true` if there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// One frame on its way down: header, inline part, body.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// The protocol's header.
+    pub header: [u8; HEADER_LEN],
+    /// Up to [`INLINE_MAX`] bytes.
+    pub inline: Inline,
+    /// Up to `caps().max_body` bytes.
+    pub body: Body<'a>,
+    /// `true` if the frame may wait in the port until the next [`Port::flush`] or poll, so that several leave together.
+    pub more: bool,
+}
+
+bitflags::bitflags! {
+    /// What peers may do with a window.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Rights: u8 {
+        /// Peers may read.
+        const READ = 1;
+        /// Peers may write.
+        const WRITE = 2;
+    }
+}
+
+/// What a peer must show to reach exposed memory: the port's own bytes, carried by the protocol unseen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct RemoteKey {
+    /// Names the region, for the port.
+    pub region: u64,
+    /// Offset of the exposed memory in the region (shm) or its remote address (verbs).
+    pub base: u64,
+    /// Unguessable; checked by whoever serves the access.
+    pub secret: u64,
+}
+
+/// Memory made reachable for one-sided access through a port. Revoke it with [`Port::revoke`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Exposure {
+    /// What the peer needs.
+    pub key: RemoteKey,
+    /// The port's own number for it.
+    pub id: u64,
+}
+
+/// A one-sided operation.
+#[derive(Debug)]
+pub enum Rma {
+    /// Fetch `landing.len()` bytes from the peer's memory.
+    Read {
+        /// Where they go.
+        landing: Landing,
+        /// The peer's key.
+        key: RemoteKey,
+        /// Offset in the exposed memory, bytes.
+        offset: u64,
+    },
+    /// Store bytes into the peer's memory.
+    Write {
+        /// Where they come from.
+        source: Slice,
+        /// The peer's key.
+        key: RemoteKey,
+        /// Offset in the exposed memory, bytes.
+        offset: u64,
+    },
+}
+
+/// How to open a port.
+#[derive(Clone, Debug)]
+pub struct PortConfig {
+    /// Where to listen: a way's text of this provider (`0.0.0.0:7000`, an shm name); `None`: anywhere local.
+    pub listen: Option<String>,
+    /// Only this device (interface, card); `None`: whatever the address says.
+    pub device: Option<String>,
+    /// The fabric's key, if it has one.
+    pub key: Option<FabricKey>,
+    /// Encrypt traffic where the transport can be overheard. Only with a key.
+    pub encrypt: bool,
+    /// A connection not up after this time is reported down.
+    pub connect_timeout: Duration,
+    /// The most connections this port may have, both ways.
+    pub max_conns: usize,
+    /// The most connection attempts that may be under way at once.
+    pub max_connecting: usize,
+}
+
+impl Default for PortConfig {
+    fn default() -> Self {
+        PortConfig {
+            listen: None,
+            device: None,
+            key: None,
+            encrypt: true,
+            connect_timeout: Duration::from_secs(5),
+            max_conns: 65_536,
+            max_connecting: 128,
+        }
+    }
+}
+
+/// A transport that can be opened here, or says why not.
+pub trait Provider: Send + Sync {
+    /// The scheme of its ways: `shm`, `tcp`, `verbs`, `sim`.
+    fn scheme(&self) -> &'static str;
+
+    /// The devices that could be opened, or why there is none.
+    fn probe(&self) -> std::result::Result<Vec<Device>, Unavailable>;
+
+    /// Opens a port. `Kind::Unavailable` says why it cannot be.
+    fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>>;
+}
+
+/// One device, driven by one lane. All calls return at once.
+pub trait Port: Send {
+    /// What this port can do.
+    fn caps(&self) -> &Caps;
+
+    /// How peers reach this port; best first.
+    fn ways(&self) -> Vec<Way>;
+
+    /// Starts a connection; `Event::Up` or `Event::Down` follows. An error means the way makes no sense here.
+    fn connect(&mut self, way: &Way) -> Result<Conn>;
+
+    /// Closes a connection after what was accepted has been sent; `Event::Down` with `Closed` follows.
+    fn close(&mut self, conn: Conn);
+
+    /// Sends frames in order; the number accepted. Fewer than offered is back-pressure: `Event::Writable` will follow.
+    /// On a connection that is not up any more everything is accepted and dropped; its `Event::Down` is on its way.
+    fn post(&mut self, conn: Conn, frames: &[Frame<'_>]) -> usize;
+
+    /// Sends what `Frame::more` let wait.
+    fn flush(&mut self);
+
+    /// Appends what happened to `events`, at most a bounded batch. `now_ns` is the caller's monotonic clock.
+    /// Returns `false` if there was nothing to do (a spinning caller may then relax).
+    fn poll(&mut self, now_ns: u64, events: &mut Vec<Event>) -> bool;
+
+    /// Delivers the waiting body of the last frame of `conn`: into `landing` (as long as the body or longer: the first `body_len` bytes are filled;
+    /// shorter: the rest is discarded), or nowhere. Returns `Ok(landing)` if that happened within the call; else `Event::Taken` follows.
+    fn take(&mut self, conn: Conn, landing: Option<Landing>) -> Option<Option<Landing>>;
+
+    /// Makes memory reachable for one-sided access by peers of this port.
+    fn expose(&mut self, memory: &Slice, rights: Rights) -> Result<Exposure>;
+
+    /// Ends an exposure. When this returns no peer can reach the memory any more, and none is in the middle of it.
+    fn revoke(&mut self, exposure: Exposure);
+
+    /// Starts a one-sided operation. `Ok(Some(landing))` (reads) or `Ok(None)` (writes) inside `RmaStarted::Done` means it ended within the call;
+    /// else `Event::RmaDone` with `token` follows.
+    fn rma(&mut self, conn: Conn, rma: Rma, token: RmaToken) -> RmaStarted;
+
+    /// A descriptor that becomes readable when there is work, after [`Port::arm`] returned `true`.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Prepares to sleep on [`Port::fd`]. `false`: there is work already, poll first.
+    fn arm(&mut self) -> bool;
+
+    /// The next time (caller's clock, ns) at which the port wants to be polled although nothing arrived.
+    fn deadline(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// How far [`Port::rma`] came within the call.
+#[derive(Debug)]
+pub enum RmaStarted {
+    /// It ended; the landing of a read is handed back.
+    Done(Option<Landing>),
+    /// `Event::RmaDone` will follow.
+    Pending,
+    /// It cannot be done; nothing happened at the peer. The landing of a read is handed back.
+    Failed(Option<Landing>, crate::Error),
+}
