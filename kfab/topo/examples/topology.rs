@@ -1,0 +1,48 @@
+//! Prints this machine as kfab sees it, and how it would be split.
+//!
+//! `topology` (one partition a node), `topology 4` (four), `topology 0-3 4-7` (these).
+
+use kfab_topo::{CpuSet, PartitionPolicy, Partitions, Topology};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let policy = match policy(&arguments) {
+        Ok(policy) => policy,
+        Err(e) => {
+            eprintln!("topology: {e}\nusage: topology [COUNT | LIST...], a list being like 0-3,8");
+            return ExitCode::from(2);
+        }
+    };
+    let topology = Topology::discover();
+    print!("{topology}");
+    match Partitions::plan(&topology, &policy) {
+        Ok(partitions) => {
+            print!("{partitions}");
+            for partition in &partitions {
+                // On a thread of its own, since a binding stays with the thread.
+                let bind =
+                    || partition.bind_current_thread(format!("thread of partition {}", partition.index));
+                let placement = std::thread::scope(|scope| scope.spawn(bind).join());
+                placement.iter().for_each(|placement| println!("bound       {placement}"));
+            }
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("topology: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One bare number is a count; anything else is lists.
+fn policy(arguments: &[String]) -> Result<PartitionPolicy, kfab_topo::ListError> {
+    match arguments {
+        [] => Ok(PartitionPolicy::PerNode),
+        [one] if one.parse::<usize>().is_ok() => Ok(PartitionPolicy::Count(one.parse().unwrap_or(0))),
+        lists => {
+            let lists: Result<Vec<CpuSet>, _> = lists.iter().map(|list| list.parse()).collect();
+            Ok(PartitionPolicy::Explicit(lists?))
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The public API on made-up machines (sysfs trees in temporary folders), and binding on the real one.
+
+mod machine;
+mod plans;
+mod trees;
