@@ -3,6 +3,7 @@
 //! `topology` (one partition a node), `topology 4` (four), `topology 0-3 4-7` (these).
 
 use kfab_topo::{CpuSet, PartitionPolicy, Partitions, Topology};
+use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -15,24 +16,28 @@ fn main() -> ExitCode {
         }
     };
     let topology = Topology::discover();
-    print!("{topology}");
-    match Partitions::plan(&topology, &policy) {
-        Ok(partitions) => {
-            print!("{partitions}");
-            for partition in &partitions {
-                // On a thread of its own, since a binding stays with the thread.
-                let bind =
-                    || partition.bind_current_thread(format!("thread of partition {}", partition.index));
-                let placement = std::thread::scope(|scope| scope.spawn(bind).join());
-                placement.iter().for_each(|placement| println!("bound       {placement}"));
-            }
-            ExitCode::SUCCESS
-        }
+    let (text, code) = match Partitions::plan(&topology, &policy) {
+        Ok(partitions) => (format!("{topology}{partitions}{}", bind(&partitions)), ExitCode::SUCCESS),
         Err(e) => {
             eprintln!("topology: {e}");
-            ExitCode::FAILURE
+            (topology.to_string(), ExitCode::FAILURE)
         }
+    };
+    // Whoever reads may have read enough (`| head`).
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    code
+}
+
+/// Binds a thread to each partition, and says how that went.
+fn bind(partitions: &Partitions) -> String {
+    let mut text = String::new();
+    for partition in partitions {
+        // On a thread of its own, since a binding stays with the thread.
+        let bind = || partition.bind_current_thread(format!("thread of partition {}", partition.index));
+        let placement = std::thread::scope(|scope| scope.spawn(bind).join());
+        text.extend(placement.iter().map(|placement| format!("bound       {placement}\n")));
     }
+    text
 }
 
 /// One bare number is a count; anything else is lists.

@@ -99,6 +99,10 @@ fn caches(hwloc: &Hwloc) -> Vec<Cache> {
 fn nodes(hwloc: &Hwloc) -> Vec<Node> {
     let objects = hwloc.objects_with_type(ObjectType::NUMANode);
     let mut nodes: Vec<Node> = objects.filter_map(|object| Some(node(id_of(object)?, object))).collect();
+    // hwloc says 0 for unknown too: if no node has memory, it does not know.
+    if nodes.iter().all(|node| node.memory_bytes == Some(0)) {
+        nodes.iter_mut().for_each(|node| node.memory_bytes = None);
+    }
     // A node of memory alone comes with the CPUs of the nodes near it. Whoever has the fewest CPUs owns them; Linux
     // numbers nodes with CPUs first.
     nodes.sort_by_key(|node| (node.cpus.len(), node.id));

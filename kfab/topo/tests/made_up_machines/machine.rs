@@ -1,6 +1,6 @@
 //! A made-up machine: a sysfs tree in a temporary folder.
 
-use kfab_topo::{Allowed, Topology};
+use kfab_topo::{Allowed, CpuSet, Topology};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -16,8 +16,20 @@ impl Machine {
         self.0.path()
     }
 
-    /// Writes `sys/PATH`.
+    /// Writes `sys/PATH`, and beside a list of CPUs the mask that the kernel gives too.
     pub(crate) fn file(&self, path: &str, text: &str) -> &Self {
+        let masks = [
+            ("core_cpus_list", "core_cpus"),
+            ("package_cpus_list", "package_cpus"),
+            ("shared_cpu_list", "shared_cpu_map"),
+            ("cpulist", "cpumap"),
+        ];
+        for (list, mask) in masks {
+            if let (Some(dir), Ok(cpus)) = (path.strip_suffix(list), text.parse::<CpuSet>()) {
+                let bits = cpus.iter().filter(|cpu| *cpu < 32).fold(0u32, |bits, cpu| bits | 1 << cpu);
+                self.file(&format!("{dir}{mask}"), &format!("{bits:08x}"));
+            }
+        }
         let file = self.root().join("sys").join(path);
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(file, format!("{text}\n")).unwrap();
@@ -34,13 +46,14 @@ impl Machine {
         self
     }
 
-    /// A CPU with its core, package, private L1 and L2 of its core, and the L3 it shares.
+    /// A CPU with its core, its package, the L1 and L2 of its core, and the L3 that its package shares.
     pub(crate) fn cpu(&self, cpu: u32, core: &str, package: u32, l3: &str) -> &Self {
         let dir = format!("devices/system/cpu/cpu{cpu}");
         self.file(&format!("{dir}/topology/core_cpus_list"), core);
+        self.file(&format!("{dir}/topology/package_cpus_list"), l3);
         self.file(&format!("{dir}/topology/physical_package_id"), &package.to_string());
         let caches =
-            [("1", "Data", "48K", core), ("1", "Instruction", "32K", core), ("2", "Unified", "2M", core)];
+            [("1", "Data", "48K", core), ("1", "Instruction", "32K", core), ("2", "Unified", "2048K", core)];
         for (index, (level, kind, size, cpus)) in
             caches.into_iter().chain([("3", "Unified", "32768K", l3)]).enumerate()
         {

@@ -2,4 +2,6 @@
 
 mod machine;
 mod plans;
+#[cfg(feature = "hwloc")]
+mod sources;
 mod trees;
