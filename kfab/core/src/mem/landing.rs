@@ -2,7 +2,7 @@
 //! buffer into pieces that arrive in any order, over any rail, at most once each.
 
 use super::buffer::{Block, Buffer, Slice, WindowMem};
-use super::region::Region;
+use super::region::{Access, Region};
 use crate::sys;
 use std::io;
 use std::os::fd::AsFd;
@@ -14,30 +14,39 @@ pub struct Landing {
     block: Arc<Block>,
     start: usize,
     len: usize,
+    /// Of a landing made from a buffer: that buffer's length, to give it back whole.
+    whole: usize,
     /// The piece of an [`Assembly`], else 0.
     piece: usize,
 }
 
 impl Landing {
     /// The whole of a buffer; the buffer itself if it has another owner.
-    pub fn whole(mut b: Buffer) -> Result<Landing, Buffer> {
+    pub fn whole(b: Buffer) -> Result<Landing, Buffer> {
+        let len = b.len();
+        Landing::prefix(b, len)
+    }
+
+    /// The first `len` bytes of a buffer (all, if it is shorter); the buffer itself if it has another owner.
+    pub fn prefix(mut b: Buffer, len: usize) -> Result<Landing, Buffer> {
         if b.get_mut().is_none() {
             return Err(b);
         }
-        let Slice { block, start, len } = b.into_slice();
-        Ok(Landing { block, start, len, piece: 0 })
+        let Slice { block, start, len: whole } = b.into_slice();
+        Ok(Landing { block, start, len: len.min(whole), whole, piece: 0 })
     }
 
     /// A part of a window, for bytes that a peer stores there; `None` outside the window. Two such landings may overlap: the
     /// memory is written through raw pointers only, and torn data is the peers' own race.
     pub fn window(w: &WindowMem, start: usize, len: usize) -> Option<Landing> {
         let s = w.0.part(start, len)?;
-        Some(Landing { block: s.block, start: s.start, len, piece: 0 })
+        Some(Landing { block: s.block, start: s.start, len, whole: len, piece: 0 })
     }
 
-    /// The buffer back, whole or as far as it was filled. For a landing made by [`Landing::whole`].
-    pub fn into_buffer(self) -> Buffer {
-        Buffer::from_slice(Slice { block: self.block, start: self.start, len: self.len })
+    /// The buffer back, in its whole length; `None` for a landing that was not made from a buffer.
+    pub fn into_buffer(self) -> Option<Buffer> {
+        let ours = self.block.region().access() != Access::PeersWrite && self.piece == 0 && self.whole > 0;
+        ours.then(|| Buffer::from_slice(Slice { block: self.block, start: self.start, len: self.whole }))
     }
 
     /// Bytes.
@@ -125,7 +134,7 @@ impl Assembly {
         self.lent += 1;
         let at = i * self.piece_len;
         let len = self.piece_len.min(self.len - at);
-        Some(Landing { block: self.block.clone(), start: self.start + at, len, piece: i })
+        Some(Landing { block: self.block.clone(), start: self.start + at, len, whole: 0, piece: i })
     }
 
     /// Takes a lent piece back: filled, or not (then it can be lent again).
@@ -174,7 +183,7 @@ mod tests {
         assert!(Landing::whole(b).is_err());
         let mut l = Landing::whole(c).unwrap();
         assert_eq!(l.copy_from(6, &[7, 7, 7]), 2);
-        assert_eq!(&l.into_buffer()[..], [0, 0, 0, 0, 0, 0, 7, 7]);
+        assert_eq!(&l.into_buffer().unwrap()[..], [0, 0, 0, 0, 0, 0, 7, 7]);
     }
 
     #[test]

@@ -108,6 +108,9 @@ bitflags::bitflags! {
         const READ = 1;
         /// Peers may write.
         const WRITE = 2;
+        /// The exposure lasts for one transfer that the peer itself will end: it must be cheap, and `revoke` need not stop a
+        /// peer that goes on after it said it was done.
+        const TRANSFER = 4;
     }
 }
 
