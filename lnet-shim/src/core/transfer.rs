@@ -1,0 +1,421 @@
+//! PUT, GET, ACK, REPLY: beginning them, receiving them, ending them.
+
+use super::*;
+use crate::wire::lnet::{LnetHeader, MsgType, WireHandle};
+
+/// A message that has arrived whole.
+#[derive(Debug, Clone)]
+pub struct Incoming {
+    /// Its header.
+    pub header: LnetHeader,
+    /// The sender by its primary NID.
+    pub initiator: ProcessId,
+    /// The last hop.
+    pub sender: Nid,
+    /// Where it came in; given back when the message has waited.
+    pub via: u64,
+    /// Its payload.
+    pub payload: Vec<u8>,
+}
+
+/// Why a message was dropped. No answer is ever sent for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropReason {
+    /// Portal above 63.
+    NoPortal,
+    /// Nothing matches.
+    NoMatch,
+    /// The first match has not enough space and does not truncate.
+    TooLong,
+    /// The handle of an ACK or REPLY names nothing (any more).
+    NoDescriptor,
+    /// A lazy portal has its fill of waiting messages.
+    TooMany,
+}
+
+/// Where a PUT goes.
+#[derive(Debug, Clone, Copy)]
+pub struct PutParams {
+    /// The target.
+    pub target: ProcessId,
+    /// The portal there.
+    pub portal: u32,
+    /// Its match bits.
+    pub match_bits: u64,
+    /// Where in the target's memory, if it is managed by us.
+    pub offset: u32,
+    /// For the target's event.
+    pub hdr_data: u64,
+    /// Whether an ACK is wanted.
+    pub ack: bool,
+}
+
+enum Match {
+    Found { md: MdHandle, offset: u64, mlength: u32 },
+    TooLong,
+    None,
+}
+
+/// The parts of a request that matching looks at.
+#[derive(Clone, Copy)]
+struct Request {
+    access: Access,
+    portal: u32,
+    bits: u64,
+    offset: u32,
+    len: u32,
+}
+
+impl<H: Handler> Core<H> {
+    /// Begins a PUT of the whole of `md`. The event SEND follows, and ACK if asked for.
+    pub fn put(&mut self, md: SourceMd, p: PutParams) -> Result<OpId> {
+        let len = self.begin(md.0, p.portal, if p.ack { 2 } else { 1 }, "put")?;
+        let handle = if p.ack { WireHandle::new(self.interface_cookie, md.0.0) } else { WireHandle::NONE };
+        let (portal, match_bits) = (p.portal, p.match_bits);
+        let body = Body::Put { handle, match_bits, hdr_data: p.hdr_data, portal, offset: p.offset };
+        let payload = self.descriptors.get(&md.0).map(|d| Payload::new(d.memory.clone(), 0, len));
+        let mut event = self.blank_event(md.0, EventKind::Send);
+        event.hdr_data = p.hdr_data;
+        event.offset = p.offset.into();
+        self.initiate(md, p.target, body, payload.unwrap_or(Payload::EMPTY), event, len)
+    }
+
+    /// Begins a GET that fills `md`. The events SEND and REPLY follow, in either order.
+    pub fn get(
+        &mut self,
+        md: SourceMd,
+        target: ProcessId,
+        portal: u32,
+        match_bits: u64,
+        offset: u32,
+    ) -> Result<OpId> {
+        let sink_len = self.begin(md.0, portal, 2, "get")?;
+        let handle = WireHandle::new(self.interface_cookie, md.0.0);
+        let body = Body::Get { handle, match_bits, portal, offset, sink_len };
+        let event = self.blank_event(md.0, EventKind::Send);
+        self.initiate(md, target, body, Payload::EMPTY, event, sink_len)
+    }
+
+    /// Checks a descriptor, reserves room for `events`, spends one of its operations; gives its length.
+    fn begin(&mut self, md: MdHandle, portal: u32, events: usize, op: &'static str) -> Result<u32> {
+        self.portal_mut(portal, op)?;
+        let d = self.descriptors.get_mut(&md).ok_or_else(|| gone(op, "descriptor"))?;
+        if d.threshold.is_spent() || d.aborted {
+            return Err(Error::new(ErrorKind::Invalid, op, "the descriptor is used up"));
+        }
+        if !d.handler.reserve(events) {
+            return Err(Error::new(ErrorKind::Busy, op, "the event queue has no room"));
+        }
+        d.reserved += events;
+        d.threshold.spend();
+        d.in_flight += 1;
+        Ok(d.memory.len() as u32)
+    }
+
+    fn initiate(
+        &mut self,
+        md: SourceMd,
+        target: ProcessId,
+        body: Body,
+        payload: Payload,
+        mut event: Event,
+        len: u32,
+    ) -> Result<OpId> {
+        event.target = target;
+        event.msg_type = Some(body.msg_type());
+        event.portal = body.portal().unwrap_or(0);
+        if let Body::Put { match_bits, .. } | Body::Get { match_bits, .. } = body {
+            event.match_bits = match_bits;
+        }
+        (event.rlength, event.mlength) = (len, len);
+        let op = self.track(md.0, event);
+        self.outputs.push_back(Output::Send(Outgoing { op: Some(op), dest: target, src: None, body, payload }));
+        Ok(op)
+    }
+
+    fn track(&mut self, md: MdHandle, event: Event) -> OpId {
+        let op = OpId(self.object());
+        self.operations.insert(op, (md, event));
+        op
+    }
+
+    /// Ends an operation whose message has left (or failed). `source` is the NID it left from. Unknown ids are ignored.
+    pub fn finish(&mut self, op: OpId, status: Status, source: Nid) {
+        let Some((md, mut event)) = self.operations.remove(&op) else { return };
+        if event.kind == EventKind::Send {
+            event.source = source;
+        }
+        self.complete(md, event, status);
+    }
+
+    /// The event of an operation's end, and the descriptor's if that was its last.
+    fn complete(&mut self, md: MdHandle, mut event: Event, status: Status) {
+        let Some(d) = self.descriptors.get_mut(&md) else { return };
+        d.in_flight = d.in_flight.saturating_sub(1);
+        let used_up = d.unlink == Unlink::Auto && d.is_exhausted();
+        event.unlinked = d.in_flight == 0 && (d.aborted || used_up);
+        event.status = if d.aborted && status.is_ok() { Status::TimedOut } else { status };
+        if event.unlinked {
+            return self.destroy(md, event);
+        }
+        d.reserved = d.reserved.saturating_sub(1);
+        let handler = d.handler.clone();
+        self.emit(handler, event);
+    }
+
+    /// Takes a message that has arrived whole. `Err` says why it was dropped (counted here).
+    pub fn receive(&mut self, incoming: Incoming) -> std::result::Result<(), DropReason> {
+        let len = incoming.payload.len();
+        let result = match incoming.header.body {
+            Body::Put { .. } | Body::Get { .. } => self.receive_request(incoming, true),
+            Body::Ack { handle, mlength, match_bits } => self.receive_ack(&incoming, handle, match_bits, mlength),
+            Body::Reply { handle } => self.receive_reply(&incoming, handle),
+        };
+        if result.is_err() {
+            self.count_drop(len);
+        }
+        result
+    }
+
+    pub(super) fn count_drop(&mut self, len: usize) {
+        self.counters.drop_count += 1;
+        self.counters.drop_length += len as u64;
+    }
+
+    fn receive_request(&mut self, incoming: Incoming, may_wait: bool) -> std::result::Result<(), DropReason> {
+        let request = match incoming.header.body {
+            Body::Put { match_bits, portal, offset, .. } => {
+                Request { access: Access::Put, portal, bits: match_bits, offset, len: incoming.payload.len() as u32 }
+            }
+            Body::Get { match_bits, portal, offset, sink_len, .. } => {
+                // Nothing above the limit can be sent back, whatever the sink may hold.
+                let len = sink_len.min(MAX_PAYLOAD as u32);
+                Request { access: Access::Get, portal, bits: match_bits, offset, len }
+            }
+            _ => return Err(DropReason::NoMatch),
+        };
+        match self.find(&request, &incoming)? {
+            Match::Found { md, offset, mlength } => {
+                self.commit(md, offset, mlength);
+                match request.access {
+                    Access::Get => self.serve_get(&incoming, &request, md, offset, mlength),
+                    _ => self.serve_put(&incoming, &request, md, offset, mlength),
+                }
+                Ok(())
+            }
+            Match::TooLong => Err(DropReason::TooLong),
+            Match::None if may_wait && request.access == Access::Put => self.park(incoming, request.portal),
+            Match::None => Err(DropReason::NoMatch),
+        }
+    }
+
+    fn find(&self, request: &Request, incoming: &Incoming) -> std::result::Result<Match, DropReason> {
+        let portal = self.portals.get(request.portal as usize).ok_or(DropReason::NoPortal)?;
+        let pid = incoming.header.src.pid;
+        let names = [incoming.initiator, ProcessId { nid: incoming.header.src.nid, pid }];
+        for list in portal.table.candidates(request.bits, names) {
+            for me in list {
+                let Some(entry) = self.entries.get(me) else { continue };
+                if !entry_matches(&entry.params, request.bits, names) {
+                    continue;
+                }
+                let Some((md, d)) = entry.md.and_then(|md| Some((md, self.descriptors.get(&md)?))) else { continue };
+                match fit(md, d, request) {
+                    Match::None => {}
+                    found => return Ok(found),
+                }
+            }
+        }
+        Ok(Match::None)
+    }
+
+    /// Takes one operation of `md` and the space it needs. Room for its event was reserved by the match.
+    fn commit(&mut self, md: MdHandle, offset: u64, mlength: u32) {
+        let Some(d) = self.descriptors.get_mut(&md) else { return };
+        d.reserved += 1;
+        d.threshold.spend();
+        d.in_flight += 1;
+        d.offset = offset + u64::from(mlength);
+        if d.unlink == Unlink::Auto && d.is_exhausted() {
+            self.detach_entry(md);
+        }
+    }
+
+    fn target_event(&self, i: &Incoming, r: &Request, md: MdHandle, offset: u64, mlength: u32) -> Event {
+        let put = r.access == Access::Put;
+        let mut event = self.blank_event(md, if put { EventKind::Put } else { EventKind::Get });
+        event.target = i.header.dest;
+        event.initiator = i.initiator;
+        event.source = i.header.src.nid;
+        event.sender = i.sender;
+        event.portal = r.portal;
+        event.match_bits = r.bits;
+        event.rlength = r.len;
+        event.mlength = mlength;
+        event.offset = offset;
+        event.msg_type = Some(if put { MsgType::Put } else { MsgType::Get });
+        if let Body::Put { hdr_data, .. } = i.header.body {
+            event.hdr_data = hdr_data;
+        }
+        event
+    }
+
+    fn serve_put(&mut self, i: &Incoming, r: &Request, md: MdHandle, offset: u64, mlength: u32) {
+        let Some(d) = self.descriptors.get(&md) else { return };
+        d.memory.write_at(offset, &i.payload[..mlength as usize]);
+        let silent = matches!(&d.role, Role::Target { options, .. } if options.ack_disable);
+        let event = self.target_event(i, r, md, offset, mlength);
+        self.complete(md, event, Status::Ok);
+        let Body::Put { handle, match_bits, .. } = i.header.body else { return };
+        if !silent && handle != WireHandle::NONE {
+            let body = Body::Ack { handle, match_bits, mlength };
+            self.answer(i, None, body, Payload::EMPTY);
+        }
+    }
+
+    fn serve_get(&mut self, i: &Incoming, r: &Request, md: MdHandle, offset: u64, mlength: u32) {
+        let Some(d) = self.descriptors.get(&md) else { return };
+        let payload = Payload::new(d.memory.clone(), offset, mlength);
+        let event = self.target_event(i, r, md, offset, mlength);
+        let op = self.track(md, event);
+        if let Body::Get { handle, .. } = i.header.body {
+            self.answer(i, Some(op), Body::Reply { handle }, payload);
+        }
+    }
+
+    fn answer(&mut self, i: &Incoming, op: Option<OpId>, body: Body, payload: Payload) {
+        let (dest, src) = (i.header.src, Some(i.header.dest.nid));
+        self.outputs.push_back(Output::Send(Outgoing { op, dest, src, body, payload }));
+    }
+
+    /// The live descriptor that an ACK or REPLY names.
+    fn addressee(&mut self, handle: WireHandle) -> std::result::Result<(MdHandle, u64), DropReason> {
+        let (interface, object) = handle.cookies();
+        let md = MdHandle(object);
+        let live = |d: &&mut Descriptor<H>| {
+            matches!(d.role, Role::Source) && !d.threshold.is_spent() && !d.aborted && d.reserved > 1
+        };
+        let found = self.descriptors.get_mut(&md).filter(live);
+        match found {
+            Some(d) if interface == self.interface_cookie => Ok((md, d.memory.len())),
+            _ => Err(DropReason::NoDescriptor),
+        }
+    }
+
+    fn response_event(&mut self, i: &Incoming, md: MdHandle, kind: EventKind, mlength: u32) {
+        let mut event = self.blank_event(md, kind);
+        event.target = i.header.dest;
+        event.initiator = i.initiator;
+        event.source = i.header.src.nid;
+        event.sender = i.sender;
+        event.mlength = mlength;
+        event.rlength = if kind == EventKind::Ack { mlength } else { i.payload.len() as u32 };
+        event.msg_type = Some(i.header.body.msg_type());
+        if let Body::Ack { match_bits, .. } = i.header.body {
+            event.match_bits = match_bits;
+        }
+        if let Some(d) = self.descriptors.get_mut(&md) {
+            d.threshold.spend();
+            d.in_flight += 1;
+        }
+        self.complete(md, event, Status::Ok);
+    }
+
+    fn receive_ack(
+        &mut self,
+        i: &Incoming,
+        handle: WireHandle,
+        _bits: u64,
+        mlength: u32,
+    ) -> std::result::Result<(), DropReason> {
+        let (md, _) = self.addressee(handle)?;
+        self.response_event(i, md, EventKind::Ack, mlength);
+        Ok(())
+    }
+
+    fn receive_reply(&mut self, i: &Incoming, handle: WireHandle) -> std::result::Result<(), DropReason> {
+        let (md, space) = self.addressee(handle)?;
+        let Some(d) = self.descriptors.get(&md) else { return Err(DropReason::NoDescriptor) };
+        let mlength = (i.payload.len() as u64).min(space) as usize;
+        if mlength < i.payload.len() && !d.truncate {
+            return Err(DropReason::TooLong);
+        }
+        d.memory.write_at(0, &i.payload[..mlength]);
+        self.response_event(i, md, EventKind::Reply, mlength as u32);
+        Ok(())
+    }
+
+    fn park(&mut self, incoming: Incoming, portal: u32) -> std::result::Result<(), DropReason> {
+        let max = self.max_waiting;
+        let slot = self.portals.get_mut(portal as usize).ok_or(DropReason::NoPortal)?;
+        if !slot.lazy {
+            return Err(DropReason::NoMatch);
+        }
+        if slot.waiting.len() >= max {
+            return Err(DropReason::TooMany);
+        }
+        self.outputs.push_back(Output::Parked { via: incoming.via, bytes: incoming.payload.len() });
+        slot.waiting.push_back(incoming);
+        Ok(())
+    }
+
+    pub(super) fn release_parked(&mut self, incoming: &Incoming) {
+        self.outputs.push_back(Output::Unparked { via: incoming.via, bytes: incoming.payload.len() });
+    }
+
+    /// Tries messages that wait at `portal` again, in order of arrival. Called by itself when a descriptor is attached;
+    /// call it when an event queue has room again.
+    pub fn retry_waiting(&mut self, portal: u32) {
+        let Some(slot) = self.portals.get_mut(portal as usize) else { return };
+        let waiting = std::mem::take(&mut slot.waiting);
+        let mut still = VecDeque::new();
+        for incoming in waiting {
+            match self.receive_request(incoming.clone(), false) {
+                Err(DropReason::NoMatch) => still.push_back(incoming),
+                Ok(()) => self.release_parked(&incoming),
+                Err(_) => {
+                    self.count_drop(incoming.payload.len());
+                    self.release_parked(&incoming);
+                }
+            }
+        }
+        if let Some(slot) = self.portals.get_mut(portal as usize) {
+            slot.waiting = still;
+        }
+    }
+
+    /// Portals at which messages wait.
+    pub fn waiting_portals(&self) -> Vec<u32> {
+        let waits = |(i, p): (usize, &Portal)| (!p.waiting.is_empty()).then_some(i as u32);
+        self.portals.iter().enumerate().filter_map(waits).collect()
+    }
+}
+
+fn entry_matches(params: &MeParams, bits: u64, names: [ProcessId; 2]) -> bool {
+    let id = params.match_id;
+    let named = |name: ProcessId| {
+        (id.nid.is_any() || id.nid == name.nid) && (id.pid == crate::nid::PID_ANY || id.pid == name.pid)
+    };
+    (params.match_bits ^ bits) & !params.ignore_bits == 0 && names.into_iter().any(named)
+}
+
+/// Whether and how `d` takes the request. Reserves room for the event if so.
+fn fit<H: Handler>(md: MdHandle, d: &Descriptor<H>, r: &Request) -> Match {
+    let Role::Target { options, .. } = &d.role else { return Match::None };
+    let allowed = options.access == Access::PutGet || options.access == r.access;
+    if !allowed || d.is_exhausted() || d.aborted {
+        return Match::None;
+    }
+    let offset = if options.manage_remote { u64::from(r.offset) } else { d.offset };
+    let left = d.memory.len().saturating_sub(offset);
+    let space = options.max_size.map_or(left, |max| left.min(max.into()));
+    let mlength = u64::from(r.len).min(space) as u32;
+    if mlength < r.len && !options.truncate {
+        return Match::TooLong;
+    }
+    if !d.handler.reserve(1) {
+        return Match::None;
+    }
+    // Beyond the end nothing fits, and nothing is touched.
+    Match::Found { md, offset: offset.min(d.memory.len()), mlength }
+}
