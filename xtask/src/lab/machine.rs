@@ -1,0 +1,246 @@
+//! One guest that runs: QEMU as a child, and the threads that read what comes out of it.
+//!
+//! Each [`Channel`] is a socket that we listen on and QEMU connects to. One thread reads each; all of them end
+//! when QEMU does, since its end closes the sockets. Owned by [`super::session`], which must start it from a
+//! thread that outlives it: the kernel ends QEMU when that thread ends (`setpriv --pdeathsig`).
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::accel::Accel;
+use super::job::{self, Side};
+use super::kernel::Kernel;
+use super::options::Plan;
+use super::qemu::{self, Channel, Files};
+
+/// Longest wait for QEMU to connect to its sockets.
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+/// Bytes of the console that are kept to be shown when a guest dies.
+const TAIL_BYTES: usize = 16 << 10;
+
+/// Where output goes.
+pub(crate) type Sink = Box<dyn Write + Send>;
+
+/// Where a guest's output goes.
+pub(crate) struct Sinks {
+    /// The command's standard output.
+    pub(crate) out: Sink,
+    /// The command's standard error.
+    pub(crate) err: Sink,
+}
+
+/// What a guest has to say.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A line on its control channel.
+    Line(String),
+    /// It is no more.
+    Gone,
+}
+
+/// What is known of a guest after its end.
+pub(crate) struct Remains {
+    /// The console's last lines.
+    pub(crate) console: String,
+    /// What QEMU complained of.
+    pub(crate) qemu: String,
+}
+
+/// A guest that runs. Dropping it ends it.
+pub(crate) struct Machine {
+    /// Which one.
+    pub(crate) side: Side,
+    child: Child,
+    control: UnixStream,
+    monitor: UnixStream,
+    readers: Vec<JoinHandle<()>>,
+    tail: Arc<Mutex<VecDeque<u8>>>,
+    complaints: PathBuf,
+}
+
+impl Machine {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// When its files cannot be written, or QEMU ends before it has connected.
+    pub(crate) fn start(
+        plan: &Plan,
+        side: Side,
+        accel: Accel,
+        kernel: &Kernel,
+        scratch: &Path,
+        sinks: Sinks,
+        events: SyncSender<(Side, Event)>,
+    ) -> Result<Self> {
+        let folder = scratch.join(side.name());
+        fs::create_dir(&folder)?;
+        let initramfs = folder.join("initramfs");
+        let mut files = fs::read(kernel.initramfs())?;
+        files.extend(job::archive(plan, side, &kernel.root));
+        fs::write(&initramfs, files)?;
+        let listeners = listen(&folder)?;
+        let (image, sockets) = (kernel.image(), folder.as_path());
+        let files = Files { kernel: &image, initramfs: &initramfs, sockets, wires: scratch };
+        let complaints = folder.join("qemu.err");
+        let mut child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", qemu::PROGRAM])
+            .args(qemu::arguments(plan, side, accel, &files))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&complaints)?)
+            .spawn()
+            .context("setpriv")?;
+        let streams = match accept(&listeners, &mut child) {
+            Ok(streams) => streams,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let said = fs::read_to_string(&complaints).unwrap_or_default();
+                return Err(error.context(format!("QEMU did not start: {}", said.trim())));
+            }
+        };
+        let [console, monitor, control, out, err] = streams;
+        let tail = Arc::new(Mutex::new(VecDeque::new()));
+        let log = plan.console.as_ref().map(|path| console_file(path, side)).transpose()?;
+        let from_control = control.try_clone()?;
+        let from_monitor = monitor.try_clone()?;
+        let kept = Arc::clone(&tail);
+        let readers = vec![
+            thread::spawn(move || keep(console, &kept, log)),
+            thread::spawn(move || forward(from_monitor, Box::new(std::io::sink()))),
+            thread::spawn(move || read_lines(from_control, side, &events)),
+            thread::spawn(move || forward(out, sinks.out)),
+            thread::spawn(move || forward(err, sinks.err)),
+        ];
+        Ok(Self { side, child, control, monitor, readers, tail, complaints })
+    }
+
+    /// Sends the guest's setup a line. A guest that has just died does not get it, which its end will tell.
+    pub(crate) fn tell(&mut self, line: &str) {
+        let _ = self.control.write_all(format!("{line}\n").as_bytes());
+    }
+
+    /// Plugs or unplugs the cable at one of the guest's PCI network cards.
+    pub(crate) fn set_link(&mut self, netdev: &str, up: bool) {
+        let state = if up { "on" } else { "off" };
+        let _ = self.monitor.write_all(format!("set_link {netdev} {state}\n").as_bytes());
+    }
+
+    /// Ends it, once all its output has been handed on.
+    pub(crate) fn stop(mut self) -> Remains {
+        self.end();
+        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let console = String::from_utf8_lossy(tail.make_contiguous()).into_owned();
+        let qemu = fs::read_to_string(&self.complaints).unwrap_or_default();
+        drop(tail);
+        Remains { console, qemu }
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn listen(folder: &Path) -> Result<[UnixListener; 5]> {
+    let listeners = Channel::ALL.map(|channel| -> Result<UnixListener> {
+        let listener = UnixListener::bind(channel.socket(folder))?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    let [a, b, c, d, e] = listeners;
+    Ok([a?, b?, c?, d?, e?])
+}
+
+/// Waits until QEMU has connected to all sockets, which it does before anything else.
+fn accept(listeners: &[UnixListener; 5], child: &mut Child) -> Result<[UnixStream; 5]> {
+    let deadline = Instant::now() + CONNECT_LIMIT;
+    let mut one = |listener: &UnixListener| -> Result<UnixStream> {
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false)?;
+                    return Ok(stream);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(status) = child.try_wait()? {
+                bail!("it ended at once ({status})");
+            }
+            if Instant::now() > deadline {
+                bail!("it does not connect");
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let [a, b, c, d, e] = listeners;
+    Ok([one(a)?, one(b)?, one(c)?, one(d)?, one(e)?])
+}
+
+fn console_file(path: &Path, side: Side) -> Result<File> {
+    let mut path = path.to_owned();
+    if side == Side::B {
+        path.as_mut_os_string().push(".b");
+    }
+    File::create(&path).with_context(|| format!("--keep-console {}", path.display()))
+}
+
+/// Hands on what comes, as it comes; goes on reading when the sink takes no more, so that the guest can end.
+fn forward(mut from: UnixStream, mut to: Sink) {
+    let mut buffer = vec![0; 64 << 10];
+    let mut open = true;
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        open = open && to.write_all(&buffer[..count]).and_then(|()| to.flush()).is_ok();
+    }
+}
+
+/// Keeps the last of what comes, and all of it in `log`.
+fn keep(mut from: UnixStream, tail: &Mutex<VecDeque<u8>>, mut log: Option<File>) {
+    let mut buffer = vec![0; 4 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        let bytes = &buffer[..count];
+        if let Some(file) = &mut log {
+            let _ = file.write_all(bytes);
+        }
+        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.extend(bytes);
+        let excess = tail.len().saturating_sub(TAIL_BYTES);
+        tail.drain(..excess);
+    }
+}
+
+fn read_lines(from: UnixStream, side: Side, events: &SyncSender<(Side, Event)>) {
+    for line in BufReader::new(from).lines().map_while(Result::ok) {
+        if events.send((side, Event::Line(line))).is_err() {
+            return;
+        }
+    }
+    let _ = events.send((side, Event::Gone));
+}
+
+impl Sinks {
+    /// Output that nobody wants.
+    pub(crate) fn none() -> Self {
+        Self { out: Box::new(std::io::sink()), err: Box::new(std::io::sink()) }
+    }
+}

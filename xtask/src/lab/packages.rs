@@ -1,0 +1,150 @@
+//! The Debian packages that the lab uses: the one place that names them.
+//!
+//! Nothing here needs rights except installing, which root does at once and everyone else is told how to.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::options::KernelLine;
+
+/// A package and what the lab wants of it.
+pub(crate) struct Package {
+    /// Debian's name for it.
+    pub(crate) name: &'static str,
+    /// What it is here for.
+    pub(crate) why: &'static str,
+}
+
+const fn package(name: &'static str, why: &'static str) -> Package {
+    Package { name, why }
+}
+
+/// What a start needs, and the RDMA tools that a guest sees because the host has them.
+pub(crate) const PACKAGES: [Package; 14] = [
+    package("qemu-system-x86", "the machine"),
+    package("busybox-static", "the guest's first programs"),
+    package("kmod", "which kernel modules need which others"),
+    package("xz-utils", "unpacks the 6.1 kernel and its modules"),
+    package("zstd", "unpacks the 6.12 kernel"),
+    package("iproute2", "ip, rdma, tc, ss: cards and cables"),
+    package("rdma-core", "configuration of the verbs libraries"),
+    package("ibverbs-providers", "libibverbs' drivers for soft-RoCE and cards"),
+    package("ibverbs-utils", "ibv_devinfo, ibv_rc_pingpong"),
+    package("rdmacm-utils", "rping, ucmatose; librdmacm"),
+    package("perftest", "ib_send_lat, ib_write_bw"),
+    package("libfabric-bin", "fi_info, fi_pingpong"),
+    package("numactl", "shows and binds NUMA nodes"),
+    package("hwloc-nox", "lstopo"),
+];
+
+/// Makes sure that all [`PACKAGES`] are installed, as root by installing what is missing.
+///
+/// # Errors
+/// When something is missing and cannot be installed; says the command that would.
+pub(crate) fn ensure_installed() -> Result<()> {
+    let missing = missing()?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let command = format!("apt-get install --no-install-recommends {}", missing.join(" "));
+    if !is_root()? {
+        bail!("packages are missing; install them with\n  sudo {command}");
+    }
+    eprintln!("lab: installing {}", missing.join(" "));
+    let mut install = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    install.extend(&missing);
+    if apt(&install).is_err() {
+        apt(&["update", "-qq"])?;
+        apt(&install)?;
+    }
+    Ok(())
+}
+
+fn missing() -> Result<Vec<&'static str>> {
+    let query = Command::new("dpkg-query")
+        .args(["-W", "-f", "${db:Status-Status} ${Package}\n"])
+        .args(PACKAGES.iter().map(|package| package.name))
+        .output()
+        .context("dpkg-query: the lab is made of Debian packages and needs Debian, or a relative of it")?;
+    let known = String::from_utf8_lossy(&query.stdout);
+    let installed: Vec<_> = known.lines().filter_map(|line| line.strip_prefix("installed ")).collect();
+    Ok(PACKAGES.iter().map(|package| package.name).filter(|name| !installed.contains(name)).collect())
+}
+
+fn is_root() -> Result<bool> {
+    let id = Command::new("id").arg("-u").output().context("id -u")?;
+    Ok(id.stdout.trim_ascii() == b"0")
+}
+
+fn apt(args: &[&str]) -> Result<()> {
+    let out = Command::new("apt-get").args(args).env("DEBIAN_FRONTEND", "noninteractive").output()?;
+    ensure!(
+        out.status.success(),
+        "apt-get {} failed: {}",
+        args.join(" "),
+        String::from_utf8_lossy(&out.stderr).trim()
+    );
+    Ok(())
+}
+
+/// Name of the package with the newest kernel of a line, such as `linux-image-6.1.0-56-amd64`.
+///
+/// # Errors
+/// When apt knows none; its lists may be stale.
+pub(crate) fn newest_kernel(line: KernelLine) -> Result<String> {
+    for meta in ["linux-image-amd64".to_owned(), format!("linux-image-{}-amd64", line.version())] {
+        let depends = Command::new("apt-cache").args(["depends", &meta]).output().context("apt-cache")?;
+        if let Some(name) = kernel_in(&String::from_utf8_lossy(&depends.stdout), line) {
+            return Ok(name);
+        }
+    }
+    bail!(
+        "apt knows no kernel {}: run apt-get update (as root), or add an archive that has it",
+        line.version()
+    )
+}
+
+/// The kernel of `line` among the lines that `apt-cache depends META` prints.
+///
+/// The cloud flavour is passed over: it has neither soft-RoCE nor 9p.
+fn kernel_in(depends: &str, line: KernelLine) -> Option<String> {
+    let prefix = format!("linux-image-{}.", line.version());
+    let names = depends.lines().filter_map(|text| text.trim().strip_prefix("Depends: "));
+    names
+        .map(str::trim)
+        .find(|name| name.starts_with(&prefix) && name.ends_with("-amd64") && !name.contains("-cloud-"))
+        .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_is_found_in_what_apt_says() {
+        let v6_1 = "linux-image-amd64\n  Depends: linux-image-6.1.0-56-amd64\n";
+        let found = kernel_in(v6_1, KernelLine::V6_1);
+        assert_eq!(found.as_deref(), Some("linux-image-6.1.0-56-amd64"));
+        let v6_12 = "linux-image-6.12-amd64\n  Depends: linux-image-6.12.117+deb12-amd64\n  Suggests: x\n";
+        assert_eq!(kernel_in(v6_12, KernelLine::V6_12).as_deref(), Some("linux-image-6.12.117+deb12-amd64"));
+    }
+
+    #[test]
+    fn other_lines_and_flavours_are_passed_over() {
+        let v6_12 = "  Depends: linux-image-6.12.117+deb12-amd64";
+        assert_eq!(kernel_in(v6_12, KernelLine::V6_1), None);
+        assert_eq!(kernel_in("  Depends: linux-image-6.1.0-56-cloud-amd64", KernelLine::V6_1), None);
+        assert_eq!(kernel_in("  Depends: linux-image-6.1.0-56-arm64", KernelLine::V6_1), None);
+        assert_eq!(kernel_in("  Recommends: linux-image-6.1.0-56-amd64", KernelLine::V6_1), None);
+        assert_eq!(kernel_in("", KernelLine::V6_1), None);
+    }
+
+    #[test]
+    fn no_package_is_named_twice() {
+        let mut names: Vec<_> = PACKAGES.iter().map(|package| package.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), PACKAGES.len());
+    }
+}

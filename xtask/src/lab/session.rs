@@ -1,0 +1,257 @@
+//! A run from start to end: one guest or two, the rails' cuts, the limit.
+//!
+//! One thread does it all: it waits for the guests' lines, the next step of the script and the limit,
+//! whichever comes first. The lines are in `lab/setup.sh`. Called by [`super::run`] and the self-test.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::accel::Accel;
+use super::cut::{self, Order, Step};
+use super::job::Side;
+use super::kernel::Kernel;
+use super::machine::{Event, Machine};
+pub(crate) use super::machine::{Remains, Sinks};
+use super::options::{Plan, Wire};
+use super::qemu;
+use super::scratch::Scratch;
+
+/// How long a companion may go on after the command.
+const COMPANION_GRACE: Duration = Duration::from_secs(5);
+/// Longest wait for the first guest's wire sockets.
+const WIRE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The command ended.
+    Status(u8),
+    /// There is no status, because of this.
+    Lost(String),
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// How it ended.
+    pub(crate) ending: Ending,
+    /// From the start until the command ran; `None` when it never did.
+    pub(crate) boot: Option<Duration>,
+    /// From the start until all guests were gone.
+    pub(crate) total: Duration,
+    /// What the guests left to explain an ending without status.
+    pub(crate) remains: String,
+}
+
+/// Runs `plan` to its end.
+///
+/// # Errors
+/// When a guest cannot be started. All that happens later is an [`Ending`].
+pub(crate) fn run(
+    plan: &Plan,
+    kernel: &Kernel,
+    accel: Accel,
+    sinks: &mut dyn FnMut(Side) -> Sinks,
+) -> Result<Outcome> {
+    let begun = Instant::now();
+    let scratch = Scratch::new()?;
+    let (sender, events) = sync_channel(256);
+    let mut machines = Vec::new();
+    let sides: &[Side] = if plan.companion.is_some() { &[Side::A, Side::B] } else { &[Side::One] };
+    for &side in sides {
+        machines.push(Machine::start(
+            plan,
+            side,
+            accel,
+            kernel,
+            scratch.path(),
+            sinks(side),
+            sender.clone(),
+        )?);
+        if side == Side::A {
+            await_wires(&scratch, plan.wiring.rails)?;
+        }
+    }
+    drop(sender);
+    let guests = machines.len();
+    let mut session = Session {
+        plan,
+        machines,
+        up: vec![false; guests],
+        statuses: vec![None; guests],
+        begun,
+        started: None,
+        steps: cut::steps(&plan.cuts).into(),
+        grace: None,
+    };
+    let ending = session.drive(&events);
+    let boot = session.started.map(|at| at - begun);
+    // A thread of a guest may be about to send: it must not wait for us while we wait for it.
+    drop(events);
+    let mut remains = String::new();
+    for machine in session.machines {
+        let side = machine.side;
+        tell_remains(&mut remains, side, &machine.stop());
+    }
+    Ok(Outcome { ending, boot, total: begun.elapsed(), remains })
+}
+
+/// Waits until the first guest's QEMU listens on the rails' sockets: the second one tries only once.
+fn await_wires(scratch: &Scratch, rails: u32) -> Result<()> {
+    let deadline = Instant::now() + WIRE_LIMIT;
+    while !(0..rails).all(|rail| qemu::wire_socket(scratch.path(), rail).exists()) {
+        ensure!(Instant::now() < deadline, "the first guest offers no wire");
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn tell_remains(text: &mut String, side: Side, remains: &Remains) {
+    const LINES: usize = 25;
+    for (what, said) in [("console", &remains.console), ("QEMU", &remains.qemu)] {
+        let lines: Vec<_> = said.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+        for line in &lines[lines.len().saturating_sub(LINES)..] {
+            let _ = writeln!(text, "  {} {what}: {line}", side.name());
+        }
+    }
+}
+
+struct Session<'a> {
+    plan: &'a Plan,
+    machines: Vec<Machine>,
+    up: Vec<bool>,
+    statuses: Vec<Option<u8>>,
+    begun: Instant,
+    /// When the commands were let go.
+    started: Option<Instant>,
+    steps: VecDeque<Step>,
+    /// Until when a companion is waited for.
+    grace: Option<Instant>,
+}
+
+impl Session<'_> {
+    fn drive(&mut self, events: &Receiver<(Side, Event)>) -> Ending {
+        let deadline = self.begun + self.plan.limit;
+        loop {
+            let now = Instant::now();
+            self.take_due_steps(now);
+            if let Some(status) = self.status(now) {
+                return Ending::Status(status);
+            }
+            if now >= deadline {
+                return Ending::Lost(self.over_limit());
+            }
+            let wake = [self.next_step(), self.grace].into_iter().flatten().fold(deadline, Instant::min);
+            let ending = match events.recv_timeout(wake.saturating_duration_since(now)) {
+                Ok((side, Event::Line(line))) => self.heed(side, &line),
+                Ok((side, Event::Gone)) => self.gone(side),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(Ending::Lost("all guests are gone".to_owned())),
+            };
+            if let Some(ending) = ending {
+                return ending;
+            }
+        }
+    }
+
+    fn next_step(&self) -> Option<Instant> {
+        Some(self.started? + self.steps.front()?.at)
+    }
+
+    fn take_due_steps(&mut self, now: Instant) {
+        while self.next_step().is_some_and(|at| at <= now) {
+            if let Some(step) = self.steps.pop_front() {
+                self.set_rail(step.rail, step.order);
+            }
+        }
+    }
+
+    /// The run's status, when there is nothing more to wait for.
+    fn status(&self, now: Instant) -> Option<u8> {
+        let first = self.statuses[0]?;
+        let others = &self.statuses[1..];
+        let waiting = others.iter().any(Option::is_none) && self.grace.is_some_and(|grace| now < grace);
+        if waiting {
+            return None;
+        }
+        let companion = others.iter().flatten().copied().find(|status| *status != 0);
+        Some(if first == 0 { companion.unwrap_or(0) } else { first })
+    }
+
+    fn over_limit(&self) -> String {
+        let what = if self.started.is_some() { "the command has not ended" } else { "the guest has not come up" };
+        format!("{what} within {} s (--limit)", self.plan.limit.as_secs_f64())
+    }
+
+    fn gone(&self, side: Side) -> Option<Ending> {
+        let known = self.statuses[self.index(side)].is_some();
+        let when = if self.started.is_some() { "before its command did" } else { "while it started" };
+        (!known).then(|| Ending::Lost(format!("guest {:?} ended {when}: a kernel panic?", side.name())))
+    }
+
+    fn index(&self, side: Side) -> usize {
+        self.machines.iter().position(|machine| machine.side == side).unwrap_or(0)
+    }
+
+    /// Does what a guest's line asks for; what cannot be read is shown and left.
+    fn heed(&mut self, side: Side, line: &str) -> Option<Ending> {
+        let mut words = line.splitn(3, ' ');
+        match (words.next().unwrap_or_default(), words.next(), words.next()) {
+            ("up", None, None) => {
+                let index = self.index(side);
+                self.up[index] = true;
+                if self.up.iter().all(|up| *up) {
+                    self.started = Some(Instant::now());
+                    self.tell_all("go");
+                }
+            }
+            ("exit", Some(status), None) => {
+                let index = self.index(side);
+                self.statuses[index] = Some(status.parse().unwrap_or(125));
+                if index == 0 {
+                    self.grace = Some(Instant::now() + COMPANION_GRACE);
+                }
+            }
+            ("mark", Some(name), None) if is_mark(name) => self.tell_all(&format!("mark {name}")),
+            ("link", Some(rail), Some(order)) => match (rail.parse(), order.parse()) {
+                (Ok(rail), Ok(order)) if rail < self.plan.wiring.rails => self.set_rail(rail, order),
+                _ => eprintln!("lab: cannot do {line:?}"),
+            },
+            ("fail", ..) => {
+                return Some(Ending::Lost(line.trim_start_matches("fail ").to_owned()));
+            }
+            _ => eprintln!("lab: guest {:?} says {line:?}", side.name()),
+        }
+        None
+    }
+
+    fn tell_all(&mut self, line: &str) {
+        for machine in &mut self.machines {
+            machine.tell(line);
+        }
+    }
+
+    /// Cuts or heals a rail. PCI cards' cables are QEMU's to pull; the guests do the rest.
+    fn set_rail(&mut self, rail: u32, order: Order) {
+        let at = self.started.map_or(0.0, |at| at.elapsed().as_secs_f64());
+        eprintln!("lab: {at:.3} s: rail {rail} {order}");
+        if self.plan.wiring.wire == Wire::Pci && matches!(order, Order::Down | Order::Up) {
+            for machine in &mut self.machines {
+                for (end, _) in machine.side.ends() {
+                    machine.set_link(&qemu::netdev(rail, *end), order == Order::Up);
+                }
+            }
+        }
+        self.tell_all(&format!("link {rail} {order}"));
+    }
+}
+
+/// Whether a mark's name can be a file's.
+fn is_mark(name: &str) -> bool {
+    name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) && !name.starts_with('.')
+}
