@@ -1,6 +1,7 @@
 //! Tasks of the kfab repository: `cargo xtask TASK`.
 //!
-//! This file only reads the command line and hands over to one module for each task.
+//! This file only reads the command line and hands over to one module for each task. Every task is run
+//! from the root of the repository, wherever it was called.
 
 #![forbid(unsafe_code)]
 
@@ -8,7 +9,14 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+mod apt;
+mod fuzz;
 mod lab;
+mod peers;
+mod sh;
+mod soak;
+mod test;
+mod tidy;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Tasks of the kfab repository", disable_help_subcommand = true)]
@@ -19,6 +27,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Install what is needed, then lint, test and check everything
+    Test(test::Options),
+    /// Check the rules that keep the repository in order
+    Tidy,
+    /// Run the installed peers beside kfab, interleaved, and print the ratios
+    Peers(peers::Options),
+    /// Run the soak tests (ignored by a plain test run) for a given time
+    Soak(soak::Options),
+    /// Run the fuzz targets for a given time each
+    Fuzz(fuzz::Options),
     /// The machine lab; every word after `lab` goes to it as it is
     #[command(disable_help_flag = true)]
     Lab(Words),
@@ -31,11 +49,20 @@ struct Words {
     words: Vec<String>,
 }
 
-fn main() -> ExitCode {
-    let done = match Cli::parse().task {
+fn run(task: Task) -> anyhow::Result<ExitCode> {
+    std::env::set_current_dir(sh::root())?;
+    match task {
+        Task::Test(options) => test::run(&options),
+        Task::Tidy => tidy::run(),
+        Task::Peers(options) => peers::run(&options),
+        Task::Soak(options) => soak::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Lab(Words { words }) => lab::run(words),
-    };
-    done.unwrap_or_else(|error| {
+    }
+}
+
+fn main() -> ExitCode {
+    run(Cli::parse().task).unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
         ExitCode::FAILURE
     })

@@ -1,0 +1,152 @@
+//! `cargo xtask test`: everything that must hold before a change lands.
+//!
+//! [`STEPS`] is the list; a new step is one line there. Steps run in order, each announced with its time, and
+//! the first that fails ends the run. A step that cannot run here says so and why; it never passes in silence.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::bail;
+
+use self::count::Counts;
+
+pub(crate) mod count;
+mod deps;
+pub(crate) mod find;
+mod loom;
+mod steps;
+pub(crate) mod tools;
+mod tsan;
+
+/// Options of `cargo xtask test`.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only format, lints, tidy and tests
+    #[arg(long)]
+    quick: bool,
+    /// Only lists the steps
+    #[arg(long)]
+    list: bool,
+    /// Seconds for each fuzz target
+    #[arg(long, default_value_t = 10)]
+    fuzz_seconds: u64,
+    /// Only these steps
+    steps: Vec<String>,
+}
+
+/// How a step ended, when it did not fail.
+enum Outcome {
+    /// Everything it checks holds.
+    Passed,
+    /// It ran this many tests.
+    Tests(Counts),
+    /// It could not run here, for this reason.
+    Skipped(String),
+}
+
+type Run = fn(&Options) -> anyhow::Result<Outcome>;
+
+struct Step {
+    name: &'static str,
+    what: &'static str,
+    quick: bool,
+    run: Run,
+}
+
+const fn step(name: &'static str, quick: bool, run: Run, what: &'static str) -> Step {
+    Step { name, what, quick, run }
+}
+
+/// Every step, in order; those marked true are the quick ones.
+const STEPS: &[Step] = &[
+    step("packages", false, steps::packages, "native packages, installed through apt where that is possible"),
+    step("fmt", true, steps::fmt, "rustfmt"),
+    step("tidy", true, steps::tidy, "the rules of this repository"),
+    step("clippy", true, steps::clippy, "lints, every target, with and without optional features"),
+    step("msrv", false, deps::msrv, "no dependency and no call needs a newer Rust than we promise"),
+    step("deny", false, deps::deny, "licences, bans, sources and advisories of dependencies"),
+    step("doc", false, steps::doc, "documentation without a warning"),
+    step("tests", true, steps::tests, "unit, integration and doc tests of the whole workspace"),
+    step("features", false, steps::features, "tests with the optional features on"),
+    step("seeds", false, steps::seeds, "the simulator, many seeds"),
+    step("loom", false, loom::run, "lock-free code under every interleaving (loom)"),
+    step("tsan", false, tsan::run, "lock-free code under ThreadSanitizer"),
+    step("fuzz", false, steps::fuzz, "each fuzz target for some seconds"),
+    step("benches", false, steps::benches, "benchmarks compile"),
+];
+
+/// Runs the chosen steps.
+///
+/// # Errors
+/// When a step's name is unknown or a step fails; the error names the step.
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let chosen = choose(options)?;
+    if options.list {
+        chosen.iter().for_each(|step| println!("{:<9} {}", step.name, step.what));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let begun = Instant::now();
+    let mut lines = Vec::new();
+    let mut sum = Counts::default();
+    for (at, step) in chosen.iter().enumerate() {
+        println!("\n== {}/{} {}: {}", at + 1, chosen.len(), step.name, step.what);
+        let start = Instant::now();
+        let outcome = (step.run)(options);
+        let took_s = start.elapsed().as_secs_f64();
+        let said = match outcome {
+            Ok(Outcome::Passed) => "passed".to_owned(),
+            Ok(Outcome::Tests(counts)) => {
+                sum.add(&counts);
+                format!("passed: {counts}")
+            }
+            Ok(Outcome::Skipped(reason)) => format!("SKIPPED: {reason}"),
+            Err(error) => {
+                lines.iter().for_each(|line| println!("{line}"));
+                bail!("step '{}' failed after {took_s:.1} s: {error:#}", step.name);
+            }
+        };
+        println!("== {} {said} ({took_s:.1} s)", step.name);
+        lines.push(format!("{:<9} {took_s:7.1} s  {said}", step.name));
+    }
+    println!("\n== all {} steps in {:.0} s", chosen.len(), begun.elapsed().as_secs_f64());
+    lines.iter().for_each(|line| println!("{line}"));
+    println!("\n{sum}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn choose(options: &Options) -> anyhow::Result<Vec<&'static Step>> {
+    for name in &options.steps {
+        if !STEPS.iter().any(|step| step.name == name) {
+            let names: Vec<&str> = STEPS.iter().map(|step| step.name).collect();
+            bail!("no step '{name}'; there are: {}", names.join(", "));
+        }
+    }
+    let named = |step: &Step| options.steps.is_empty() || options.steps.iter().any(|name| name == step.name);
+    Ok(STEPS.iter().filter(|step| named(step) && (step.quick || !options.quick)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(quick: bool, steps: &[&str]) -> Options {
+        let steps = steps.iter().map(|&step| step.to_owned()).collect();
+        Options { quick, list: false, fuzz_seconds: 1, steps }
+    }
+
+    #[test]
+    fn steps_are_chosen_by_name_and_by_speed() {
+        let names = |options: &Options| -> Vec<&str> {
+            choose(options).unwrap().iter().map(|step| step.name).collect()
+        };
+        assert_eq!(names(&options(true, &[])), ["fmt", "tidy", "clippy", "tests"]);
+        assert_eq!(names(&options(false, &["loom"])), ["loom"]);
+        assert_eq!(names(&options(false, &[])).len(), STEPS.len());
+    }
+
+    #[test]
+    fn an_unknown_step_is_met_by_name() {
+        let error = choose(&options(false, &["lom"])).err().unwrap().to_string();
+        assert!(error.contains("no step 'lom'") && error.contains("loom"), "{error}");
+    }
+}

@@ -1,0 +1,131 @@
+//! The steps that only call cargo.
+
+use std::path::Path;
+
+use anyhow::{bail, ensure};
+
+use super::count::Counts;
+use super::{Options, Outcome, find};
+use crate::sh::Sh;
+use crate::{apt, fuzz as fuzzing, tidy as tidying};
+
+/// Optional features that are linted and tested: package, feature, and the native package it needs.
+const FEATURES: &[(&str, &str, &str)] = &[("kfab-topo", "hwloc", "libhwloc-dev")];
+
+/// Seeds that each simulator test runs here.
+const SEEDS: &str = "2000";
+
+pub(super) fn packages(_: &Options) -> anyhow::Result<Outcome> {
+    let missing = apt::install(apt::PACKAGES);
+    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    Ok(match names.is_empty() {
+        true => Outcome::Passed,
+        false => Outcome::Skipped(format!("not installed: {}", names.join(", "))),
+    })
+}
+
+pub(super) fn fmt(_: &Options) -> anyhow::Result<Outcome> {
+    Sh::line("cargo fmt --all --check").run()?;
+    Ok(Outcome::Passed)
+}
+
+pub(super) fn tidy(_: &Options) -> anyhow::Result<Outcome> {
+    tidying::check()?;
+    Ok(Outcome::Passed)
+}
+
+pub(super) fn clippy(_: &Options) -> anyhow::Result<Outcome> {
+    const DENY: [&str; 5] = ["--", "-D", "warnings", "-D", "clippy::incompatible_msrv"];
+    Sh::line("cargo clippy --locked --workspace --all-targets").args(DENY).run()?;
+    for (package, feature) in usable_features()? {
+        Sh::line("cargo clippy --locked --all-targets -p")
+            .args([package, "--features", feature])
+            .args(DENY)
+            .run()?;
+    }
+    Ok(Outcome::Passed)
+}
+
+pub(super) fn doc(_: &Options) -> anyhow::Result<Outcome> {
+    Sh::line("cargo doc --locked --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings").run()?;
+    Ok(Outcome::Passed)
+}
+
+pub(super) fn tests(_: &Options) -> anyhow::Result<Outcome> {
+    counted(&Sh::line("cargo test --locked --workspace"))
+}
+
+pub(super) fn features(_: &Options) -> anyhow::Result<Outcome> {
+    let mut sum = Counts::default();
+    let usable = usable_features()?;
+    if usable.is_empty() {
+        return Ok(Outcome::Skipped("no optional feature, or none whose native package is here".into()));
+    }
+    for (package, feature) in usable {
+        let cargo = Sh::line("cargo test --locked -p").args([package, "--features", feature]);
+        sum.add(&Counts::read(&cargo.tee()?));
+    }
+    Ok(Outcome::Tests(sum))
+}
+
+/// The features of the tree that can be built here.
+fn usable_features() -> anyhow::Result<Vec<(&'static str, &'static str)>> {
+    let packages = find::packages()?;
+    let exists = |name: &str, feature: &str| {
+        packages.iter().any(|p| p.name == name && p.features.iter().any(|f| f == feature))
+    };
+    let mut usable = Vec::new();
+    for &(package, feature, native) in FEATURES {
+        match (exists(package, feature), apt::has(native)) {
+            (false, _) => println!("  {package} has no feature {feature}"),
+            (true, false) => println!("  not built: {package}/{feature}, because {native} is missing"),
+            (true, true) => usable.push((package, feature)),
+        }
+    }
+    Ok(usable)
+}
+
+/// Tests named `seeds_*` read how many seeds to run from `KFAB_SIM_SEEDS`.
+pub(super) fn seeds(_: &Options) -> anyhow::Result<Outcome> {
+    let found = find::tests_named("seeds_")?;
+    if found.is_empty() {
+        return Ok(Outcome::Skipped("the tree has no test named seeds_*".into()));
+    }
+    let mut sum = Counts::default();
+    for (package, names) in find::by_package(&found) {
+        let cargo = Sh::line("cargo test --locked -p").args([&package, "--tests", "--lib"]);
+        let cargo = cargo.args(["--", "--include-ignored", "seeds_"]).env("KFAB_SIM_SEEDS", SEEDS);
+        let counts = Counts::read(&cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "2").tee()?);
+        ensure!(counts.passed >= names.len() as u64, "{package}: {counts}, but it has {}", names.join(", "));
+        sum.add(&counts);
+    }
+    Ok(Outcome::Tests(sum))
+}
+
+pub(super) fn fuzz(options: &Options) -> anyhow::Result<Outcome> {
+    let targets = fuzzing::targets(Path::new("fuzz"))?;
+    if targets.is_empty() {
+        return Ok(Outcome::Skipped("fuzz/fuzz_targets has no target".into()));
+    }
+    if !apt::has("g++") {
+        return Ok(Outcome::Skipped("libFuzzer needs g++".into()));
+    }
+    fuzzing::smoke(&targets, options.fuzz_seconds)?;
+    println!("  {} targets, {} s each", targets.len(), options.fuzz_seconds);
+    Ok(Outcome::Passed)
+}
+
+/// Benchmarks are built in the dev profile: whether they compile does not hang on the optimiser.
+pub(super) fn benches(_: &Options) -> anyhow::Result<Outcome> {
+    Sh::line("cargo bench --locked --workspace --benches --no-run --profile dev").run()?;
+    Ok(Outcome::Passed)
+}
+
+/// Runs a test command; it must have run something.
+fn counted(cargo: &Sh) -> anyhow::Result<Outcome> {
+    let counts = Counts::read(&cargo.tee()?);
+    if counts.passed == 0 {
+        bail!("no test ran: {}", cargo.shown());
+    }
+    Ok(Outcome::Tests(counts))
+}
