@@ -216,17 +216,17 @@ fn by_count(topology: &Topology, count: usize) -> Result<Vec<CpuSet>, PlanError>
     Ok(sets)
 }
 
-/// How many of `count` partitions each set gets: at least one, at most its CPUs, the rest where CPUs per partition are
-/// the most. Needs `sets.len() <= count <=` the CPUs of all.
+/// How many of `count` partitions each set gets: one, and the rest one by one where CPUs per partition are the most. No
+/// set gets more than its CPUs, since a set with room left is always needier than one without. Needs
+/// `sets.len() <= count <=` the CPUs of all.
 fn shares(sets: &[CpuSet], count: usize) -> Vec<usize> {
     let mut shares = vec![1; sets.len()];
     for _ in sets.len()..count {
-        let room = (0..sets.len()).filter(|i| shares[*i] < sets[*i].len());
         // Compares len/share without fractions; the first of equals, so that the outcome is fixed.
-        let neediest =
-            room.reduce(|a, b| if sets[b].len() * shares[a] > sets[a].len() * shares[b] { b } else { a });
-        if let Some(i) = neediest {
-            shares[i] += 1;
+        let needier =
+            |a: usize, b: usize| if sets[b].len() * shares[a] > sets[a].len() * shares[b] { b } else { a };
+        if let Some(neediest) = (0..sets.len()).reduce(needier) {
+            shares[neediest] += 1;
         }
     }
     shares

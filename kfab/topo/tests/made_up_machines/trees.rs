@@ -106,6 +106,16 @@ fn offline_cpus_are_in_nothing() {
 }
 
 #[test]
+fn instruction_caches_do_not_count_as_shared() {
+    let machine = two_sockets();
+    // Index 1 is the L1i: here one for the whole package.
+    for cpu in [0, 1, 4, 5] {
+        machine.file(&format!("devices/system/cpu/cpu{cpu}/cache/index1/shared_cpu_list"), "0-1,4-5");
+    }
+    assert_eq!(machine.read().shared_cache(0, 1).map(|cache| cache.level), Some(3));
+}
+
+#[test]
 fn node_numbers_with_gaps_keep_their_distances() {
     let machine = Machine::new();
     machine.file("devices/system/cpu/online", "0-1").file("devices/system/node/online", "0,8");
