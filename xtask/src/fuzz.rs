@@ -8,7 +8,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::sh::Sh;
 use crate::test::tools;
 
 /// Options of `cargo xtask fuzz`.

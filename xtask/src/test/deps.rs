@@ -60,7 +60,7 @@ fn newer_than(metadata: &Value, promised: Version) -> Vec<String> {
 /// they are skipped with a line.
 pub(super) fn deny(_: &Options) -> anyhow::Result<Outcome> {
     tools::ensure_tool(&tools::DENY)?;
-    Sh::line("cargo deny --locked --all-features check licenses bans sources").run()?;
+    Sh::line("cargo deny --locked --all-features --log-level error check --hide-inclusion-graph licenses bans sources").run()?;
     let database = "https://github.com/RustSec/advisory-db";
     if Sh::new(["git", "ls-remote", "--quiet", database, "HEAD"]).limit_s(20).works() {
         Sh::line("cargo deny --locked --all-features check advisories").run()?;

@@ -11,7 +11,8 @@ fn texts(tree: &Tree) -> impl Iterator<Item = &File> {
     tree.files.iter().filter(|file| TEXT.iter().any(|ending| file.is(ending)))
 }
 
-/// No tab, no trailing blank, no carriage return, exactly one newline at the end.
+/// No tab (but in shell, whose here-documents need them), no trailing blank, no carriage return, exactly one
+/// newline at the end.
 pub(super) fn whitespace(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for file in texts(tree).filter(|file| !file.text.is_empty()) {
@@ -22,7 +23,7 @@ pub(super) fn whitespace(tree: &Tree) -> Vec<Finding> {
             } else if line.ends_with([' ', '\t']) {
                 say("trailing blank");
             }
-            if line.contains('\t') {
+            if line.contains('\t') && !file.is(".sh") {
                 say("tab");
             }
         }
@@ -79,6 +80,7 @@ mod tests {
             [(1, "tab"), (2, "trailing blank"), (3, "carriage return"), (0, "does not end in one newline")];
         assert_eq!(lines(&findings), expected);
         assert_eq!(whitespace(&Tree::of(&[("a.rs", "a\n\n")])).len(), 1);
+        assert_eq!(whitespace(&Tree::of(&[("a.sh", "\tcat <<-END\n")])), []);
     }
 
     #[test]
