@@ -167,7 +167,11 @@ impl<H: Handler> Core<H> {
     pub fn receive(&mut self, incoming: Incoming) -> std::result::Result<(), DropReason> {
         let len = incoming.payload.len();
         let result = match incoming.header.body {
-            Body::Put { .. } | Body::Get { .. } => self.receive_request(incoming, true),
+            Body::Put { portal, .. } => match self.receive_request(&incoming) {
+                Err(DropReason::NoMatch) => self.park(incoming, portal),
+                other => other,
+            },
+            Body::Get { .. } => self.receive_request(&incoming),
             Body::Ack { handle, mlength, match_bits } => self.receive_ack(&incoming, handle, match_bits, mlength),
             Body::Reply { handle } => self.receive_reply(&incoming, handle),
         };
@@ -182,7 +186,7 @@ impl<H: Handler> Core<H> {
         self.counters.drop_length += len as u64;
     }
 
-    fn receive_request(&mut self, incoming: Incoming, may_wait: bool) -> std::result::Result<(), DropReason> {
+    fn receive_request(&mut self, incoming: &Incoming) -> std::result::Result<(), DropReason> {
         let request = match incoming.header.body {
             Body::Put { match_bits, portal, offset, .. } => {
                 Request { access: Access::Put, portal, bits: match_bits, offset, len: incoming.payload.len() as u32 }
@@ -194,17 +198,16 @@ impl<H: Handler> Core<H> {
             }
             _ => return Err(DropReason::NoMatch),
         };
-        match self.find(&request, &incoming)? {
+        match self.find(&request, incoming)? {
             Match::Found { md, offset, mlength } => {
                 self.commit(md, offset, mlength);
                 match request.access {
-                    Access::Get => self.serve_get(&incoming, &request, md, offset, mlength),
-                    _ => self.serve_put(&incoming, &request, md, offset, mlength),
+                    Access::Get => self.serve_get(incoming, &request, md, offset, mlength),
+                    _ => self.serve_put(incoming, &request, md, offset, mlength),
                 }
                 Ok(())
             }
             Match::TooLong => Err(DropReason::TooLong),
-            Match::None if may_wait && request.access == Access::Put => self.park(incoming, request.portal),
             Match::None => Err(DropReason::NoMatch),
         }
     }
@@ -370,7 +373,7 @@ impl<H: Handler> Core<H> {
         let waiting = std::mem::take(&mut slot.waiting);
         let mut still = VecDeque::new();
         for incoming in waiting {
-            match self.receive_request(incoming.clone(), false) {
+            match self.receive_request(&incoming) {
                 Err(DropReason::NoMatch) => still.push_back(incoming),
                 Ok(()) => self.release_parked(&incoming),
                 Err(_) => {
