@@ -1,0 +1,240 @@
+//! Medians, ratios and verdicts: as a table for people and as JSON.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use super::plan::{Line, Unit};
+use super::round::{Measured, Samples};
+
+/// Everything that was measured, and what follows from it.
+pub(super) struct Report<'a> {
+    lines: Vec<(&'a Line, &'a Measured)>,
+    rounds: usize,
+    cores: [usize; 2],
+}
+
+/// kfab's figure divided by another, and what that ratio has to be.
+#[derive(Debug, PartialEq)]
+struct Verdict {
+    against: String,
+    target: f64,
+    /// Nothing when one of the two has no figure.
+    ratio: Option<f64>,
+    lower_is_better: bool,
+}
+
+impl Verdict {
+    fn met(&self) -> bool {
+        self.ratio.is_some_and(|ratio| match self.lower_is_better {
+            true => ratio <= self.target,
+            false => ratio >= self.target,
+        })
+    }
+
+    fn word(&self) -> &'static str {
+        match self.ratio {
+            None => "not measured",
+            Some(_) if self.met() => "met",
+            Some(_) => "MISSED",
+        }
+    }
+}
+
+impl<'a> Report<'a> {
+    pub(super) fn new(lines: &'a [Line], all: &'a [Measured], rounds: usize, cores: [usize; 2]) -> Self {
+        Self { lines: lines.iter().zip(all).collect(), rounds, cores }
+    }
+
+    /// True when every target was measured and met.
+    pub(super) fn all_met(&self) -> bool {
+        self.lines.iter().flat_map(|(line, measured)| verdicts(line, measured)).all(|verdict| verdict.met())
+    }
+
+    /// The whole report for programs. Figures are in ns, messages a second and bytes a second.
+    pub(super) fn json(&self) -> Value {
+        let lines = self.lines.iter().map(|(line, measured)| {
+            let sources = sources(line, measured).into_iter().map(|source| {
+                let Source { role, name, samples } = source;
+                let spread = samples.spread();
+                json!({
+                    "role": role, "name": name, "median": samples.median(), "samples": samples.figures,
+                    "min": spread.map(|s| s.0), "max": spread.map(|s| s.1), "failures": samples.failures,
+                })
+            });
+            let verdicts = verdicts(line, measured).into_iter().map(|verdict| {
+                json!({
+                    "against": verdict.against, "ratio": verdict.ratio, "target": verdict.target,
+                    "verdict": verdict.word(),
+                })
+            });
+            json!({
+                "name": line.name, "unit": unit_name(line.unit),
+                "better": if line.unit.lower_is_better() { "lower" } else { "higher" },
+                "sources": sources.collect::<Vec<_>>(), "verdicts": verdicts.collect::<Vec<_>>(),
+            })
+        });
+        json!({
+            "machine": machine(), "cores": self.cores, "rounds": self.rounds,
+            "lines": lines.collect::<Vec<_>>(),
+        })
+    }
+}
+
+struct Source<'a> {
+    role: &'static str,
+    name: String,
+    samples: &'a Samples,
+}
+
+fn sources<'a>(line: &Line, measured: &'a Measured) -> Vec<Source<'a>> {
+    let mut all = vec![Source { role: "kfab", name: "kfab".to_owned(), samples: &measured.kfab }];
+    if let Some(limit) = &line.limit {
+        all.push(Source { role: "limit", name: limit.name.replace('_', " "), samples: &measured.limit });
+    }
+    let peers = line.peers.iter().zip(&measured.peers);
+    all.extend(peers.map(|(call, samples)| Source { role: "peer", name: call.name(), samples }));
+    all
+}
+
+fn best(line: &Line, measured: &Measured) -> Option<(String, f64)> {
+    let medians = line.peers.iter().zip(&measured.peers);
+    let medians = medians.filter_map(|(call, samples)| Some((call.name(), samples.median()?)));
+    match line.unit.lower_is_better() {
+        true => medians.min_by(|a, b| a.1.total_cmp(&b.1)),
+        false => medians.max_by(|a, b| a.1.total_cmp(&b.1)),
+    }
+}
+
+fn verdicts(line: &Line, measured: &Measured) -> Vec<Verdict> {
+    let lower_is_better = line.unit.lower_is_better();
+    let over = |other: Option<f64>| Some(measured.kfab.median()? / other?);
+    let mut all = Vec::new();
+    if let Some(limit) = &line.limit {
+        let ratio = over(measured.limit.median());
+        let against = limit.name.replace('_', " ");
+        all.push(Verdict { against, target: limit.target, ratio, lower_is_better });
+    }
+    if let Some(target) = line.target {
+        let best = best(line, measured);
+        let ratio = over(best.as_ref().map(|best| best.1));
+        let against = best.map_or("the best peer".to_owned(), |best| best.0);
+        all.push(Verdict { against, target, ratio, lower_is_better });
+    }
+    all
+}
+
+fn unit_name(unit: Unit) -> &'static str {
+    match unit {
+        Unit::Nanoseconds => "ns",
+        Unit::Messages => "msg/s",
+        Unit::Bytes => "B/s",
+    }
+}
+
+/// A figure with the prefix that keeps it short.
+fn figure(unit: Unit, value: f64) -> String {
+    match unit {
+        Unit::Nanoseconds if value < 1e3 => format!("{value:.0} ns"),
+        Unit::Nanoseconds => format!("{:.2} us", value / 1e3),
+        Unit::Messages if value < 1e6 => format!("{:.0} k/s", value / 1e3),
+        Unit::Messages => format!("{:.1} M/s", value / 1e6),
+        Unit::Bytes => format!("{:.2} GB/s", value / 1e9),
+    }
+}
+
+fn machine() -> String {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find(|line| line.starts_with("model name"));
+    let model = model.and_then(|line| line.split(": ").nth(1)).unwrap_or("unknown");
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!("{model}, Linux {}", kernel.trim())
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b] = self.cores;
+        writeln!(f, "{}; cores {a} and {b}; {} rounds, medians (lowest to highest)", machine(), self.rounds)?;
+        for (line, measured) in &self.lines {
+            writeln!(f, "\n{}", line.name)?;
+            let best = best(line, measured).map(|best| best.0);
+            for Source { role, name, samples } in sources(line, measured) {
+                let mark = if role == "peer" && best.as_ref() == Some(&name) { "*" } else { " " };
+                let said = match (samples.median(), samples.spread()) {
+                    (Some(median), Some((low, high))) => {
+                        let [median, low, high] = [median, low, high].map(|value| figure(line.unit, value));
+                        format!("{median:>11}   ({low} to {high})")
+                    }
+                    _ => format!("{:>11}", "-"),
+                };
+                writeln!(f, "{mark} {name:<26}{said}")?;
+                if let Some(reason) = samples.failures.first() {
+                    let short = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+                    let short: String = short.chars().take(160).collect();
+                    writeln!(
+                        f,
+                        "      {} of {} rounds failed: {short}",
+                        samples.failures.len(),
+                        self.rounds
+                    )?;
+                }
+            }
+            for verdict in verdicts(line, measured) {
+                let sign = if verdict.lower_is_better { "<=" } else { ">=" };
+                let ratio = verdict.ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}x"));
+                let Verdict { against, target, .. } = &verdict;
+                writeln!(f, "  -> {ratio} {against}, must be {sign} {target}x: {}", verdict.word())?;
+            }
+        }
+        let all: Vec<Verdict> =
+            self.lines.iter().flat_map(|(line, measured)| verdicts(line, measured)).collect();
+        let count = |word: &str| all.iter().filter(|verdict| verdict.word() == word).count();
+        let (met, missed, none) = (count("met"), count("MISSED"), count("not measured"));
+        writeln!(f, "\n{met} targets met, {missed} missed, {none} not measured")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan;
+    use super::*;
+
+    fn samples(figures: &[f64]) -> Samples {
+        Samples { figures: figures.to_vec(), failures: Vec::new() }
+    }
+
+    fn measured(line: &Line, kfab: f64, limit: f64, peers: &[f64]) -> Measured {
+        let mut all = vec![Samples::default(); line.peers.len()];
+        all.iter_mut().zip(peers).for_each(|(slot, &figure)| *slot = samples(&[figure]));
+        Measured { kfab: samples(&[kfab]), limit: samples(&[limit]), peers: all }
+    }
+
+    #[test]
+    fn a_latency_is_judged_against_the_limit_and_the_fastest_peer() {
+        let lines = plan::lines();
+        let line = &lines[0];
+        let verdicts = verdicts(line, &measured(line, 80.0, 50.0, &[100.0, 75.0, 300.0]));
+        assert_eq!(verdicts.iter().map(Verdict::word).collect::<Vec<_>>(), ["met", "MISSED"]);
+        assert!((verdicts[1].ratio.unwrap() - 80.0 / 75.0).abs() < 1e-9);
+        assert_eq!(verdicts[1].against, line.peers[1].name());
+    }
+
+    #[test]
+    fn a_rate_must_be_higher() {
+        let lines = plan::lines();
+        let line = lines.iter().find(|line| line.name == "shm rate 8 B").unwrap();
+        let word = |kfab| verdicts(line, &measured(line, kfab, 0.0, &[10e6, 20e6]))[0].word();
+        assert_eq!((word(30e6), word(29e6)), ("met", "MISSED"));
+    }
+
+    #[test]
+    fn what_has_no_figure_is_not_measured_and_not_met() {
+        let lines = plan::lines();
+        let line = &lines[..1];
+        let all = [Measured { kfab: Samples::default(), ..measured(&line[0], 1.0, 1.0, &[1.0]) }];
+        let report = Report::new(line, &all, 1, [0, 1]);
+        assert!(!report.all_met());
+        assert!(report.to_string().contains("0 targets met, 0 missed, 2 not measured"), "{report}");
+        assert_eq!(report.json()["lines"][0]["verdicts"][0]["verdict"], "not measured");
+    }
+}
