@@ -8,7 +8,9 @@
 
 pub mod core;
 pub mod error;
+pub mod network;
 pub mod nid;
+pub mod tcp;
 pub mod wire;
 
 pub use error::{Error, ErrorKind, Fate, Result};
