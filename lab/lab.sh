@@ -24,12 +24,18 @@ until_true() {
 }
 
 listens() { [ -n "$(ss -Hltn "sport = :$1")" ]; }
-rail_is() { [ "$($B cat "/run/lab/rails/$1" 2>/dev/null)" = "$2" ]; }
+
+# The host writes the rail's new state there, or that it has none such.
+answered() {
+	answer=$($B cat "/run/lab/rails/$1" 2>/dev/null)
+	[ "$answer" = "$2" ] || [ "$answer" = refused ]
+}
 
 case $1:$# in
 link:3)
+	$B rm -f "/run/lab/rails/$2"
 	echo "link $2 $3" >/run/lab/ctl
-	until_true 10 rail_is "$2" "$3"
+	until_true 10 answered "$2" "$3" && [ "$answer" = "$3" ]
 	;;
 mark:2) echo "mark $2" >/run/lab/ctl ;;
 await:[23]) until_true "${3:-60}" test -e "/run/lab/marks/$2" ;;

@@ -40,8 +40,8 @@ new_cable() {
 
 # Lines for `ip -batch` that name the PCI card of cable $1, side $2, after its hardware address.
 name_card() {
-	case $2 in a) side=1 ;; b) side=2 ;; esac
-	address=$($B printf '52:54:00:8a:%02x:%02x' "$1" $side)
+	case $2 in a) number=1 ;; b) number=2 ;; esac
+	address=$($B printf '52:54:00:8a:%02x:%02x' "$1" $number)
 	for entry in /sys/class/net/*; do
 		read -r found <"$entry/address"
 		[ "$found" = "$address" ] && echo "link set ${entry##*/} name $2$1 mtu $LAB_MTU"

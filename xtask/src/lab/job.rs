@@ -127,13 +127,16 @@ mod tests {
 
     #[test]
     fn each_guest_is_told_its_own_command_and_settings() {
-        let plan = plan(&["--two", "serve | tee x", "--user", "nobody", "--memlock", "64", "--env", "A=b c", "ask"]);
+        let plan =
+            plan(&["--two", "serve | tee x", "--user", "nobody", "--memlock", "64", "--env", "A=b c", "ask"]);
         let root = Path::new("/cache/6.1");
         assert!(command(&plan, Side::A).ends_with("|| exit 125\nexec 'ask'\n"));
         assert!(command(&plan, Side::B).ends_with("|| exit 125\nserve | tee x\n"));
         assert!(command(&plan, Side::B).contains("export A='b c'\n"));
         let text = env(&plan, Side::B, root);
-        for line in ["LAB_SIDE='b'", "LAB_USER='nobody'", "LAB_MEMLOCK='64'", "LAB_WIRE='pci'", "LAB_RAILS='2'"] {
+        for line in
+            ["LAB_SIDE='b'", "LAB_USER='nobody'", "LAB_MEMLOCK='64'", "LAB_WIRE='pci'", "LAB_RAILS='2'"]
+        {
             assert!(text.lines().any(|l| l == line), "{line} not in {text}");
         }
     }

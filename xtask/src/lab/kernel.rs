@@ -91,7 +91,8 @@ fn build(work: &Path, package: &str, release: &str) -> Result<()> {
     fs::create_dir_all(work)?;
     call(Command::new("apt-get").args(["-qq", "download", package]).current_dir(work))?;
     let deb = fs::read_dir(work)?.filter_map(Result::ok).map(|entry| entry.path());
-    let deb = deb.into_iter().find(|path| path.extension().is_some_and(|e| e == "deb")).context("no .deb came")?;
+    let deb =
+        deb.into_iter().find(|path| path.extension().is_some_and(|e| e == "deb")).context("no .deb came")?;
     call(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(work))?;
     fs::remove_file(deb)?;
     // The package has no list of dependences; its installation would make it.
@@ -114,7 +115,8 @@ fn build(work: &Path, package: &str, release: &str) -> Result<()> {
 /// # Errors
 /// With what it said, if it fails.
 fn call(command: &mut Command) -> Result<Vec<u8>> {
-    let out = command.stdin(Stdio::null()).output().with_context(|| format!("{:?}", command.get_program()))?;
+    let out =
+        command.stdin(Stdio::null()).output().with_context(|| format!("{:?}", command.get_program()))?;
     if !out.status.success() {
         bail!("{:?}: {}", command, String::from_utf8_lossy(&out.stderr).trim());
     }
@@ -138,7 +140,10 @@ fn elf_of(image: &[u8]) -> Result<Vec<u8>> {
     // The last four bytes are the size of what was packed.
     let (packed, size) = payload.split_last_chunk::<4>().context("the kernel image has no payload")?;
     let elf = unpacked(packed)?;
-    ensure!(elf.len() == u32::from_le_bytes(*size) as usize, "the kernel unpacks to another size than it says");
+    ensure!(
+        elf.len() == u32::from_le_bytes(*size) as usize,
+        "the kernel unpacks to another size than it says"
+    );
     ensure!(elf.starts_with(b"\x7fELF"), "the kernel does not unpack to an ELF file");
     Ok(elf)
 }
@@ -150,8 +155,11 @@ fn unpacked(bytes: &[u8]) -> Result<Vec<u8>> {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
         _ => return Ok(bytes.to_vec()),
     };
-    let mut child =
-        Command::new(program).args(["-d", "-c", "-q"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut child = Command::new(program)
+        .args(["-d", "-c", "-q"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
     let mut input = child.stdin.take().context("stdin was asked for")?;
     let out = std::thread::scope(|scope| {
         // When the program gives up early, its status tells more than the broken pipe.
@@ -206,7 +214,8 @@ mod tests {
 
     #[test]
     fn modules_are_read_from_what_modprobe_says() {
-        let said = "builtin fscache\ninsmod /r/lib/modules/6/kernel/net/9p/9pnet.ko.xz \ninsmod /r/9p.ko debug=1\n";
+        let said =
+            "builtin fscache\ninsmod /r/lib/modules/6/kernel/net/9p/9pnet.ko.xz \ninsmod /r/9p.ko debug=1\n";
         let paths = module_paths(said);
         assert_eq!(paths, [Path::new("/r/lib/modules/6/kernel/net/9p/9pnet.ko.xz"), Path::new("/r/9p.ko")]);
         assert_eq!(plain_name(&paths[0]).unwrap(), "9pnet.ko");

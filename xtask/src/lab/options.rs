@@ -272,7 +272,10 @@ impl Options {
         ensure!(!self.numa_cpuless || self.numa > 1, "--numa-cpuless needs --numa 2 or more");
         let cpu_nodes = self.numa - u32::from(self.numa_cpuless);
         let smp = self.smp.unwrap_or(2 * cpu_nodes);
-        ensure!(smp > 0 && smp % cpu_nodes == 0, "--smp must be a multiple of {cpu_nodes}, the nodes with CPUs");
+        ensure!(
+            smp > 0 && smp % cpu_nodes == 0,
+            "--smp must be a multiple of {cpu_nodes}, the nodes with CPUs"
+        );
         ensure!(smp <= 64, "--smp takes 64 at most");
         ensure!(self.memory / self.numa >= 64, "--memory leaves less than 64 MiB to a node");
         let memory_mib = self.memory / self.numa * self.numa;
@@ -329,7 +332,10 @@ fn variables(
     }
     for (name, _) in &set {
         let plain = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        ensure!(plain && !name.starts_with(|c: char| c.is_ascii_digit()), "--env {name}: not a variable's name");
+        ensure!(
+            plain && !name.starts_with(|c: char| c.is_ascii_digit()),
+            "--env {name}: not a variable's name"
+        );
     }
     Ok(set)
 }

@@ -161,10 +161,7 @@ impl Args {
     }
 
     fn folders(&mut self, shares: &[PathBuf]) {
-        self.add(
-            "-virtfs",
-            "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
-        );
+        self.add("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap");
         for (index, share) in shares.iter().enumerate() {
             let path = value(share);
             self.add(
@@ -180,7 +177,10 @@ impl Args {
         let bridges = if wiring.card_nodes.is_empty() { 0 } else { plan.shape.nodes };
         for node in 0..bridges {
             let bus = 32 + 28 * node;
-            self.add("-device", format!("pxb-pcie,id=node{node}pci,bus_nr={bus},numa_node={node},bus=pcie.0"));
+            self.add(
+                "-device",
+                format!("pxb-pcie,id=node{node}pci,bus_nr={bus},numa_node={node},bus=pcie.0"),
+            );
         }
         let ends = (0..wiring.rails).flat_map(|rail| side.ends().iter().map(move |end| (rail, *end)));
         for (index, (rail, (end, number))) in ends.enumerate() {
@@ -191,7 +191,8 @@ impl Args {
             } else {
                 let node = wiring.card_nodes[index % wiring.card_nodes.len()];
                 let chassis = index + 1;
-                let bridge = format!("pcie-root-port,id=slot{index},bus=node{node}pci,chassis={chassis},slot={index}");
+                let bridge =
+                    format!("pcie-root-port,id=slot{index},bus=node{node}pci,chassis={chassis},slot={index}");
                 self.add("-device", bridge);
                 format!("slot{index}")
             };

@@ -112,13 +112,21 @@ fn await_wires(scratch: &Scratch, rails: u32) -> Result<()> {
 }
 
 fn tell_remains(text: &mut String, side: Side, remains: &Remains) {
-    const LINES: usize = 25;
     for (what, said) in [("console", &remains.console), ("QEMU", &remains.qemu)] {
         let lines: Vec<_> = said.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-        for line in &lines[lines.len().saturating_sub(LINES)..] {
+        for line in telling(&lines) {
             let _ = writeln!(text, "  {} {what}: {line}", side.name());
         }
     }
+}
+
+/// The lines that tell most: from the first that speaks of trouble, or else the last.
+fn telling<'a, 'b>(lines: &'a [&'b str]) -> &'a [&'b str] {
+    const TROUBLE: [&str; 5] = ["lab: guest start", "Kernel panic", "BUG:", "Oops:", "general protection fault"];
+    const LINES: usize = 40;
+    let trouble = lines.iter().position(|line| TROUBLE.iter().any(|word| line.contains(word)));
+    let from = trouble.unwrap_or(lines.len().saturating_sub(LINES));
+    &lines[from..lines.len().min(from + LINES)]
 }
 
 struct Session<'a> {
@@ -184,7 +192,8 @@ impl Session<'_> {
     }
 
     fn over_limit(&self) -> String {
-        let what = if self.started.is_some() { "the command has not ended" } else { "the guest has not come up" };
+        let what =
+            if self.started.is_some() { "the command has not ended" } else { "the guest has not come up" };
         format!("{what} within {} s (--limit)", self.plan.limit.as_secs_f64())
     }
 
@@ -218,8 +227,9 @@ impl Session<'_> {
                 }
             }
             ("mark", Some(name), None) if is_mark(name) => self.tell_all(&format!("mark {name}")),
-            ("link", Some(rail), Some(order)) => match (rail.parse(), order.parse()) {
+            ("link", Some(rail), Some(order)) => match (rail.parse::<u32>(), order.parse()) {
                 (Ok(rail), Ok(order)) if rail < self.plan.wiring.rails => self.set_rail(rail, order),
+                (Ok(rail), _) => self.tell_all(&format!("link {rail} refused")),
                 _ => eprintln!("lab: cannot do {line:?}"),
             },
             ("fail", ..) => {
@@ -254,4 +264,25 @@ impl Session<'_> {
 /// Whether a mark's name can be a file's.
 fn is_mark(name: &str) -> bool {
     name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) && !name.starts_with('.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_shown_begin_with_the_trouble() {
+        let lines = ["fine", "BUG: bad", "trace", "Kernel panic - not syncing"];
+        assert_eq!(telling(&lines), &lines[1..]);
+        let many = vec!["fine"; 100];
+        assert_eq!(telling(&many).len(), 40);
+        assert_eq!(telling(&lines[..1]), ["fine"]);
+        assert!(telling(&[]).is_empty());
+    }
+
+    #[test]
+    fn marks_cannot_name_other_folders() {
+        assert!(is_mark("up") && is_mark("server-2_b.ok"));
+        assert!(!is_mark("../up") && !is_mark("a/b") && !is_mark(".go") && !is_mark("a b"));
+    }
 }
