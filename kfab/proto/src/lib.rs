@@ -1,1 +1,38 @@
-//! The kfab protocol as a sans-io state machine.
+//! The kfab protocol as a state machine: no socket, no clock, no thread. It is given ports and the time, and it decides what
+//! leaves, what is delivered, and how every operation ends.
+//!
+//! Called by `kfab` (one [`Machine`] per lane, under the lane's lock) and by simulations. The way of a message:
+//! [`Machine::send`] -> credit, rail, sequence number (`transmit`) -> `Port::post`; at the peer `Port::poll` ->
+//! [`Machine::poll`] -> duplicate filter, matching (`receive`) -> the operation ends. Large messages: `large`. One-sided access:
+//! `onesided`. Connections, restarts, rail loss: `connect`. Timers, resend, probes: `clock`.
+//!
+//! Invariants: every operation ends exactly once; a message is delivered at most once, and exactly once if the sender is told it
+//! was; what a peer can make us hold is bounded by [`Limits`]; nothing a peer sends makes us panic.
+
+#![forbid(unsafe_code)]
+
+mod clock;
+mod connect;
+mod dedup;
+mod events;
+mod faults;
+mod large;
+mod limits;
+mod machine;
+mod matcher;
+mod message;
+mod onesided;
+mod ops;
+mod peer;
+mod receive;
+mod transmit;
+mod wire;
+
+pub use events::FabricEvent;
+pub use faults::{FaultAction, FaultId, FaultRule, MAX_RULES};
+pub use limits::Limits;
+pub use machine::{Io, LaneStats, Machine, PeerInfo, RailInfo};
+pub use message::{Data, Message, OpId, Outcome, Payload, Peeked, PeerId, SendOptions, Started, Want};
+pub use onesided::{WindowId, WindowKey, WindowMemory};
+pub use peer::PeerCounters;
+pub use wire::VERSION;

@@ -241,6 +241,12 @@ pub trait Port: Send {
     /// else `Event::RmaDone` with `token` follows.
     fn rma(&mut self, conn: Conn, rma: Rma, token: RmaToken) -> RmaStarted;
 
+    /// Stores few bytes in the peer's memory within the call; `None`: this port cannot, use [`Port::rma`].
+    fn write_now(&mut self, conn: Conn, key: RemoteKey, offset: u64, bytes: &[u8]) -> Option<Result<()>> {
+        let _ = (conn, key, offset, bytes);
+        None
+    }
+
     /// A descriptor that becomes readable when there is work, after [`Port::arm`] returned `true`.
     fn fd(&self) -> BorrowedFd<'_>;
 

@@ -1,0 +1,249 @@
+//! Timers: late acknowledgements, resends on lossy rails, probes, the loss of silent peers, reconnects, idle connections. Only
+//! peers that need one are looked at, and the lane may sleep until the earliest is due.
+
+use crate::machine::{Io, Machine};
+use crate::peer::Dial;
+use crate::transmit::NOWHERE;
+use crate::wire::FrameKind;
+use kfab_core::spi::Delivery;
+use kfab_core::{Fate, Kind};
+use std::time::Duration;
+
+/// Timers are looked at no more often than this, ns.
+const GRAIN: u64 = 200_000;
+/// Frames sent again in one go on a lossy rail.
+const RESEND_BURST: usize = 64;
+/// The longest resend timer, ns.
+const RESEND_MAX: u64 = 1_000_000_000;
+
+fn ns(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Machine {
+    /// Asks for a look at this peer soon.
+    pub(crate) fn set_timer(&mut self, pi: u32, now: u64) {
+        let p = &mut self.peers[pi as usize];
+        if !p.timed {
+            p.timed = true;
+            self.timed.push(pi);
+        }
+        self.next_tick = self.next_tick.min(now + GRAIN);
+    }
+
+    pub(crate) fn heal_timers(&mut self, pi: u32) {
+        let p = &mut self.peers[pi as usize];
+        for c in &mut p.candidates {
+            if let Dial::Down { next_try } = &mut c.dial {
+                *next_try = 0;
+            }
+        }
+        p.cut_since = p.cut_since.filter(|_| p.rails.is_empty());
+        if !p.timed {
+            p.timed = true;
+            self.timed.push(pi);
+        }
+        self.next_tick = 0;
+    }
+
+    pub(crate) fn tick(&mut self, io: &mut Io<'_>) {
+        self.next_tick = u64::MAX;
+        let mut due = self.send_late(io);
+        for pi in std::mem::take(&mut self.timed) {
+            self.peers[pi as usize].timed = false;
+            if let Some(at) = self.check_peer(io, pi) {
+                due = due.min(at);
+                let p = &mut self.peers[pi as usize];
+                if !p.timed {
+                    p.timed = true;
+                    self.timed.push(pi);
+                }
+            }
+        }
+        self.free_idle_peers();
+        self.next_tick = self.next_tick.min(due.max(io.now + GRAIN));
+        if due == u64::MAX && self.timed.is_empty() {
+            self.next_tick = u64::MAX;
+        }
+    }
+
+    /// Peers that were forgotten while a list still named them.
+    fn free_idle_peers(&mut self) {
+        let (peers, free) = (&self.peers, &mut self.free_peers);
+        self.free_later.retain(|pi| {
+            let busy = peers[*pi as usize].dirty || peers[*pi as usize].timed;
+            if !busy {
+                free.push(*pi);
+            }
+            busy
+        });
+    }
+
+    /// Posts frames that a fault rule made late; when the next one is due.
+    fn send_late(&mut self, io: &mut Io<'_>) -> u64 {
+        let mut next = u64::MAX;
+        for (due, pi, seq) in std::mem::take(&mut self.late) {
+            if due > io.now {
+                next = next.min(due);
+                self.late.push((due, pi, seq));
+            } else if let Some(at) = self.peers[pi as usize].tx.unacked.iter().position(|u| u.seq == seq) {
+                let rules = std::mem::take(&mut self.faults);
+                self.resend(io, pi, at);
+                self.faults = rules;
+            }
+        }
+        next
+    }
+
+    /// Sees to one peer; when it wants to be seen again, if at all.
+    fn check_peer(&mut self, io: &mut Io<'_>, pi: u32) -> Option<u64> {
+        let mut due = u64::MAX;
+        let p = &mut self.peers[pi as usize];
+        if p.rx.ack_at != 0 {
+            if p.rx.ack_at <= io.now {
+                p.rx.ack_at = 0;
+                p.rx.ack_now = true;
+                self.mark_dirty(pi);
+            } else {
+                due = p.rx.ack_at;
+            }
+        }
+        if self.peers[pi as usize].is_busy() {
+            let at = if self.peers[pi as usize].rails.is_empty() {
+                self.check_cut(io, pi)
+            } else {
+                self.check_rails(io, pi)
+            };
+            due = due.min(at);
+        } else if !self.peers[pi as usize].rails.is_empty() {
+            due = due.min(self.check_idle(io, pi));
+        }
+        (due != u64::MAX).then_some(due)
+    }
+
+    /// Work and no connection: try again, give up in the end.
+    fn check_cut(&mut self, io: &mut Io<'_>, pi: u32) -> u64 {
+        let p = &mut self.peers[pi as usize];
+        // A receive from a peer that has never been reached is no reason to give it up: it may be about to call.
+        let since = *p.cut_since.get_or_insert(io.now);
+        let give_up = since + ns(self.limits.peer_timeout);
+        if io.now >= give_up {
+            let (kind, tried) = (if p.ever_up { Kind::PeerLost } else { Kind::Unreachable }, self.tried(pi));
+            self.reset_peer(io, pi, None, kind, &format!("the peer does not answer: {tried}"));
+            return u64::MAX;
+        }
+        if self.peers[pi as usize].candidates.is_empty() {
+            self.list_candidates(io, pi);
+        }
+        self.dial(io, pi);
+        self.next_dial(pi).min(give_up)
+    }
+
+    fn next_dial(&self, pi: u32) -> u64 {
+        let next = |c: &crate::peer::Candidate| match c.dial {
+            Dial::Down { next_try } => Some(next_try),
+            _ => None,
+        };
+        self.peers[pi as usize].candidates.iter().filter_map(next).min().unwrap_or(u64::MAX)
+    }
+
+    /// A busy peer with connections: resend, probe, heal.
+    fn check_rails(&mut self, io: &mut Io<'_>, pi: u32) -> u64 {
+        let mut due = u64::MAX;
+        let p = &self.peers[pi as usize];
+        let best = p.active.first().map(|ci| self.conns[*ci as usize].rank);
+        if p.candidates
+            .iter()
+            .any(|c| matches!(c.dial, Dial::Down { .. }) && best.is_none_or(|b| c.rank <= b))
+        {
+            self.dial(io, pi);
+            due = self.next_dial(pi);
+        }
+        let p = &self.peers[pi as usize];
+        if p.tx.unacked.iter().any(|u| u.conn == NOWHERE) {
+            self.mark_dirty(pi);
+        }
+        let p = &self.peers[pi as usize];
+        let lossy = |ci: &u32| self.conns[*ci as usize].delivery == Delivery::Datagram;
+        if !p.tx.unacked.is_empty() && (!self.faults.is_empty() || p.active.iter().any(lossy)) {
+            due = due.min(self.resend_overdue(io, pi));
+        }
+        let p = &self.peers[pi as usize];
+        if p.keep || p.active.is_empty() {
+            due = due.min(self.probe(io, pi));
+        }
+        due
+    }
+
+    /// Sends again what has been unacknowledged for too long; when to look again.
+    fn resend_overdue(&mut self, io: &mut Io<'_>, pi: u32) -> u64 {
+        let tx = &self.peers[pi as usize].tx;
+        let base = if tx.srtt == 0 {
+            ns(self.limits.resend_after)
+        } else {
+            (tx.srtt * 4).max(2 * ns(self.limits.ack_delay))
+        };
+        let wait = (base << tx.backoff.min(10)).min(RESEND_MAX);
+        let Some(oldest) = tx.unacked.front().map(|u| u.sent_at) else { return u64::MAX };
+        if oldest + wait > io.now {
+            return oldest + wait;
+        }
+        let n = tx.unacked.len().min(RESEND_BURST);
+        for at in 0..n {
+            let u = &self.peers[pi as usize].tx.unacked[at];
+            if u.sent_at + wait <= io.now && u.conn != NOWHERE && !self.resend(io, pi, at) {
+                break;
+            }
+        }
+        let tx = &mut self.peers[pi as usize].tx;
+        tx.backoff = (tx.backoff + 1).min(10);
+        io.now + wait
+    }
+
+    /// Asks a silent peer whether it lives; gives it up when it stays silent.
+    fn probe(&mut self, io: &mut Io<'_>, pi: u32) -> u64 {
+        let (after, limit) = (ns(self.limits.probe_after), ns(self.limits.peer_timeout));
+        let p = &self.peers[pi as usize];
+        let owed_since =
+            if p.expects > 0 { p.expect_since } else { p.tx.unacked.front().map_or(io.now, |u| u.sent_at) };
+        let since = p.last_heard.max(owed_since);
+        if io.now >= since + limit {
+            self.lose_peer(
+                io,
+                pi,
+                &format!("silent for {} ms although probed", limit / 1_000_000),
+                Fate::Unknown,
+            );
+            return u64::MAX;
+        }
+        if io.now < since + after {
+            return since + after;
+        }
+        if io.now >= p.last_probe + after {
+            self.peers[pi as usize].last_probe = io.now;
+            self.send_bare(io, pi, FrameKind::Probe, 0);
+        }
+        (self.peers[pi as usize].last_probe + after).min(since + limit)
+    }
+
+    /// Nothing to do: close connections that nobody has used for long.
+    fn check_idle(&mut self, io: &mut Io<'_>, pi: u32) -> u64 {
+        let after = ns(self.limits.idle_close);
+        if after == 0 {
+            return u64::MAX;
+        }
+        let mut due = u64::MAX;
+        for ci in self.peers[pi as usize].rails.clone() {
+            let c = &self.conns[ci as usize];
+            if c.delivery == Delivery::Process || c.closing {
+                continue;
+            }
+            if c.used_at + after <= io.now {
+                self.close_conn(io, ci);
+            } else {
+                due = due.min(c.used_at + after);
+            }
+        }
+        due
+    }
+}

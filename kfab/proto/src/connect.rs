@@ -1,0 +1,515 @@
+//! Connections: dialing the ways of an address best first, the hello, rails coming and going, restarts, the loss of a peer.
+
+use crate::events::FabricEvent;
+use crate::faults::split_mix;
+use crate::machine::{Io, Machine};
+use crate::message::*;
+use crate::ops::Proto;
+use crate::peer::{Candidate, Dial, Rx, Tx};
+use crate::transmit::NOWHERE;
+use crate::wire::*;
+use kfab_core::mem::Landing;
+use kfab_core::spi::{Address, Body, Conn, Delivery, DownReason, Frame, Inline};
+use kfab_core::{Error, Fate, Kind};
+use zerocopy::IntoBytes;
+
+impl Machine {
+    // ---- dialing ----
+
+    /// Pairs the ways of a peer's address with our ports: the k-th way of a scheme with the k-th port of it, so that two
+    /// cards here and two there make two rails.
+    pub(crate) fn list_candidates(&mut self, io: &Io<'_>, pi: u32) {
+        let Some(address) = &self.peers[pi as usize].address else { return };
+        let mut list: Vec<Candidate> = Vec::new();
+        let mut schemes: Vec<&str> = Vec::new();
+        for w in address.ways() {
+            if !schemes.contains(&w.scheme.as_str()) {
+                schemes.push(&w.scheme);
+            }
+        }
+        for scheme in schemes {
+            let ways: Vec<_> = address.ways().iter().filter(|w| w.scheme == scheme).collect();
+            let has = |p: &usize| io.ports[*p].ways().first().is_some_and(|w| w.scheme == scheme);
+            let ports: Vec<_> = (0..io.ports.len()).filter(has).collect();
+            let n = if ports.is_empty() { 0 } else { ways.len().max(ports.len()) };
+            for i in 0..n {
+                let port = ports[i % ports.len()];
+                let (way, rank) = (ways[i % ways.len()].clone(), io.ports[port].caps().rank);
+                let dial = Dial::Down { next_try: 0 };
+                list.push(Candidate { port, way, rank, dial, fails: 0, refused: false, why: String::new() });
+            }
+        }
+        list.sort_by_key(|c| c.rank);
+        self.peers[pi as usize].candidates = list;
+    }
+
+    /// There is something to send and no connection.
+    pub(crate) fn want_connection(&mut self, io: &mut Io<'_>, pi: u32) {
+        let p = &mut self.peers[pi as usize];
+        p.cut_since.get_or_insert(io.now);
+        if p.candidates.is_empty() {
+            self.list_candidates(io, pi);
+        }
+        self.dial(io, pi);
+        self.set_timer(pi, io.now);
+    }
+
+    /// Starts the connections that are due: the best rank first; a worse one only when every better way has failed.
+    pub(crate) fn dial(&mut self, io: &mut Io<'_>, pi: u32) {
+        let p = &self.peers[pi as usize];
+        let best_up = p.active.first().map(|ci| self.conns[*ci as usize].rank);
+        let mut ranks: Vec<u8> = p.candidates.iter().map(|c| c.rank).collect();
+        ranks.dedup();
+        for rank in ranks {
+            if best_up.is_some_and(|b| rank > b) {
+                return;
+            }
+            let mut hope = false;
+            for i in 0..self.peers[pi as usize].candidates.len() {
+                let c = &self.peers[pi as usize].candidates[i];
+                if c.rank == rank {
+                    let due = matches!(c.dial, Dial::Down { next_try } if next_try <= io.now);
+                    hope |= matches!(c.dial, Dial::Dialing { .. } | Dial::Up { .. }) || c.fails == 0;
+                    if due && !self.faults.cuts(self.peers[pi as usize].name, c.port) {
+                        self.dial_one(io, pi, i);
+                    }
+                }
+            }
+            if hope {
+                return;
+            }
+        }
+    }
+
+    fn dial_one(&mut self, io: &mut Io<'_>, pi: u32, i: usize) {
+        let c = &self.peers[pi as usize].candidates[i];
+        let port = c.port;
+        match io.ports[port].connect(&c.way) {
+            Ok(conn) => {
+                let ci = self.add_conn(io, port, conn, Some(pi));
+                self.peers[pi as usize].candidates[i].dial = Dial::Dialing { conn: ci };
+            }
+            Err(e) => self.dial_failed(io.now, pi, i, e.to_string(), e.kind() == Kind::Unreachable),
+        }
+    }
+
+    fn dial_failed(&mut self, now: u64, pi: u32, i: usize, why: String, refused: bool) {
+        let (first, most) = self.limits.reconnect;
+        let c = &mut self.peers[pi as usize].candidates[i];
+        let pause = first.saturating_mul(1 << c.fails.min(16)).min(most);
+        c.fails += 1;
+        c.why = why;
+        c.refused = refused;
+        c.dial = Dial::Down { next_try: now + pause.as_nanos() as u64 };
+    }
+
+    /// What was tried and how it failed, for errors.
+    pub(crate) fn tried(&self, pi: u32) -> String {
+        let p = &self.peers[pi as usize];
+        let failed = p.candidates.iter().filter(|c| c.fails > 0);
+        let list: Vec<_> = failed.map(|c| format!("{} ({}, {} tries)", c.way, c.why, c.fails)).collect();
+        if list.is_empty() { "no way to it is known".into() } else { list.join("; ") }
+    }
+
+    // ---- connections coming up ----
+
+    pub(crate) fn on_up(&mut self, io: &mut Io<'_>, port: usize, conn: Conn) {
+        if let Some(ci) = self.conn_at(port, conn) {
+            self.send_hello(io, ci);
+        }
+    }
+
+    pub(crate) fn on_incoming(&mut self, io: &mut Io<'_>, port: usize, conn: Conn) {
+        self.add_conn(io, port, conn, None);
+        // The answer waits for the peer's hello: until then we do not know for which state to speak.
+    }
+
+    fn send_hello(&mut self, io: &mut Io<'_>, ci: u32) {
+        let c = &self.conns[ci as usize];
+        let Some(pi) = c.peer else { return };
+        let h = Hello {
+            magic: MAGIC.into(),
+            version: VERSION.into(),
+            port: (c.port as u16).into(),
+            id: self.identity.into(),
+            credits: self.limits.credits.into(),
+            flags: u32::from(self.keyed).into(),
+            max_body: (io.ports[c.port].caps().max_body as u32).into(),
+            session: self.peers[pi as usize].session.into(),
+        };
+        let inline = Inline::new(h.as_bytes()).expect("a hello fits");
+        let header = Header::new(FrameKind::Hello, 0, 0, 0).to_bytes();
+        let body = Body::Borrowed(self.my_address.as_bytes());
+        io.ports[c.port].post(c.conn, &[Frame { header, inline, body, more: false }]);
+    }
+
+    pub(crate) fn on_hello(&mut self, io: &mut Io<'_>, ci: u32, inline: Inline, body_len: usize) {
+        if self.conns[ci as usize].closing {
+            return self.discard(io, ci, None, body_len);
+        }
+        let Some(h) = Hello::parse(inline.as_slice()).filter(|h| h.magic.get() == MAGIC) else {
+            return self.hostile(io, ci, "not a kfab hello");
+        };
+        if h.version.get() != VERSION {
+            return self.hostile(
+                io,
+                ci,
+                &format!("protocol version {}, we speak {VERSION}", h.version.get()),
+            );
+        }
+        if (h.flags.get() & 1 != 0) != self.keyed {
+            return self.hostile(io, ci, "one side has a fabric key and the other has none");
+        }
+        if self.conns[ci as usize].up || body_len > Address::MAX_LEN {
+            return self.hostile(io, ci, "a bad hello");
+        }
+        if body_len == 0 {
+            return self.finish_hello(io, ci, &h, None, 0);
+        }
+        self.take_hello(io, ci, h, body_len);
+    }
+
+    /// The hello is complete: the connection belongs to a peer and is a rail.
+    pub(crate) fn finish_hello(
+        &mut self,
+        io: &mut Io<'_>,
+        ci: u32,
+        h: &Hello,
+        landing: Option<Landing>,
+        len: usize,
+    ) {
+        let buffer = landing.and_then(Landing::into_buffer);
+        let text = buffer.as_ref().and_then(|b| std::str::from_utf8(b.get(..len)?).ok());
+        let address = text.and_then(|t| t.parse::<Address>().ok());
+        let id = h.id.get();
+        let Some(pi) = self.whose(io, ci, id, address) else {
+            return self.hostile(io, ci, "too many peers (Limits::max_peers)");
+        };
+        let session = h.session.get();
+        let p = &self.peers[pi as usize];
+        let forgotten = p.identity.is_some_and(|i| i != id) || p.far_session.is_some_and(|s| s != session);
+        if forgotten {
+            self.stream.push(FabricEvent::PeerRestarted { peer: self.peers[pi as usize].name });
+            // The hello has the number of our state: it stays, so that both sides start anew under the same two numbers.
+            self.reset_peer(io, pi, Some(ci), Kind::PeerLost, "the peer restarted");
+        }
+        let was_up = !self.peers[pi as usize].rails.is_empty();
+        let c = &mut self.conns[ci as usize];
+        (c.peer, c.up, c.far_port) = (Some(pi), true, h.port.get());
+        if !c.dialed {
+            self.send_hello(io, ci);
+        }
+        let port = self.conns[ci as usize].port;
+        let via = io.ports[port].ways().first().map_or_else(String::new, |w| w.scheme.clone());
+        let p = &mut self.peers[pi as usize];
+        p.identity = Some(id);
+        p.far_session = Some(session);
+        p.tx.limit = h.credits.get().clamp(1, 32_768);
+        p.last_heard = io.now;
+        p.cut_since = None;
+        p.ever_up = true;
+        p.rails.push(ci);
+        for c in &mut p.candidates {
+            if matches!(c.dial, Dial::Dialing { conn } if conn == ci) {
+                c.dial = Dial::Up { conn: ci };
+                c.fails = 0;
+            }
+        }
+        let name = p.name;
+        let best = p.candidates.first().map_or(u8::MAX, |c| c.rank);
+        self.by_identity.insert(id, pi);
+        self.refresh_rails(pi);
+        self.stream.push(FabricEvent::RailUp { peer: name, rail: ci, via: via.clone() });
+        if !was_up {
+            let fallback = (best < self.conns[ci as usize].rank).then(|| self.tried(pi));
+            self.stream.push(FabricEvent::PeerUp { peer: name, via, fallback });
+        }
+        self.mark_dirty(pi);
+    }
+
+    /// The peer that this identity belongs to, known or new.
+    fn whose(&mut self, io: &mut Io<'_>, ci: u32, id: u64, address: Option<Address>) -> Option<u32> {
+        let known = self.by_identity.get(&id).copied();
+        if let Some(dialed) = self.conns[ci as usize].peer {
+            if let Some(other) = known.filter(|k| *k != dialed) {
+                self.merge(io, other, dialed);
+            }
+            return Some(dialed);
+        }
+        if known.is_some() {
+            return known;
+        }
+        let text = address.as_ref().map(Address::to_string);
+        if let Some(&pi) = text.as_ref().and_then(|t| self.by_address.get(t)) {
+            return Some(pi);
+        }
+        let pi = self.new_peer(address, false).ok()?;
+        if let Some(t) = text {
+            self.by_address.insert(t, pi);
+        }
+        Some(pi)
+    }
+
+    /// Two names turn out to be one peer: `known` (it connected to us) continues under the name `dialed` (the user's).
+    fn merge(&mut self, io: &mut Io<'_>, known: u32, dialed: u32) {
+        if self.peers[dialed as usize].identity.is_some() {
+            // The dialed name has a life of its own: its peer was replaced at that address.
+            return self.reset_peer(
+                io,
+                known,
+                None,
+                Kind::PeerLost,
+                "the peer is now reached under another address",
+            );
+        }
+        let (old, new) = (self.peers[known as usize].name, self.peers[dialed as usize].name);
+        let fresh = crate::peer::Peer::new(old, None, true, 0);
+        let mut real = std::mem::replace(&mut self.peers[known as usize], fresh);
+        self.peers[known as usize].alias = Some(new);
+        let shell = &mut self.peers[dialed as usize];
+        real.name = new;
+        real.wanted = true;
+        real.address = shell.address.take();
+        real.candidates = std::mem::take(&mut shell.candidates);
+        real.tx.deferred.append(&mut shell.tx.deferred);
+        real.expects += shell.expects;
+        (real.timed, real.dirty) = (shell.timed, shell.dirty);
+        *shell = real;
+        self.timed.retain(|p| *p != known);
+        self.dirty.retain(|p| *p != known);
+        for c in self.conns.iter_mut().filter(|c| c.live && c.peer == Some(known)) {
+            c.peer = Some(dialed);
+        }
+        self.ops.rename_peer(old, new);
+        self.matcher.rename_peer(old, new);
+        for a in self.peers.iter_mut().filter(|p| p.alias == Some(old)) {
+            a.alias = Some(new);
+        }
+        self.set_timer(dialed, io.now);
+        self.mark_dirty(dialed);
+    }
+
+    // ---- connections going down ----
+
+    pub(crate) fn on_down(
+        &mut self,
+        io: &mut Io<'_>,
+        port: usize,
+        conn: Conn,
+        reason: DownReason,
+        detail: String,
+    ) {
+        let Some(ci) = self.conn_at(port, conn) else { return };
+        let c = &mut self.conns[ci as usize];
+        let (peer, was_up, process) = (c.peer, c.up, c.delivery == Delivery::Process);
+        c.taking = None;
+        self.remove_conn(ci);
+        if matches!(reason, DownReason::Hostile | DownReason::Denied) {
+            self.stream.push(FabricEvent::Rejected { reason: format!("{reason:?}: {detail}") });
+        }
+        let Some(pi) = peer else { return };
+        let text = if detail.is_empty() { format!("{reason:?}") } else { detail };
+        self.candidate_down(io.now, pi, ci, &text, reason == DownReason::Refused);
+        if !was_up {
+            return self.dial_ended(io, pi, reason, &text);
+        }
+        let resent = self.strand(pi, ci);
+        let p = &mut self.peers[pi as usize];
+        p.rails.retain(|r| *r != ci);
+        p.counters.failovers += u64::from(p.active.contains(&ci) && !p.rails.is_empty());
+        let name = p.name;
+        self.refresh_rails(pi);
+        self.stream.push(FabricEvent::RailDown { peer: name, rail: ci, reason: text.clone(), resent });
+        if reason == DownReason::PeerDead || (process && reason != DownReason::Closed) {
+            return self.lose_peer(io, pi, &text, Fate::Unknown);
+        }
+        let p = &self.peers[pi as usize];
+        if p.rails.is_empty() && p.is_busy() {
+            self.want_connection(io, pi);
+        }
+        self.mark_dirty(pi);
+    }
+
+    /// A connection that never came up. Everybody who refuses us after having been there is dead; a wrong key is final.
+    fn dial_ended(&mut self, io: &mut Io<'_>, pi: u32, reason: DownReason, text: &str) {
+        let p = &self.peers[pi as usize];
+        if !p.rails.is_empty() || !p.is_busy() {
+            return;
+        }
+        if reason == DownReason::Denied {
+            return self.reset_peer(io, pi, None, Kind::AuthFailed, &format!("refused by the peer: {text}"));
+        }
+        let all_refused = p.candidates.iter().all(|c| c.refused && matches!(c.dial, Dial::Down { .. }));
+        if p.ever_up && all_refused {
+            return self.lose_peer(io, pi, "nobody listens at its address any more", Fate::Unknown);
+        }
+        self.dial(io, pi);
+    }
+
+    fn candidate_down(&mut self, now: u64, pi: u32, ci: u32, why: &str, refused: bool) {
+        let at = self.peers[pi as usize]
+            .candidates
+            .iter()
+            .position(|c| matches!(c.dial, Dial::Dialing { conn } | Dial::Up { conn } if conn == ci));
+        if let Some(i) = at {
+            let was_up = matches!(self.peers[pi as usize].candidates[i].dial, Dial::Up { .. });
+            self.dial_failed(now, pi, i, why.to_owned(), refused);
+            let c = &mut self.peers[pi as usize].candidates[i];
+            if was_up {
+                // It worked until now: try again at once.
+                c.dial = Dial::Down { next_try: now };
+                c.fails = 0;
+            }
+        }
+    }
+
+    /// Frames under way on a connection that is gone must be sent again; how many.
+    fn strand(&mut self, pi: u32, ci: u32) -> usize {
+        let mut n = 0;
+        for u in self.peers[pi as usize].tx.unacked.iter_mut().filter(|u| u.conn == ci) {
+            u.conn = NOWHERE;
+            n += 1;
+        }
+        n
+    }
+
+    /// Which rails carry traffic: those of the best rank that is up.
+    pub(crate) fn refresh_rails(&mut self, pi: u32) {
+        let cut = |ci: &u32| self.faults.cuts(self.peers[pi as usize].name, self.conns[*ci as usize].port);
+        let usable: Vec<u32> = self.peers[pi as usize].rails.iter().copied().filter(|ci| !cut(ci)).collect();
+        let best = usable.iter().map(|ci| self.conns[*ci as usize].rank).min();
+        let active: Vec<u32> =
+            usable.into_iter().filter(|ci| Some(self.conns[*ci as usize].rank) == best).collect();
+        let keep = active.iter().any(|ci| self.conns[*ci as usize].delivery != Delivery::Process);
+        let p = &mut self.peers[pi as usize];
+        p.keep = keep || !self.faults.is_empty();
+        p.active = active;
+    }
+
+    /// Closes the rails that a fault rule cuts.
+    pub(crate) fn cut_rails(&mut self, io: &mut Io<'_>) {
+        for ci in 0..self.conns.len() as u32 {
+            let c = &self.conns[ci as usize];
+            if let Some(pi) = c.peer.filter(|_| c.live)
+                && self.faults.cuts(self.peers[pi as usize].name, c.port)
+            {
+                self.close_conn(io, ci);
+            }
+        }
+    }
+
+    pub(crate) fn close_conn(&mut self, io: &mut Io<'_>, ci: u32) {
+        let c = &mut self.conns[ci as usize];
+        if c.live && !c.closing {
+            c.closing = true;
+            io.ports[c.port].close(c.conn);
+        }
+    }
+
+    /// The peer broke the rules: this connection ends, and with it, as its state cannot be trusted, the peer.
+    pub(crate) fn hostile(&mut self, io: &mut Io<'_>, ci: u32, why: &str) {
+        if self.conns[ci as usize].closing {
+            return;
+        }
+        self.stream.push(FabricEvent::Rejected { reason: why.to_owned() });
+        self.close_conn(io, ci);
+        let c = &self.conns[ci as usize];
+        if let Some(pi) = c.peer {
+            self.reset_peer(io, pi, None, Kind::Protocol, &format!("the peer broke the protocol: {why}"));
+        }
+    }
+
+    pub(crate) fn say_bye(&mut self, io: &mut Io<'_>, pi: u32) {
+        if !self.peers[pi as usize].rails.is_empty() {
+            self.send_bare(io, pi, FrameKind::Bye, 0);
+        }
+    }
+
+    // ---- the loss of a peer ----
+
+    pub(crate) fn lose_peer(&mut self, io: &mut Io<'_>, pi: u32, why: &str, _fate: Fate) {
+        self.reset_peer(io, pi, None, Kind::PeerLost, why);
+    }
+
+    /// Ends everything with a peer: operations, queues, connections (but `spare`). A peer the user named can be reached again at once;
+    /// another is forgotten.
+    pub(crate) fn reset_peer(&mut self, io: &mut Io<'_>, pi: u32, spare: Option<u32>, kind: Kind, why: &str) {
+        let name = self.peers[pi as usize].name;
+        self.end_operations(io, pi, kind, why);
+        self.matcher.forget_promises(name);
+        for ci in 0..self.conns.len() as u32 {
+            let c = &mut self.conns[ci as usize];
+            if c.live && c.peer == Some(pi) && Some(ci) != spare {
+                c.peer = None;
+                c.up = false;
+                self.close_conn(io, ci);
+            }
+        }
+        let fresh_session = split_mix(&mut self.sessions);
+        let p = &mut self.peers[pi as usize];
+        let known = p.identity.take();
+        (p.tx, p.rx) = (Tx::default(), Rx::default());
+        p.far_session = None;
+        p.cut_since = None;
+        p.rails.clear();
+        p.active.clear();
+        p.ever_up = false;
+        p.counters.lost += 1;
+        if spare.is_none() {
+            p.session = fresh_session;
+        }
+        for c in &mut p.candidates {
+            if !matches!(c.dial, Dial::Dialing { conn } if Some(conn) == spare) {
+                c.dial = Dial::Down { next_try: io.now };
+                c.fails = 0;
+            }
+        }
+        if let Some(id) = known {
+            self.by_identity.remove(&id);
+        }
+        self.stream.push(FabricEvent::PeerLost { peer: name, reason: why.to_owned() });
+        if spare.is_none() && !self.peers[pi as usize].wanted {
+            self.forget_peer(pi);
+        }
+    }
+
+    fn end_operations(&mut self, io: &mut Io<'_>, pi: u32, kind: Kind, why: &str) {
+        let name = self.peers[pi as usize].name;
+        let unsent: Vec<OpId> = self.peers[pi as usize].tx.deferred.iter().map(|d| d.op).collect();
+        for op in self.ops.of_peer(name) {
+            let fate = if unsent.contains(&op) { Fate::NotSent } else { Fate::Unknown };
+            let op_name = match self.ops.proto(op) {
+                Some(Proto::Recv { .. }) => {
+                    self.matcher.withdraw(op);
+                    "recv"
+                }
+                Some(Proto::Fetch { .. } | Proto::Pieces { read: false, .. }) => "recv",
+                Some(Proto::RmaRead { .. } | Proto::Pieces { .. }) => "read",
+                Some(Proto::Write { .. }) => "write",
+                _ => "send",
+            };
+            self.drop_exposure(io, op);
+            self.finish(op, Err(Error::new(kind, op_name, why).with_fate(fate)));
+        }
+    }
+
+    fn forget_peer(&mut self, pi: u32) {
+        let old = &mut self.peers[pi as usize];
+        old.name.generation = old.name.generation.wrapping_add(1);
+        if let Some(a) = old.address.take() {
+            let text = a.to_string();
+            if self.by_address.get(&text) == Some(&pi) {
+                self.by_address.remove(&text);
+            }
+        }
+        let dirty = old.dirty;
+        old.candidates.clear();
+        if !dirty && !old.timed {
+            self.free_peers.push(pi);
+        } else {
+            // Lists still name it: it is freed when they have been worked off.
+            old.wanted = false;
+            self.free_later.push(pi);
+        }
+    }
+}

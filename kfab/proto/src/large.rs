@@ -1,0 +1,369 @@
+//! Large messages: the sender promises (RTS), and the receiver, once a receive matches, either fetches the bytes from the sender's
+//! memory in one copy (one-sided ports) or asks for pieces (CTS), which stripe over all active rails. Either way the
+//! receiver says when it is done, and only then does the sender's operation end.
+
+use crate::machine::{Io, Machine};
+use crate::matcher::{Arrived, Unexpected};
+use crate::message::*;
+use crate::ops::{Proto, data};
+use crate::peer::{Out, Stream};
+use crate::receive::{Taking, truncated};
+use crate::wire::*;
+use kfab_core::mem::{Assembly, Buffer, Landing};
+use kfab_core::spi::{Inline, RemoteKey, Rights, Rma, RmaStarted, RmaToken};
+use kfab_core::{Error, Fate, Kind, Result};
+use zerocopy::IntoBytes;
+
+impl Machine {
+    pub(crate) fn send_large(
+        &mut self,
+        io: &mut Io<'_>,
+        pi: u32,
+        source: Source,
+        o: SendOptions,
+    ) -> Result<Started> {
+        let peer = self.peers[pi as usize].name;
+        let len = source.len() as u64;
+        let (exposed, key) = self.expose_source(io, pi, &source);
+        let op = self.start_send(io, pi, Proto::Large { peer, source, exposed })?;
+        let rts = Rts {
+            len: len.into(),
+            op: op.to_bits().into(),
+            region: key.region.into(),
+            base: key.base.into(),
+            secret: key.secret.into(),
+        };
+        let flags = if o.tag.is_some() { TAGGED } else { 0 } | if o.ordered { ORDERED } else { 0 };
+        let inline = Inline::new(rts.as_bytes()).expect("an RTS fits");
+        let (kind, tag) = (FrameKind::Rts, o.tag.unwrap_or(0));
+        let out = Out { kind, flags, tag, inline, body: Source::Empty, op: None, units: 1 };
+        self.peers[pi as usize].counters.tx_bytes += len;
+        self.send_or_defer(io, pi, out, op);
+        self.started(op)
+    }
+
+    /// Opens the memory of a send to the receiver, where the rail in use can and the memory is one piece.
+    fn expose_source(
+        &self,
+        io: &mut Io<'_>,
+        pi: u32,
+        s: &Source,
+    ) -> (Option<(usize, kfab_core::spi::Exposure)>, RemoteKey) {
+        let none = (None, RemoteKey::default());
+        let (Some(&ci), Source::One(slice)) = (self.peers[pi as usize].active.first(), s) else {
+            return none;
+        };
+        let port = self.conns[ci as usize].port;
+        if !io.ports[port].caps().rma {
+            return none;
+        }
+        match io.ports[port].expose(slice, Rights::READ | Rights::TRANSFER) {
+            Ok(e) => (Some((port, e)), e.key),
+            Err(_) => none,
+        }
+    }
+
+    /// Takes back what a large send had opened.
+    pub(crate) fn drop_exposure(&mut self, io: &mut Io<'_>, op: OpId) {
+        if let Some(Proto::Large { exposed, .. }) = self.ops.proto(op)
+            && let Some((port, e)) = exposed.take()
+        {
+            io.ports[port].revoke(e);
+        }
+    }
+
+    /// A receive has met a promise: get the bytes.
+    pub(crate) fn fetch(&mut self, io: &mut Io<'_>, op: OpId, u: Unexpected, into: Option<Buffer>) {
+        let Arrived::Promise { rts, conn } = u.what else { return };
+        let pi = u.from.index;
+        let (len, sender) = (rts.len.get() as usize, rts.op.get());
+        self.consume(pi, u.units);
+        let buffer = match into {
+            Some(b) if b.len() < len => Err((Status::Ok, truncated())),
+            Some(b) => Ok(b),
+            None => io.pool.alloc(len).map_err(|e| (Status::NoMemory, e)),
+        };
+        let buffer = match buffer {
+            Ok(b) => b,
+            Err((status, e)) => {
+                self.send_done(io, pi, sender, status);
+                return self.finish(op, Err(e));
+            }
+        };
+        let c = &self.conns[conn as usize];
+        let port = c.port;
+        let by_rma =
+            rts.secret.get() != 0 && c.live && c.up && c.peer == Some(pi) && io.ports[port].caps().rma;
+        if !by_rma {
+            return self.ask_for_pieces(io, op, u.from, u.tag, len, sender, buffer);
+        }
+        let landing = match Landing::prefix(buffer, len) {
+            Ok(l) => l,
+            Err(_) => {
+                self.send_done(io, pi, sender, Status::Canceled);
+                return self.finish(
+                    op,
+                    Err(Error::new(Kind::InvalidArgument, "recv", "the buffer has another owner")),
+                );
+            }
+        };
+        let conn = c.conn;
+        self.set_proto(io.now, op, Proto::Fetch { peer: u.from, tag: u.tag, len, sender });
+        let key = RemoteKey { region: rts.region.get(), base: rts.base.get(), secret: rts.secret.get() };
+        let read = Rma::Read { landing, key, offset: 0 };
+        match io.ports[port].rma(conn, read, RmaToken(op.to_bits())) {
+            RmaStarted::Done(l) => self.rma_done(io, op, l, Ok(())),
+            RmaStarted::Pending => {}
+            RmaStarted::Failed(l, e) => self.rma_done(io, op, l, Err(e)),
+        }
+    }
+
+    /// Replaces the protocol's side of an operation.
+    pub(crate) fn set_proto(&mut self, now: u64, op: OpId, new: Proto) {
+        let Some(p) = self.ops.proto(op) else { return };
+        let peer = new.peer();
+        let old = std::mem::replace(p, new);
+        self.unexpect(&old);
+        if let Some(peer) = peer {
+            self.expect(now, peer.index);
+        }
+    }
+
+    /// A one-sided operation of a port has ended.
+    pub(crate) fn rma_done(
+        &mut self,
+        io: &mut Io<'_>,
+        op: OpId,
+        landing: Option<Landing>,
+        result: Result<()>,
+    ) {
+        match self.ops.proto(op) {
+            Some(Proto::Fetch { peer, tag, len, sender }) => {
+                let (peer, tag, len, sender) = (*peer, *tag, *len, *sender);
+                let Some(buffer) = landing.and_then(Landing::into_buffer) else {
+                    return self
+                        .finish(op, Err(Error::new(Kind::Protocol, "recv", "the port kept the buffer")));
+                };
+                if result.is_err() {
+                    // The one-sided way is closed (another rail, memory that cannot be mapped): ask for pieces.
+                    return self.ask_for_pieces(io, op, peer, tag, len, sender, buffer);
+                }
+                self.send_done(io, peer.index, sender, Status::Ok);
+                let message = Message { from: peer, tag, data: data(buffer, len) };
+                self.receive_ended(op, message);
+            }
+            Some(Proto::RmaRead { .. }) => {
+                let r = match (result, landing.and_then(Landing::into_buffer)) {
+                    (Ok(()), Some(b)) => Ok(Outcome::Buffer(b)),
+                    (Err(e), _) => Err(e),
+                    (Ok(()), None) => Err(Error::new(Kind::Protocol, "read", "the port kept the buffer")),
+                };
+                self.finish(op, r);
+            }
+            Some(Proto::Write { .. }) => match result {
+                Ok(()) => self.write_part_done(op, Status::Ok),
+                Err(e) => self.finish(op, Err(e)),
+            },
+            _ => {}
+        }
+    }
+
+    /// Hands a large message over; if its receive was cancelled meanwhile, the message waits for the next.
+    fn receive_ended(&mut self, op: OpId, m: Message) {
+        if self.ops.is_waiting(op) {
+            return self.finish(op, Ok(Outcome::Message(m)));
+        }
+        self.end_op(op);
+        let u = Unexpected { from: m.from, tag: m.tag, what: Arrived::Whole(m.data), units: 0 };
+        self.matcher.push_back_first(u);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one transfer's terms")]
+    fn ask_for_pieces(
+        &mut self,
+        io: &mut Io<'_>,
+        op: OpId,
+        from: PeerId,
+        tag: Option<u64>,
+        len: usize,
+        sender: u64,
+        buffer: Buffer,
+    ) {
+        let piece = self.piece_len(io, from.index);
+        let Ok(assembly) = Assembly::new(buffer, len, piece) else {
+            self.send_done(io, from.index, sender, Status::Canceled);
+            return self
+                .finish(op, Err(Error::new(Kind::InvalidArgument, "recv", "the buffer has another owner")));
+        };
+        let cts = Cts {
+            op: sender.into(),
+            sink: op.to_bits().into(),
+            piece: (piece as u32).into(),
+            pieces: (assembly.pieces() as u32).into(),
+        };
+        let assembly = Some(assembly);
+        self.set_proto(io.now, op, Proto::Pieces { peer: from, tag, len, sender, assembly, read: false });
+        self.send_control(io, from.index, FrameKind::Cts, 0, cts.as_bytes());
+    }
+
+    /// The size of pieces: what the first active rail likes, but at least one piece per rail for a rail's worth of work.
+    pub(crate) fn piece_len(&self, io: &Io<'_>, pi: u32) -> usize {
+        let p = &self.peers[pi as usize];
+        let caps = |ci: &u32| io.ports[self.conns[*ci as usize].port].caps();
+        p.active
+            .iter()
+            .map(|ci| caps(ci).fragment.min(caps(ci).max_body))
+            .min()
+            .unwrap_or(64 * 1024)
+            .clamp(1024, 16 << 20)
+    }
+
+    /// The receiver is ready for pieces.
+    pub(crate) fn on_cts(&mut self, io: &mut Io<'_>, ci: u32, pi: u32, cts: &Cts) {
+        let name = self.peers[pi as usize].name;
+        let op = OpId::from_bits(cts.op.get());
+        let source = match self.ops.proto(op) {
+            Some(Proto::Large { peer, source, .. }) if *peer == name => source.clone(),
+            // Cancelled or ended here: say so there.
+            _ => return self.send_done(io, pi, cts.sink.get(), Status::Canceled),
+        };
+        let piece = cts.piece.get() as usize;
+        let fits = self.peers[pi as usize]
+            .rails
+            .iter()
+            .all(|r| piece <= io.ports[self.conns[*r as usize].port].caps().max_body);
+        if piece == 0 || !fits || cts.pieces.get() as usize != source.len().div_ceil(piece) {
+            return self.hostile(io, ci, "a clear to send that does not fit the message");
+        }
+        if !self.ops.is_waiting(op) {
+            self.end_op(op);
+            return self.send_done(io, pi, cts.sink.get(), Status::Canceled);
+        }
+        self.drop_exposure(io, op);
+        let stream =
+            Stream { sink: cts.sink.get(), source, piece, next: 0, end: cts.pieces.get(), op: Some(op) };
+        self.add_stream(io, pi, stream);
+    }
+
+    pub(crate) fn add_stream(&mut self, io: &mut Io<'_>, pi: u32, s: Stream) {
+        self.peers[pi as usize].tx.streams.push_back(s);
+        self.drain_streams(io, pi);
+    }
+
+    /// Sends pieces, one from each transfer in turn, as far as the bound on unacknowledged bytes allows.
+    pub(crate) fn drain_streams(&mut self, io: &mut Io<'_>, pi: u32) {
+        while let Some(mut s) = self.peers[pi as usize].tx.streams.pop_front() {
+            if s.op.is_some_and(|op| self.ops.proto(op).is_none()) {
+                continue;
+            }
+            let tx = &self.peers[pi as usize].tx;
+            if tx.unacked_bytes >= self.limits.max_unacked_bytes || !tx.control.is_empty() {
+                return self.peers[pi as usize].tx.streams.push_front(s);
+            }
+            let body = s.source.range(s.next as usize * s.piece, s.piece);
+            let head = Piece { sink: s.sink.into(), index: s.next.into(), reserved: 0.into() };
+            let inline = Inline::new(head.as_bytes()).expect("a piece's head fits");
+            let out = Out { kind: FrameKind::Piece, flags: 0, tag: 0, inline, body, op: None, units: 0 };
+            if !self.transmit_owned(io, pi, &out) {
+                return self.peers[pi as usize].tx.streams.push_front(s);
+            }
+            s.next += 1;
+            if s.next < s.end {
+                self.peers[pi as usize].tx.streams.push_back(s);
+            }
+        }
+    }
+
+    /// Memory for a piece; a piece nobody waits for is discarded.
+    pub(crate) fn place_piece(
+        &mut self,
+        pi: u32,
+        piece: &Piece,
+        seq: u32,
+        len: usize,
+    ) -> (Taking, Option<Landing>) {
+        let name = self.peers[pi as usize].name;
+        let op = OpId::from_bits(piece.sink.get());
+        if let Some(Proto::Pieces { peer, assembly: Some(a), .. }) = self.ops.proto(op)
+            && *peer == name
+            && let Some(l) = a.lend(piece.index.get() as usize)
+        {
+            if l.len() == len {
+                return (Taking::Piece { seq, op }, Some(l));
+            }
+            a.give_back(l, false);
+        }
+        (Taking::Discard { seq: Some(seq) }, None)
+    }
+
+    pub(crate) fn piece_taken(&mut self, io: &mut Io<'_>, op: OpId, landing: Option<Landing>, filled: bool) {
+        let Some(Proto::Pieces { peer, tag, len, sender, assembly, read }) = self.ops.proto(op) else {
+            return;
+        };
+        let (peer, tag, len, sender, read) = (*peer, *tag, *len, *sender, *read);
+        if let (Some(a), Some(l)) = (assembly.as_mut(), landing) {
+            a.give_back(l, filled);
+        }
+        if !assembly.as_ref().is_some_and(Assembly::is_whole) {
+            return;
+        }
+        let Some(Ok(buffer)) = assembly.take().map(Assembly::into_buffer) else { return };
+        if read {
+            return self.finish(op, Ok(Outcome::Buffer(buffer)));
+        }
+        self.send_done(io, peer.index, sender, Status::Ok);
+        self.receive_ended(op, Message { from: peer, tag, data: data(buffer, len) });
+    }
+
+    pub(crate) fn piece_failed(&mut self, op: OpId, landing: Option<Landing>) {
+        if let (Some(Proto::Pieces { assembly: Some(a), .. }), Some(l)) = (self.ops.proto(op), landing) {
+            a.give_back(l, false);
+        }
+    }
+
+    /// The user gave up a transfer whose pieces are arriving: tell the sender. Pieces still on their way are discarded; memory that
+    /// a port is filling is freed when the port gives it back.
+    pub(crate) fn abandon_pieces(&mut self, io: &mut Io<'_>, op: OpId) {
+        if let Proto::Pieces { peer, sender, read: false, .. } = self.end_op(op) {
+            self.send_done(io, peer.index, sender, Status::Canceled);
+        }
+    }
+
+    pub(crate) fn send_done(&mut self, io: &mut Io<'_>, pi: u32, op: u64, status: Status) {
+        let d = Done { op: op.into(), status: (status as u32).into(), reserved: 0.into() };
+        self.send_control(io, pi, FrameKind::Done, 0, d.as_bytes());
+    }
+
+    /// The other side has ended its half.
+    pub(crate) fn on_done(&mut self, io: &mut Io<'_>, pi: u32, op: OpId, status: Status) {
+        let name = self.peers[pi as usize].name;
+        let Some(proto) = self.ops.proto(op).filter(|p| p.peer() == Some(name)) else { return };
+        let refused = |kind, text: &str| Err(Error::new(kind, "operation", text).with_fate(Fate::Refused));
+        match (&*proto, status) {
+            (Proto::Write { .. }, s) => self.write_part_done(op, s),
+            (Proto::Large { .. }, s) => {
+                self.drop_exposure(io, op);
+                self.finish(
+                    op,
+                    match s {
+                        Status::Ok => Ok(Outcome::Unit),
+                        Status::NoMemory => {
+                            refused(Kind::Limit, "the receiver has no memory for the message")
+                        }
+                        _ => refused(Kind::Canceled, "the receiver gave the message up"),
+                    },
+                );
+            }
+            (Proto::Pieces { read: true, .. }, Status::Denied) => {
+                self.finish(
+                    op,
+                    refused(Kind::AccessDenied, "the window's owner refused: key, right or range"),
+                );
+            }
+            (Proto::Pieces { .. }, s) if s != Status::Ok => {
+                self.finish(op, refused(Kind::Canceled, "the sender gave the message up"));
+            }
+            _ => {}
+        }
+    }
+}

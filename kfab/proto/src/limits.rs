@@ -1,0 +1,89 @@
+//! Every limit of the protocol: named, documented, and readable from an open endpoint.
+
+use std::time::Duration;
+
+/// The limits of one lane. What is bounded here is bounded nowhere else.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Limits {
+    /// Credit units a peer may have in use here: memory that messages without a posted receive may hold (default 1024).
+    pub credits: u32,
+    /// Bytes per credit unit (default 1 KiB): a message costs one unit per started unit, at least one.
+    pub credit_bytes: u32,
+    /// The largest single message, bytes (default 1 GiB).
+    pub max_message: u64,
+    /// The most operations under way at once on a lane (default 65,536). More is `Kind::Limit`.
+    pub max_ops: usize,
+    /// The most peers known at once on a lane (default 65,536).
+    pub max_peers: usize,
+    /// The most frames to one peer that may be unacknowledged (default 4096).
+    pub max_unacked: usize,
+    /// Bytes of pieces of large transfers to one peer that may be unacknowledged (default 16 MiB).
+    pub max_unacked_bytes: usize,
+    /// Messages up to this many bytes may share a frame when a peer has a backlog (default 1 KiB).
+    pub coalesce_max: usize,
+    /// Above this many bytes a message in a slab buffer is fetched by the receiver in one copy, where the port can (default 2 KiB).
+    pub fetch_min: usize,
+    /// After this long without a word from a peer that owes one, it is probed (default 500 ms).
+    pub probe_after: Duration,
+    /// After this long without a word although probed, or without a way to it, the peer is lost (default 5 s).
+    pub peer_timeout: Duration,
+    /// First resend of a frame on a lossy rail when its round trip is not yet known (default 20 ms).
+    pub resend_after: Duration,
+    /// Waiting acknowledgements are sent on their own after this long without traffic to carry them (default 1 ms).
+    pub ack_delay: Duration,
+    /// A connection unused for this long is closed, to be made again when needed (default 10 min; zero: never).
+    pub idle_close: Duration,
+    /// The first and the longest pause between attempts to connect (default 10 ms and 1 s).
+    pub reconnect: (Duration, Duration),
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            credits: 1024,
+            credit_bytes: 1024,
+            max_message: 1 << 30,
+            max_ops: 65_536,
+            max_peers: 65_536,
+            max_unacked: 4096,
+            max_unacked_bytes: 16 << 20,
+            coalesce_max: 1024,
+            fetch_min: 2048,
+            probe_after: Duration::from_millis(500),
+            peer_timeout: Duration::from_secs(5),
+            resend_after: Duration::from_millis(20),
+            ack_delay: Duration::from_millis(1),
+            idle_close: Duration::from_secs(600),
+            reconnect: (Duration::from_millis(10), Duration::from_secs(1)),
+        }
+    }
+}
+
+impl Limits {
+    /// Credit units that a message of `bytes` costs.
+    #[inline]
+    pub fn units(&self, bytes: usize) -> u32 {
+        if bytes <= self.credit_bytes as usize {
+            1
+        } else {
+            bytes.div_ceil(self.credit_bytes as usize) as u32
+        }
+    }
+
+    /// Checks that the limits make sense together; the error names the first that does not.
+    pub fn check(&self) -> kfab_core::Result<()> {
+        let bad = |what: &str| Err(kfab_core::Error::new(kfab_core::Kind::InvalidArgument, "limits", what));
+        match () {
+            _ if !(16..=32_768).contains(&self.credits) => bad("credits must be 16..=32768"),
+            _ if self.credit_bytes < 64 => bad("credit_bytes must be at least 64"),
+            _ if self.max_unacked == 0 || self.max_unacked > 16_384 => bad("max_unacked must be 1..=16384"),
+            _ if self.coalesce_max > 16_384 => bad("coalesce_max must be at most 16384"),
+            _ if self.max_ops == 0 || self.max_ops > 1 << 24 => bad("max_ops must be 1..=16777216"),
+            _ if self.peer_timeout < self.probe_after => {
+                bad("peer_timeout must not be shorter than probe_after")
+            }
+            _ => Ok(()),
+        }
+    }
+}

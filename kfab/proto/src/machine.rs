@@ -1,0 +1,682 @@
+//! The machine itself: its state, the verbs that users reach through `kfab`, and the poll loop.
+
+use crate::events::{FabricEvent, Stream as EventStream};
+use crate::faults::{FaultAction, FaultId, FaultRule, Faults};
+use crate::limits::Limits;
+use crate::matcher::{Arrived, Matcher, Unexpected};
+use crate::message::*;
+use crate::onesided::Windows;
+use crate::ops::{Ops, Proto};
+use crate::peer::{Peer, PeerCounters};
+use kfab_core::mem::{Buffer, Pool};
+use kfab_core::spi::{Address, Conn, Delivery, Event, Port};
+use kfab_core::{Error, Fate, Kind, Result};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::task::Waker;
+
+/// What the machine works with during one call: the lane's ports, the caller's monotonic clock, the lane's memory.
+pub struct Io<'a> {
+    /// The ports, always the same ones in the same order.
+    pub ports: &'a mut [Box<dyn Port>],
+    /// Nanoseconds of a monotonic clock, never 0.
+    pub now: u64,
+    /// Where buffers for arriving messages come from.
+    pub pool: &'a Pool,
+}
+
+/// A connection as the machine sees it.
+#[derive(Debug)]
+pub(crate) struct ConnState {
+    pub(crate) port: usize,
+    pub(crate) conn: Conn,
+    pub(crate) peer: Option<u32>,
+    /// We dialed it (for this peer) or the peer did.
+    pub(crate) dialed: bool,
+    /// The peer's hello has come: it is a rail.
+    pub(crate) up: bool,
+    pub(crate) live: bool,
+    pub(crate) closing: bool,
+    /// `post` refused; wait for `Writable`.
+    pub(crate) blocked: bool,
+    /// The body being taken.
+    pub(crate) taking: Option<crate::receive::Taking>,
+    pub(crate) delivery: Delivery,
+    pub(crate) rank: u8,
+    pub(crate) weight: u64,
+    pub(crate) unacked_bytes: usize,
+    /// The peer's number of its port at the other end.
+    pub(crate) far_port: u16,
+    pub(crate) opened_at: u64,
+    pub(crate) used_at: u64,
+    pub(crate) tx_bytes: u64,
+    pub(crate) rx_bytes: u64,
+    pub(crate) tx_frames: u64,
+    pub(crate) rx_frames: u64,
+}
+
+/// Multiply-shift over small integers that the providers themselves hand out: no peer chooses them.
+#[derive(Default)]
+pub(crate) struct ConnHasher(u64);
+
+impl Hasher for ConnHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|b| self.write_u64(u64::from(*b)));
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0.rotate_left(23) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn write_usize(&mut self, n: usize) {
+        self.write_u64(n as u64);
+    }
+}
+
+type ConnIndex = HashMap<(usize, Conn), u32, BuildHasherDefault<ConnHasher>>;
+
+/// The protocol of one lane. See the crate documentation for the rooms it is made of.
+pub struct Machine {
+    pub(crate) limits: Limits,
+    pub(crate) identity: u64,
+    pub(crate) keyed: bool,
+    /// Source of session numbers.
+    pub(crate) sessions: u64,
+    pub(crate) my_address: String,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) free_peers: Vec<u32>,
+    /// Forgotten peers that a list still names.
+    pub(crate) free_later: Vec<u32>,
+    pub(crate) by_identity: HashMap<u64, u32>,
+    pub(crate) by_address: HashMap<String, u32>,
+    pub(crate) conns: Vec<ConnState>,
+    pub(crate) free_conns: Vec<u32>,
+    conn_index: ConnIndex,
+    /// The connection of the last frame: most frames come from the one before.
+    last_conn: (usize, Conn, u32),
+    pub(crate) ops: Ops,
+    pub(crate) matcher: Matcher,
+    pub(crate) windows: Windows,
+    pub(crate) stream: EventStream,
+    pub(crate) faults: Faults,
+    /// Frames that a fault rule made late: (due, peer, sequence number).
+    pub(crate) late: Vec<(u64, u32, u32)>,
+    pub(crate) timed: Vec<u32>,
+    pub(crate) dirty: Vec<u32>,
+    /// Frames whose twin is still being taken from a dying connection.
+    pub(crate) parked: Vec<crate::receive::Parked>,
+    /// Counts polls.
+    pub(crate) round: u64,
+    pub(crate) unflushed: bool,
+    pub(crate) next_tick: u64,
+    pub(crate) closed: bool,
+    events: Vec<Event>,
+}
+
+/// Counters and queue depths of a lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct LaneStats {
+    /// Peers known.
+    pub peers: usize,
+    /// Connections open.
+    pub conns: usize,
+    /// Operations under way.
+    pub ops: usize,
+    /// Receives that wait for a message.
+    pub posted: usize,
+    /// Messages that wait for a receive.
+    pub unexpected: usize,
+    /// Messages that wait for credit, all peers.
+    pub deferred: usize,
+    /// Frames that wait for an acknowledgement, all peers.
+    pub unacked: usize,
+    /// Windows open.
+    pub windows: usize,
+    /// Sums over all peers.
+    pub totals: PeerCounters,
+}
+
+/// A rail of a peer.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct RailInfo {
+    /// Its number on this lane.
+    pub rail: u32,
+    /// The port, in the order the lane was given them.
+    pub port: usize,
+    /// `true` if traffic goes over it now (it is of the best rank that is up).
+    pub active: bool,
+    /// Bytes and frames, both ways.
+    pub tx_bytes: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Frames sent.
+    pub tx_frames: u64,
+    /// Frames received.
+    pub rx_frames: u64,
+    /// Bytes sent and not acknowledged.
+    pub unacked_bytes: usize,
+}
+
+/// What can be said about a peer.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct PeerInfo {
+    /// Its address, where known.
+    pub address: Option<String>,
+    /// `true` if it can be reached now.
+    pub up: bool,
+    /// Credits free now, of how many.
+    pub credits: u32,
+    /// All credits the peer gives us.
+    pub credit_limit: u32,
+    /// Messages that wait for credit.
+    pub deferred: usize,
+    /// Smoothed round trip, ns; 0 where it was never measured.
+    pub rtt_ns: u64,
+    /// Its rails.
+    pub rails: Vec<RailInfo>,
+    /// Counters.
+    pub counters: PeerCounters,
+}
+
+const NO_CONN: u32 = u32::MAX;
+
+impl Machine {
+    /// A machine with a fresh identity. `identity` must be random: peers tell restarts by it. `keyed` says whether the fabric
+    /// has a key (both sides must agree).
+    pub fn new(limits: Limits, identity: u64, keyed: bool) -> Machine {
+        Machine {
+            ops: Ops::new(limits.max_ops),
+            limits,
+            identity,
+            keyed,
+            sessions: identity,
+            my_address: String::new(),
+            peers: Vec::new(),
+            free_peers: Vec::new(),
+            free_later: Vec::new(),
+            by_identity: HashMap::new(),
+            by_address: HashMap::new(),
+            conns: Vec::new(),
+            free_conns: Vec::new(),
+            conn_index: ConnIndex::default(),
+            last_conn: (0, Conn(u64::MAX), NO_CONN),
+            matcher: Matcher::default(),
+            windows: Windows::default(),
+            stream: EventStream::new(),
+            faults: Faults::default(),
+            late: Vec::new(),
+            timed: Vec::new(),
+            dirty: Vec::new(),
+            parked: Vec::new(),
+            round: 1,
+            unflushed: false,
+            next_tick: u64::MAX,
+            closed: false,
+            events: Vec::with_capacity(256),
+        }
+    }
+
+    /// The address that peers are told, so that they can connect back.
+    pub fn set_address(&mut self, a: &Address) {
+        self.my_address = a.to_string();
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    // ---- peers ----
+
+    /// The peer at an address; connections come when they are needed. The same address gives the same peer.
+    pub fn peer(&mut self, io: &mut Io<'_>, address: &Address) -> Result<PeerId> {
+        let text = address.to_string();
+        if let Some(&pi) = self.by_address.get(&text) {
+            self.peers[pi as usize].wanted = true;
+            return Ok(self.peers[pi as usize].name);
+        }
+        let reachable = address
+            .ways()
+            .iter()
+            .any(|w| io.ports.iter().any(|p| p.ways().iter().any(|m| m.scheme == w.scheme)));
+        if !reachable {
+            let have: Vec<_> = io.ports.iter().flat_map(|p| p.ways()).map(|w| w.scheme).collect();
+            return Err(Error::new(
+                Kind::Unreachable,
+                "peer",
+                format!("no provider here for {text}; this endpoint has {}", have.join(", ")),
+            ));
+        }
+        let pi = self.new_peer(Some(address.clone()), true)?;
+        self.by_address.insert(text, pi);
+        self.list_candidates(io, pi);
+        Ok(self.peers[pi as usize].name)
+    }
+
+    pub(crate) fn new_peer(&mut self, address: Option<Address>, wanted: bool) -> Result<u32> {
+        let max = self.limits.max_peers;
+        let session = crate::faults::split_mix(&mut self.sessions);
+        if let Some(pi) = self.free_peers.pop() {
+            let name = self.peers[pi as usize].name;
+            self.peers[pi as usize] = Peer::new(name, address, wanted, session);
+            return Ok(pi);
+        }
+        if self.peers.len() >= max {
+            return Err(Error::new(
+                Kind::Limit,
+                "peer",
+                format!("{max} peers are known (Limits::max_peers)"),
+            ));
+        }
+        let pi = self.peers.len() as u32;
+        self.peers.push(Peer::new(PeerId { index: pi, generation: 0 }, address, wanted, session));
+        Ok(pi)
+    }
+
+    #[inline]
+    pub(crate) fn peer_index(&self, id: PeerId, op: &'static str) -> Result<u32> {
+        match self.peers.get(id.index as usize) {
+            Some(p) if p.name == id && !self.closed => Ok(p.alias.map_or(id.index, |a| a.index)),
+            _ if self.closed => Err(Error::new(Kind::Closed, op, "the endpoint is closed")),
+            _ => Err(Error::new(Kind::PeerLost, op, "the peer is gone")),
+        }
+    }
+
+    // ---- verbs ----
+
+    /// Sends a message. Ends when the memory may be reused, or with [`SendOptions::delivered`] when the peer has it. Without
+    /// credit it waits; that is no error. Peer death: `PeerLost`, with the fate.
+    #[inline]
+    pub fn send(
+        &mut self,
+        io: &mut Io<'_>,
+        to: PeerId,
+        payload: Payload<'_>,
+        opts: SendOptions,
+    ) -> Result<Started> {
+        let pi = self.peer_index(to, "send")?;
+        self.send_message(io, pi, payload, opts)
+    }
+
+    /// Receives a message that `want` accepts, into a buffer (else into a fresh one if it is large).
+    #[inline]
+    pub fn recv(&mut self, io: &mut Io<'_>, mut want: Want, into: Option<Buffer>) -> Result<Started> {
+        if self.closed {
+            return Err(Error::new(Kind::Closed, "recv", "the endpoint is closed"));
+        }
+        if let Some(from) = want.from
+            && let Some(Peer { alias: Some(real), .. }) =
+                self.peers.get(from.index as usize).filter(|p| p.name == from)
+        {
+            want.from = Some(*real);
+        }
+        if let Some(u) = self.matcher.take_unexpected(&want) {
+            return self.deliver_waiting(io, u, want, into);
+        }
+        if let Some(from) = want.from {
+            self.peer_index(from, "recv")?;
+        }
+        let op = self.ops.insert(Proto::Recv { want, into }, "recv")?;
+        if let Some(from) = want.from {
+            self.expect(io.now, from.index);
+        }
+        self.matcher.post(op, want);
+        Ok(Started::Pending(op))
+    }
+
+    /// The first message that waits and that `want` accepts; it stays where it is.
+    pub fn peek(&self, want: Want) -> Option<Peeked> {
+        self.matcher.peek(&want)
+    }
+
+    /// Ends an operation early, as `Canceled` or `TimedOut`. `false` if it has ended already. What the peer may have seen is in
+    /// the error's fate; memory still lent to a transport is freed when it comes back.
+    pub fn cancel(&mut self, io: &mut Io<'_>, op: OpId, kind: Kind) -> bool {
+        if !self.ops.is_waiting(op) {
+            return false;
+        }
+        let text = if kind == Kind::TimedOut { "the deadline passed" } else { "cancelled" };
+        let fate = self.withdraw(io, op);
+        self.ops.complete(op, Err(Error::new(kind, "operation", text).with_fate(fate)));
+        true
+    }
+
+    /// Takes the protocol's side of an operation back as far as it can; the fate tells how far that was.
+    fn withdraw(&mut self, io: &mut Io<'_>, op: OpId) -> Fate {
+        match self.ops.proto(op) {
+            Some(Proto::Recv { .. }) => {
+                self.matcher.withdraw(op);
+                self.end_op(op);
+                Fate::NotSent
+            }
+            Some(Proto::Send { peer } | Proto::Large { peer, .. }) => {
+                let pi = peer.index;
+                let q = &mut self.peers[pi as usize].tx.deferred;
+                match q.iter().position(|d| d.op == op) {
+                    Some(at) => {
+                        q.remove(at);
+                        self.drop_exposure(io, op);
+                        self.end_op(op);
+                        Fate::NotSent
+                    }
+                    None => Fate::Unknown,
+                }
+            }
+            Some(Proto::Pieces { .. }) => {
+                self.abandon_pieces(io, op);
+                Fate::Unknown
+            }
+            _ => Fate::Unknown,
+        }
+    }
+
+    /// The result of an ended operation, once.
+    #[inline]
+    pub fn take(&mut self, op: OpId) -> Option<Result<Outcome>> {
+        self.ops.take(op)
+    }
+
+    /// Whom to wake when the operation ends.
+    pub fn set_waker(&mut self, op: OpId, waker: &Waker) {
+        self.ops.set_waker(op, waker);
+    }
+
+    /// The user lets go. A receive is withdrawn, or its message put back in front of the queue: dropping a future loses nothing.
+    /// Everything else goes on to its end unwatched.
+    pub fn detach(&mut self, io: &mut Io<'_>, op: OpId) {
+        if matches!(self.ops.proto(op), Some(Proto::Recv { .. })) {
+            self.withdraw(io, op);
+        }
+        if let Some(Ok(Outcome::Message(m))) = self.ops.detach(op) {
+            let u = Unexpected { from: m.from, tag: m.tag, what: Arrived::Whole(m.data), units: 0 };
+            self.matcher.push_back_first(u);
+        }
+    }
+
+    // ---- progress ----
+
+    /// One round: takes what the ports have, delivers it, sends what waits, runs due timers. `false`: there was nothing to do.
+    pub fn poll(&mut self, io: &mut Io<'_>) -> bool {
+        self.round += 1;
+        if self.unflushed {
+            self.unflushed = false;
+            io.ports.iter_mut().for_each(|p| p.flush());
+        }
+        let mut busy = false;
+        for port in 0..io.ports.len() {
+            let mut events = std::mem::take(&mut self.events);
+            busy |= io.ports[port].poll(io.now, &mut events);
+            for e in events.drain(..) {
+                self.on_event(io, port, e);
+            }
+            self.events = events;
+        }
+        if !self.parked.is_empty() {
+            self.retry_parked(io);
+        }
+        if io.now >= self.next_tick {
+            self.tick(io);
+        }
+        if !self.dirty.is_empty() {
+            busy = true;
+            self.drain_dirty(io);
+        }
+        if self.unflushed {
+            self.unflushed = false;
+            io.ports.iter_mut().for_each(|p| p.flush());
+        }
+        busy
+    }
+
+    fn drain_dirty(&mut self, io: &mut Io<'_>) {
+        // A peer that becomes dirty again meanwhile is served in the next round: no loop without end.
+        let mut list = std::mem::take(&mut self.dirty);
+        for pi in list.drain(..) {
+            self.peers[pi as usize].dirty = false;
+            self.drain(io, pi);
+        }
+        if self.dirty.is_empty() {
+            self.dirty = list;
+        }
+    }
+
+    /// The next time at which `poll` must be called although no port has news; `None`: only news matter.
+    pub fn deadline(&self, ports: &[Box<dyn Port>]) -> Option<u64> {
+        let mine = if self.dirty.is_empty() { self.next_tick } else { 0 };
+        let theirs = ports.iter().filter_map(|p| p.deadline()).min().unwrap_or(u64::MAX);
+        Some(mine.min(theirs)).filter(|t| *t != u64::MAX)
+    }
+
+    /// Says goodbye to all peers and ends every operation with `Closed`. The ports may be dropped after one more flush.
+    pub fn close(&mut self, io: &mut Io<'_>) {
+        if self.closed {
+            return;
+        }
+        for pi in 0..self.peers.len() as u32 {
+            self.drain(io, pi);
+            self.say_bye(io, pi);
+        }
+        io.ports.iter_mut().for_each(|p| p.flush());
+        self.closed = true;
+        for id in self.ops.all() {
+            self.drop_exposure(io, id);
+            self.ops.finish(id, Err(Error::new(Kind::Closed, "operation", "the endpoint was closed").with_fate(Fate::Unknown)));
+        }
+        self.close_windows(io);
+    }
+
+    // ---- observing ----
+
+    /// What happened since the last call, and how many events were lost because nobody asked.
+    pub fn drain_events(&mut self) -> (Vec<FabricEvent>, u64) {
+        self.stream.drain()
+    }
+
+    /// Counters and queue depths.
+    pub fn stats(&self) -> LaneStats {
+        let (posted, unexpected) = self.matcher.depths();
+        let mut s = LaneStats {
+            peers: self.peers.len() - self.free_peers.len(),
+            conns: self.conns.iter().filter(|c| c.live).count(),
+            ops: self.ops.live(),
+            posted,
+            unexpected,
+            windows: self.windows.len(),
+            ..Default::default()
+        };
+        s.totals.min_credits = u32::MAX;
+        for p in &self.peers {
+            s.deferred += p.tx.deferred.len();
+            s.unacked += p.tx.unacked.len();
+            s.totals.add(&p.counters);
+        }
+        s
+    }
+
+    /// All peers that are known now.
+    pub fn peers(&self) -> Vec<PeerId> {
+        let free = |i: usize| self.free_peers.contains(&(i as u32));
+        self.peers.iter().enumerate().filter(|(i, _)| !free(*i)).map(|(_, p)| p.name).collect()
+    }
+
+    /// What can be said about a peer; `None` if it is gone.
+    pub fn peer_info(&self, id: PeerId) -> Option<PeerInfo> {
+        let p = self.peers.get(id.index as usize).filter(|p| p.name == id)?;
+        let rail = |ci: &u32| {
+            let c = &self.conns[*ci as usize];
+            RailInfo {
+                rail: *ci,
+                port: c.port,
+                active: p.active.contains(ci),
+                tx_bytes: c.tx_bytes,
+                rx_bytes: c.rx_bytes,
+                tx_frames: c.tx_frames,
+                rx_frames: c.rx_frames,
+                unacked_bytes: c.unacked_bytes,
+            }
+        };
+        Some(PeerInfo {
+            address: p.address.as_ref().map(Address::to_string),
+            up: !p.rails.is_empty(),
+            credits: p.tx.credit(),
+            credit_limit: p.tx.limit,
+            deferred: p.tx.deferred.len(),
+            rtt_ns: p.tx.srtt,
+            rails: p.rails.iter().map(rail).collect(),
+            counters: p.counters,
+        })
+    }
+
+    // ---- faults ----
+
+    /// Adds a fault rule; `Kind::Limit` above [`crate::MAX_RULES`].
+    pub fn add_fault(&mut self, io: &mut Io<'_>, rule: FaultRule) -> Result<FaultId> {
+        let id = self.faults.add(rule).ok_or_else(|| {
+            Error::new(Kind::Limit, "fault", format!("{} fault rules are in force", crate::MAX_RULES))
+        })?;
+        for pi in 0..self.peers.len() as u32 {
+            self.refresh_rails(pi);
+        }
+        if rule.action == FaultAction::Cut {
+            self.cut_rails(io);
+        }
+        Ok(id)
+    }
+
+    /// Removes a fault rule; how often it struck, `None` if there is none of that name.
+    pub fn remove_fault(&mut self, id: FaultId) -> Option<u64> {
+        let hits = self.faults.remove(id);
+        for pi in 0..self.peers.len() as u32 {
+            self.refresh_rails(pi);
+            self.heal_timers(pi);
+        }
+        hits
+    }
+
+    // ---- connections by their port's name ----
+
+    #[inline]
+    pub(crate) fn conn_at(&mut self, port: usize, conn: Conn) -> Option<u32> {
+        let (p, c, i) = self.last_conn;
+        if p == port && c == conn && i != NO_CONN {
+            return Some(i);
+        }
+        let i = *self.conn_index.get(&(port, conn))?;
+        self.last_conn = (port, conn, i);
+        Some(i)
+    }
+
+    pub(crate) fn add_conn(&mut self, io: &Io<'_>, port: usize, conn: Conn, peer: Option<u32>) -> u32 {
+        let caps = io.ports[port].caps();
+        let c = ConnState {
+            port,
+            conn,
+            peer,
+            dialed: peer.is_some(),
+            up: false,
+            live: true,
+            closing: false,
+            blocked: false,
+            taking: None,
+            delivery: caps.delivery,
+            rank: caps.rank,
+            weight: u64::from(caps.weight.max(1)),
+            unacked_bytes: 0,
+            far_port: 0,
+            opened_at: io.now,
+            used_at: io.now,
+            tx_bytes: 0,
+            rx_bytes: 0,
+            tx_frames: 0,
+            rx_frames: 0,
+        };
+        let ci = match self.free_conns.pop() {
+            Some(ci) => {
+                self.conns[ci as usize] = c;
+                ci
+            }
+            None => {
+                self.conns.push(c);
+                (self.conns.len() - 1) as u32
+            }
+        };
+        self.conn_index.insert((port, conn), ci);
+        ci
+    }
+
+    pub(crate) fn remove_conn(&mut self, ci: u32) {
+        let c = &mut self.conns[ci as usize];
+        c.live = false;
+        c.up = false;
+        self.conn_index.remove(&(c.port, c.conn));
+        if self.last_conn.2 == ci {
+            self.last_conn.2 = NO_CONN;
+        }
+        self.free_conns.push(ci);
+    }
+
+    // ---- bookkeeping of operations ----
+
+    /// An operation began to wait for this peer.
+    pub(crate) fn expect(&mut self, now: u64, pi: u32) {
+        let p = &mut self.peers[pi as usize];
+        if p.expects == 0 {
+            p.expect_since = now;
+        }
+        p.expects += 1;
+        // Where the port itself sees a death, nobody has to be probed.
+        if p.keep || p.rails.is_empty() {
+            self.set_timer(pi, now);
+        }
+    }
+
+    /// An operation waits no more for its peer.
+    pub(crate) fn unexpect(&mut self, old: &Proto) {
+        if let Some(peer) = old.peer()
+            && let Some(p) = self.peers.get_mut(peer.index as usize).filter(|p| p.name == peer)
+        {
+            p.expects = p.expects.saturating_sub(1);
+        }
+    }
+
+    /// Ends the protocol's side of an operation.
+    #[inline]
+    pub(crate) fn end_op(&mut self, op: OpId) -> Proto {
+        let old = self.ops.end_proto(op);
+        self.unexpect(&old);
+        old
+    }
+
+    /// Ends both sides of an operation.
+    #[inline]
+    pub(crate) fn finish(&mut self, op: OpId, result: Result<Outcome>) {
+        self.ops.complete(op, result);
+        self.end_op(op);
+    }
+}
+
+impl PeerCounters {
+    fn add(&mut self, o: &PeerCounters) {
+        self.tx_messages += o.tx_messages;
+        self.tx_bytes += o.tx_bytes;
+        self.rx_messages += o.rx_messages;
+        self.rx_bytes += o.rx_bytes;
+        self.coalesced += o.coalesced;
+        self.credit_stalls += o.credit_stalls;
+        self.min_credits = self.min_credits.min(o.min_credits);
+        self.resent += o.resent;
+        self.duplicates += o.duplicates;
+        self.failovers += o.failovers;
+        self.lost += o.lost;
+    }
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Machine({:?})", self.stats())
+    }
+}

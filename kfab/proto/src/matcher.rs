@@ -1,0 +1,213 @@
+//! Matching: receives that wait for a message, and messages that wait for a receive. First come, first served on both sides.
+//!
+//! Both queues are bounded: receives by `Limits::max_ops`, messages by the credits of each peer.
+
+use crate::message::Data;
+use crate::message::{OpId, Peeked, PeerId, Want};
+use crate::wire::Rts;
+use std::collections::VecDeque;
+
+/// The bytes of an arrived message, or the promise of them.
+#[derive(Debug)]
+pub(crate) enum Arrived {
+    /// Here.
+    Whole(Data),
+    /// At the sender; `conn` (a connection's place) is where the promise came from.
+    Promise { rts: Rts, conn: u32 },
+}
+
+/// A message that waits for a receive.
+#[derive(Debug)]
+pub(crate) struct Unexpected {
+    pub(crate) from: PeerId,
+    pub(crate) tag: Option<u64>,
+    pub(crate) what: Arrived,
+    /// Credit units to give back when it is received.
+    pub(crate) units: u32,
+}
+
+impl Unexpected {
+    pub(crate) fn len(&self) -> u64 {
+        match &self.what {
+            Arrived::Whole(Data::Inline(i)) => i.as_slice().len() as u64,
+            Arrived::Whole(Data::Buffer { len, .. }) => *len as u64,
+            Arrived::Promise { rts, .. } => rts.len.get(),
+        }
+    }
+}
+
+/// The two queues, for untagged and for tagged messages.
+#[derive(Debug, Default)]
+pub(crate) struct Matcher {
+    posted: [VecDeque<(OpId, Want)>; 2],
+    unexpected: [VecDeque<Unexpected>; 2],
+}
+
+#[inline]
+fn space(tagged: bool) -> usize {
+    usize::from(tagged)
+}
+
+impl Matcher {
+    /// The first waiting message that `want` accepts.
+    #[inline]
+    pub(crate) fn take_unexpected(&mut self, want: &Want) -> Option<Unexpected> {
+        let q = &mut self.unexpected[space(want.tag.is_some())];
+        if q.is_empty() {
+            return None;
+        }
+        let at = q.iter().position(|u| want.accepts(u.from, u.tag))?;
+        if at == 0 { q.pop_front() } else { q.remove(at) }
+    }
+
+    /// The same, looked at only.
+    pub(crate) fn peek(&self, want: &Want) -> Option<Peeked> {
+        let q = &self.unexpected[space(want.tag.is_some())];
+        let u = q.iter().find(|u| want.accepts(u.from, u.tag))?;
+        Some(Peeked { from: u.from, tag: u.tag, len: u.len() })
+    }
+
+    /// A receive waits.
+    #[inline]
+    pub(crate) fn post(&mut self, op: OpId, want: Want) {
+        self.posted[space(want.tag.is_some())].push_back((op, want));
+    }
+
+    /// A receive that had been matched waits again, before all others: its message broke on the way.
+    pub(crate) fn repost(&mut self, op: OpId, want: Want) {
+        self.posted[space(want.tag.is_some())].push_front((op, want));
+    }
+
+    /// The first waiting receive that accepts this message.
+    #[inline]
+    pub(crate) fn take_posted(&mut self, from: PeerId, tag: Option<u64>) -> Option<(OpId, Want)> {
+        let q = &mut self.posted[space(tag.is_some())];
+        if q.is_empty() {
+            return None;
+        }
+        let at = q.iter().position(|(_, w)| w.accepts(from, tag))?;
+        if at == 0 { q.pop_front() } else { q.remove(at) }
+    }
+
+    /// A receive is withdrawn; `false` if it was matched already.
+    pub(crate) fn withdraw(&mut self, op: OpId) -> bool {
+        for q in &mut self.posted {
+            if let Some(at) = q.iter().position(|(o, _)| *o == op) {
+                q.remove(at);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A message waits.
+    #[inline]
+    pub(crate) fn push(&mut self, u: Unexpected) {
+        self.unexpected[space(u.tag.is_some())].push_back(u);
+    }
+
+    /// A message given back by a dropped receive waits again, before all others.
+    pub(crate) fn push_back_first(&mut self, u: Unexpected) {
+        self.unexpected[space(u.tag.is_some())].push_front(u);
+    }
+
+    /// Forgets the promises of a peer that is lost; whole messages stay, they have arrived.
+    pub(crate) fn forget_promises(&mut self, peer: PeerId) {
+        for q in &mut self.unexpected {
+            q.retain(|u| u.from != peer || matches!(u.what, Arrived::Whole(_)));
+        }
+    }
+
+    /// A peer has got another name.
+    pub(crate) fn rename_peer(&mut self, old: PeerId, new: PeerId) {
+        self.unexpected.iter_mut().flatten().filter(|u| u.from == old).for_each(|u| u.from = new);
+        self.posted
+            .iter_mut()
+            .flatten()
+            .filter(|(_, w)| w.from == Some(old))
+            .for_each(|(_, w)| w.from = Some(new));
+    }
+
+    /// Receives that wait, and messages that wait.
+    pub(crate) fn depths(&self) -> (usize, usize) {
+        (self.posted.iter().map(VecDeque::len).sum(), self.unexpected.iter().map(VecDeque::len).sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kfab_core::spi::Inline;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Arrive(u32, Option<u64>),
+        Recv(Option<u32>, Option<(u64, u64)>),
+        Withdraw(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let tag = proptest::option::of(0u64..4);
+        let one = prop_oneof![
+            (0u32..3, tag).prop_map(|(p, t)| Step::Arrive(p, t)),
+            (proptest::option::of(0u32..3), proptest::option::of((0u64..4, 0u64..4)))
+                .prop_map(|(p, t)| Step::Recv(p, t)),
+            (0usize..8).prop_map(Step::Withdraw),
+        ];
+        proptest::collection::vec(one, 0..200)
+    }
+
+    fn peer(i: u32) -> PeerId {
+        PeerId { index: i, generation: 0 }
+    }
+
+    proptest! {
+        /// The oracle: plain lists, searched from the front.
+        #[test]
+        fn agrees_with_plain_lists(steps in steps()) {
+            let mut m = Matcher::default();
+            let mut posted: Vec<(u32, Want)> = Vec::new();
+            let mut waiting: Vec<(u32, PeerId, Option<u64>)> = Vec::new();
+            let mut next = 0u32;
+            for s in steps {
+                next += 1;
+                match s {
+                    Step::Arrive(p, tag) => {
+                        let want = posted.iter().position(|(_, w)| w.accepts(peer(p), tag)).map(|i| posted.remove(i).0);
+                        let got = m.take_posted(peer(p), tag).map(|(o, _)| o.index);
+                        prop_assert_eq!(got, want);
+                        if got.is_none() {
+                            let data = Inline::new(&next.to_le_bytes()).unwrap();
+                            m.push(Unexpected { from: peer(p), tag, what: Arrived::Whole(Data::Inline(data)), units: 1 });
+                            waiting.push((next, peer(p), tag));
+                        }
+                    }
+                    Step::Recv(p, tag) => {
+                        let w = Want { tag, from: p.map(peer) };
+                        let want = waiting.iter().position(|(_, f, t)| w.accepts(*f, *t)).map(|i| waiting.remove(i).0);
+                        let got = m.take_unexpected(&w).map(|u| match u.what {
+                            Arrived::Whole(Data::Inline(i)) => u32::from_le_bytes(i.as_slice().try_into().unwrap()),
+                            _ => unreachable!(),
+                        });
+                        prop_assert_eq!(got, want);
+                        if got.is_none() {
+                            m.post(OpId { index: next, generation: 0 }, w);
+                            posted.push((next, w));
+                        }
+                    }
+                    Step::Withdraw(i) => {
+                        let id = posted.get(i).map(|(o, _)| *o);
+                        if let Some(id) = id {
+                            prop_assert!(m.withdraw(OpId { index: id, generation: 0 }));
+                            posted.remove(i);
+                        } else {
+                            prop_assert!(!m.withdraw(OpId { index: 0, generation: 9 }));
+                        }
+                    }
+                }
+                prop_assert_eq!(m.depths(), (posted.len(), waiting.len()));
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The operations under way on a lane: a bounded slab of slots. A slot has two sides that end independently: the user's (a
+//! result waits, somebody wants to be woken) and the protocol's (memory is lent, the peer has yet to answer).
+
+use crate::message::{Data, OpId, Outcome, PeerId, Source, Want};
+use kfab_core::mem::{Assembly, Buffer};
+use kfab_core::spi::Exposure;
+use kfab_core::{Error, Kind, Result};
+use std::task::Waker;
+
+/// The protocol's side of an operation.
+#[derive(Debug)]
+pub(crate) enum Proto {
+    /// Nothing under way any more.
+    Ended,
+    /// A send that waits for credit, or for its acknowledgement.
+    Send { peer: PeerId },
+    /// A large send: the receiver fetches it, or asks for pieces.
+    Large { peer: PeerId, source: Source, exposed: Option<(usize, Exposure)> },
+    /// A posted receive.
+    Recv { want: Want, into: Option<Buffer> },
+    /// A receive that got a large message and is fetching it in one-sided fashion; the landing is with the port.
+    Fetch { peer: PeerId, tag: Option<u64>, len: usize, sender: u64 },
+    /// A receive (`read` false) or one-sided read (`true`) whose pieces are arriving.
+    Pieces { peer: PeerId, tag: Option<u64>, len: usize, sender: u64, assembly: Option<Assembly>, read: bool },
+    /// A one-sided read by the port; the landing is with it.
+    RmaRead { peer: PeerId },
+    /// A one-sided write: this many parts have yet to be confirmed.
+    Write { peer: PeerId, parts: u32 },
+}
+
+impl Proto {
+    pub(crate) fn peer(&self) -> Option<PeerId> {
+        match self {
+            Proto::Ended => None,
+            Proto::Recv { want, .. } => want.from,
+            Proto::Send { peer }
+            | Proto::Large { peer, .. }
+            | Proto::Fetch { peer, .. }
+            | Proto::Pieces { peer, .. }
+            | Proto::RmaRead { peer }
+            | Proto::Write { peer, .. } => Some(*peer),
+        }
+    }
+}
+
+/// The user's side.
+#[derive(Debug)]
+enum User {
+    Waiting(Option<Waker>),
+    Ready(Result<Outcome>),
+    /// Taken, dropped or detached.
+    Gone,
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    user: User,
+    proto: Proto,
+    next_free: u32,
+}
+
+const NONE: u32 = u32::MAX;
+
+/// The slab.
+#[derive(Debug)]
+pub(crate) struct Ops {
+    slots: Vec<Slot>,
+    free: u32,
+    live: usize,
+    max: usize,
+}
+
+impl Ops {
+    pub(crate) fn new(max: usize) -> Ops {
+        Ops { slots: Vec::new(), free: NONE, live: 0, max }
+    }
+
+    /// Operations under way.
+    pub(crate) fn live(&self) -> usize {
+        self.live
+    }
+
+    /// A new operation; `Kind::Limit` if there are too many.
+    #[inline]
+    pub(crate) fn insert(&mut self, proto: Proto, op: &'static str) -> Result<OpId> {
+        if self.free == NONE {
+            if self.slots.len() >= self.max {
+                let max = self.max;
+                return Err(Error::new(
+                    Kind::Limit,
+                    op,
+                    format!("{max} operations are under way (Limits::max_ops)"),
+                ));
+            }
+            self.slots.push(Slot { generation: 0, user: User::Gone, proto: Proto::Ended, next_free: NONE });
+            self.free = (self.slots.len() - 1) as u32;
+        }
+        let index = self.free;
+        let s = &mut self.slots[index as usize];
+        self.free = s.next_free;
+        s.user = User::Waiting(None);
+        s.proto = proto;
+        self.live += 1;
+        Ok(OpId { index, generation: s.generation })
+    }
+
+    fn slot(&mut self, id: OpId) -> Option<&mut Slot> {
+        self.slots.get_mut(id.index as usize).filter(|s| s.generation == id.generation)
+    }
+
+    /// The protocol's side; `None` for a name nobody gave out, or an ended one.
+    #[inline]
+    pub(crate) fn proto(&mut self, id: OpId) -> Option<&mut Proto> {
+        self.slot(id).map(|s| &mut s.proto).filter(|p| !matches!(p, Proto::Ended))
+    }
+
+    /// Ends the protocol's side and gives what it held.
+    pub(crate) fn end_proto(&mut self, id: OpId) -> Proto {
+        let Some(s) = self.slot(id) else { return Proto::Ended };
+        let p = std::mem::replace(&mut s.proto, Proto::Ended);
+        self.collect(id);
+        p
+    }
+
+    /// Gives the user the result, once; wakes whoever waits.
+    #[inline]
+    pub(crate) fn complete(&mut self, id: OpId, result: Result<Outcome>) {
+        let Some(s) = self.slot(id) else { return };
+        if let User::Waiting(w) = &mut s.user {
+            let w = w.take();
+            s.user = User::Ready(result);
+            if let Some(w) = w {
+                w.wake();
+            }
+        }
+    }
+
+    /// Ends both sides.
+    #[inline]
+    pub(crate) fn finish(&mut self, id: OpId, result: Result<Outcome>) {
+        self.complete(id, result);
+        self.end_proto(id);
+    }
+
+    /// `true` while the user has neither a result nor let go.
+    pub(crate) fn is_waiting(&self, id: OpId) -> bool {
+        let s = self.slots.get(id.index as usize).filter(|s| s.generation == id.generation);
+        s.is_some_and(|s| matches!(s.user, User::Waiting(_)))
+    }
+
+    /// The result, if there is one; afterwards the name is dead.
+    #[inline]
+    pub(crate) fn take(&mut self, id: OpId) -> Option<Result<Outcome>> {
+        let s = self.slot(id)?;
+        if !matches!(s.user, User::Ready(_)) {
+            return None;
+        }
+        let User::Ready(r) = std::mem::replace(&mut s.user, User::Gone) else { return None };
+        self.collect(id);
+        Some(r)
+    }
+
+    /// Whom to wake at the end. Replaces an earlier one.
+    pub(crate) fn set_waker(&mut self, id: OpId, waker: &Waker) {
+        if let Some(Slot { user: User::Waiting(w), .. }) = self.slot(id)
+            && !w.as_ref().is_some_and(|old| old.will_wake(waker))
+        {
+            *w = Some(waker.clone());
+        }
+    }
+
+    /// The user lets go. A result that waited is handed back, so that a received message need not be lost.
+    pub(crate) fn detach(&mut self, id: OpId) -> Option<Result<Outcome>> {
+        let s = self.slot(id)?;
+        let old = std::mem::replace(&mut s.user, User::Gone);
+        self.collect(id);
+        match old {
+            User::Ready(r) => Some(r),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn collect(&mut self, id: OpId) {
+        let s = &mut self.slots[id.index as usize];
+        if matches!(s.user, User::Gone) && matches!(s.proto, Proto::Ended) && s.generation == id.generation {
+            s.generation = s.generation.wrapping_add(1);
+            s.next_free = self.free;
+            self.free = id.index;
+            self.live -= 1;
+        }
+    }
+
+    /// A peer has got another name.
+    pub(crate) fn rename_peer(&mut self, old: PeerId, new: PeerId) {
+        for s in &mut self.slots {
+            match &mut s.proto {
+                Proto::Send { peer }
+                | Proto::Large { peer, .. }
+                | Proto::Fetch { peer, .. }
+                | Proto::Pieces { peer, .. }
+                | Proto::RmaRead { peer }
+                | Proto::Write { peer, .. }
+                    if *peer == old =>
+                {
+                    *peer = new;
+                }
+                Proto::Recv { want, .. } if want.from == Some(old) => want.from = Some(new),
+                _ => {}
+            }
+        }
+    }
+
+    /// All operations whose protocol side concerns `peer`.
+    pub(crate) fn of_peer(&self, peer: PeerId) -> Vec<OpId> {
+        self.names(|p| p.peer() == Some(peer))
+    }
+
+    /// All operations whose protocol side has not ended.
+    pub(crate) fn all(&self) -> Vec<OpId> {
+        self.names(|p| !matches!(p, Proto::Ended))
+    }
+
+    fn names(&self, f: impl Fn(&Proto) -> bool) -> Vec<OpId> {
+        let named = self.slots.iter().enumerate().filter(|(_, s)| f(&s.proto));
+        named.map(|(i, s)| OpId { index: i as u32, generation: s.generation }).collect()
+    }
+}
+
+/// A received message's data, cut into a buffer of the caller or a fresh one.
+pub(crate) fn data(buffer: Buffer, len: usize) -> Data {
+    Data::Buffer { len: len.min(buffer.len()), buffer }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_lives_until_both_sides_have_ended() {
+        let mut ops = Ops::new(1);
+        let peer = PeerId { index: 0, generation: 0 };
+        let id = ops.insert(Proto::Send { peer }, "send").unwrap();
+        assert_eq!(ops.insert(Proto::Send { peer }, "send").unwrap_err().kind(), Kind::Limit);
+        ops.complete(id, Ok(Outcome::Unit));
+        ops.complete(id, Err(Error::new(Kind::PeerLost, "send", "late")));
+        assert!(matches!(ops.take(id), Some(Ok(Outcome::Unit))));
+        assert!(ops.take(id).is_none());
+        assert_eq!(ops.live(), 1);
+        ops.end_proto(id);
+        assert_eq!(ops.live(), 0);
+        let again = ops.insert(Proto::Send { peer }, "send").unwrap();
+        assert_ne!(again, id);
+        assert!(ops.proto(id).is_none() && ops.proto(again).is_some());
+    }
+}

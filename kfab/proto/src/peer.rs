@@ -1,0 +1,292 @@
+//! What a lane knows about one peer: the ways to it, the connections up now, what was sent and not yet acknowledged, what has
+//! arrived, and the credits of both directions.
+
+use crate::dedup::Dedup;
+use crate::message::{OpId, PeerId, Source};
+use crate::wire::{FrameKind, SEQ_MOD, seq_ahead};
+use kfab_core::spi::{Address, Inline, Way};
+use std::collections::VecDeque;
+
+/// A frame on its way out, before it has a sequence number.
+#[derive(Clone, Debug)]
+pub(crate) struct Out {
+    pub(crate) kind: FrameKind,
+    pub(crate) flags: u8,
+    pub(crate) tag: u64,
+    pub(crate) inline: Inline,
+    pub(crate) body: Source,
+    /// Completed when the frame is acknowledged.
+    pub(crate) op: Option<OpId>,
+    /// Credit units it costs.
+    pub(crate) units: u32,
+}
+
+/// A sequenced frame that may have to be sent again.
+#[derive(Debug)]
+pub(crate) struct Unacked {
+    pub(crate) seq: u32,
+    pub(crate) out: Out,
+    /// The connection it went over last.
+    pub(crate) conn: u32,
+    pub(crate) sent_at: u64,
+    pub(crate) resent: bool,
+}
+
+/// A message that an operation has yet to hand to the wire.
+#[derive(Debug)]
+pub(crate) struct Deferred {
+    pub(crate) out: Out,
+    /// The operation; completed when the frame has left, unless `out.op` says it waits for the acknowledgement.
+    pub(crate) op: OpId,
+}
+
+/// A large send in progress: pieces `next..end` have yet to be sent.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    /// The operation at the receiver.
+    pub(crate) sink: u64,
+    pub(crate) source: Source,
+    pub(crate) piece: usize,
+    pub(crate) next: u32,
+    pub(crate) end: u32,
+    /// Our operation, if the stream belongs to one (a read served for the peer does not).
+    pub(crate) op: Option<OpId>,
+}
+
+/// The sending half.
+#[derive(Debug, Default)]
+pub(crate) struct Tx {
+    /// The next sequence number.
+    pub(crate) next: u32,
+    /// All before this one are acknowledged.
+    pub(crate) acked: u32,
+    /// Units the peer lets us have in use.
+    pub(crate) limit: u32,
+    /// Units spent, and units given back, since the start (wrapping).
+    pub(crate) spent: u32,
+    pub(crate) returned: u32,
+    pub(crate) unacked: VecDeque<Unacked>,
+    pub(crate) unacked_bytes: usize,
+    /// Protocol frames that need no credit; they go first.
+    pub(crate) control: VecDeque<Out>,
+    /// Messages that wait for credit.
+    pub(crate) deferred: VecDeque<Deferred>,
+    /// Large transfers.
+    pub(crate) streams: VecDeque<Stream>,
+    /// The machine's poll count at the last post: a second frame within one round may wait for company.
+    pub(crate) round: u64,
+    /// Smoothed round trip, ns; 0: not known.
+    pub(crate) srtt: u64,
+    /// Doublings of the resend timer without progress.
+    pub(crate) backoff: u32,
+}
+
+impl Tx {
+    /// Units free.
+    #[inline]
+    pub(crate) fn credit(&self) -> u32 {
+        self.limit.saturating_sub(self.spent.wrapping_sub(self.returned))
+    }
+
+    /// `true` if nothing waits to leave.
+    #[inline]
+    pub(crate) fn is_drained(&self) -> bool {
+        self.deferred.is_empty() && self.control.is_empty() && self.streams.is_empty()
+    }
+
+    #[inline]
+    pub(crate) fn take_seq(&mut self) -> u32 {
+        let s = self.next;
+        self.next = (s + 1) & (SEQ_MOD - 1);
+        s
+    }
+
+    /// Takes the low 16 bits of an acknowledgement; `true` if it tells something new. An old or impossible one does not.
+    #[inline]
+    pub(crate) fn take_ack(&mut self, low: u16) -> bool {
+        let d = u32::from(low.wrapping_sub(self.acked as u16));
+        if d == 0 || d > seq_ahead(self.acked, self.next) {
+            return false;
+        }
+        self.acked = (self.acked + d) & (SEQ_MOD - 1);
+        true
+    }
+
+    /// Takes the low 16 bits of the units returned; the same rule.
+    #[inline]
+    pub(crate) fn take_credit(&mut self, low: u16) -> bool {
+        let d = u32::from(low.wrapping_sub(self.returned as u16));
+        if d == 0 || d > self.spent.wrapping_sub(self.returned) {
+            return false;
+        }
+        self.returned = self.returned.wrapping_add(d);
+        true
+    }
+}
+
+/// The receiving half.
+#[derive(Debug, Default)]
+pub(crate) struct Rx {
+    pub(crate) dedup: Dedup,
+    /// Units consumed since the start (wrapping), and what of it the peer was told.
+    pub(crate) consumed: u32,
+    pub(crate) told_consumed: u32,
+    /// The sequence number that the peer was told has not arrived yet.
+    pub(crate) told_next: u32,
+    /// An acknowledgement must leave in this round.
+    pub(crate) ack_now: bool,
+    /// An acknowledgement must leave at this time; 0: none waits.
+    pub(crate) ack_at: u64,
+    /// Ordered messages that came before their turn.
+    pub(crate) held: Vec<(u32, crate::matcher::Unexpected)>,
+}
+
+impl Rx {
+    #[inline]
+    pub(crate) fn untold(&self) -> (u32, u32) {
+        (seq_ahead(self.told_next, self.dedup.next()), self.consumed.wrapping_sub(self.told_consumed))
+    }
+}
+
+/// Where a way stands.
+#[derive(Debug)]
+pub(crate) enum Dial {
+    Down { next_try: u64 },
+    Dialing { conn: u32 },
+    Up { conn: u32 },
+}
+
+/// A way to the peer and the port that could take it.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    pub(crate) port: usize,
+    pub(crate) way: Way,
+    pub(crate) rank: u8,
+    pub(crate) dial: Dial,
+    pub(crate) fails: u32,
+    /// The last failure was a refusal: nobody listens there.
+    pub(crate) refused: bool,
+    pub(crate) why: String,
+}
+
+/// Counters of a peer. Monotonic since the peer became known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct PeerCounters {
+    /// Messages sent, and their bytes.
+    pub tx_messages: u64,
+    /// Bytes of messages sent.
+    pub tx_bytes: u64,
+    /// Messages received.
+    pub rx_messages: u64,
+    /// Bytes of messages received.
+    pub rx_bytes: u64,
+    /// Messages that left together with others in one frame.
+    pub coalesced: u64,
+    /// Times a send had to wait for credit.
+    pub credit_stalls: u64,
+    /// The fewest credits ever free.
+    pub min_credits: u32,
+    /// Frames sent again.
+    pub resent: u64,
+    /// Frames that came twice and were dropped.
+    pub duplicates: u64,
+    /// Times traffic moved to another rail.
+    pub failovers: u64,
+    /// Times the peer was lost.
+    pub lost: u64,
+}
+
+/// Everything about one peer.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) name: PeerId,
+    /// Another name for a peer that connected to us while we connected to it by an address it does not call its own.
+    pub(crate) alias: Option<PeerId>,
+    pub(crate) address: Option<Address>,
+    /// Numbers this state: new when we gave the peer up, so that both sides start anew together.
+    pub(crate) session: u64,
+    pub(crate) far_session: Option<u64>,
+    /// The endpoint's own number, new at every start; `None` before the first hello.
+    pub(crate) identity: Option<u64>,
+    /// Asked for by the user: the entry stays when the peer is lost.
+    pub(crate) wanted: bool,
+    pub(crate) candidates: Vec<Candidate>,
+    /// Connections that are up, and of those the ones of the best rank.
+    pub(crate) rails: Vec<u32>,
+    pub(crate) active: Vec<u32>,
+    /// Frames are kept until acknowledged.
+    pub(crate) keep: bool,
+    pub(crate) tx: Tx,
+    pub(crate) rx: Rx,
+    /// Operations that wait for this peer.
+    pub(crate) expects: u32,
+    pub(crate) expect_since: u64,
+    pub(crate) last_heard: u64,
+    pub(crate) last_probe: u64,
+    /// Since when there is work and no connection.
+    pub(crate) cut_since: Option<u64>,
+    /// In the machine's list of peers with timers, of peers with work to send.
+    pub(crate) timed: bool,
+    pub(crate) dirty: bool,
+    pub(crate) ever_up: bool,
+    pub(crate) counters: PeerCounters,
+}
+
+impl Peer {
+    pub(crate) fn new(name: PeerId, address: Option<Address>, wanted: bool, session: u64) -> Peer {
+        Peer {
+            name,
+            alias: None,
+            session,
+            far_session: None,
+            address,
+            identity: None,
+            wanted,
+            candidates: Vec::new(),
+            rails: Vec::new(),
+            active: Vec::new(),
+            keep: false,
+            tx: Tx::default(),
+            rx: Rx::default(),
+            expects: 0,
+            expect_since: 0,
+            last_heard: 0,
+            last_probe: 0,
+            cut_since: None,
+            timed: false,
+            dirty: false,
+            ever_up: false,
+            counters: PeerCounters { min_credits: u32::MAX, ..Default::default() },
+        }
+    }
+
+    /// `true` while something is owed to or by the peer.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.expects > 0 || !self.tx.unacked.is_empty() || !self.tx.is_drained()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acknowledgements_only_move_forward_and_only_over_what_was_sent() {
+        let mut tx = Tx { next: 10, ..Default::default() };
+        assert!(!tx.take_ack(11));
+        assert!(tx.take_ack(4) && !tx.take_ack(3) && !tx.take_ack(4) && tx.take_ack(10));
+        let mut tx = Tx { next: 5, acked: SEQ_MOD - 3, ..Default::default() };
+        assert!(tx.take_ack(2));
+        assert_eq!(tx.acked, 2);
+    }
+
+    #[test]
+    fn credit_returns_only_what_was_spent() {
+        let mut tx = Tx { limit: 8, spent: u32::MAX, returned: u32::MAX - 8, ..Default::default() };
+        assert_eq!(tx.credit(), 0);
+        assert!(!tx.take_credit((u32::MAX - 9) as u16) && !tx.take_credit(0));
+        assert!(tx.take_credit((u32::MAX - 3) as u16));
+        assert_eq!(tx.credit(), 5);
+    }
+}

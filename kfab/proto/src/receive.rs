@@ -1,0 +1,622 @@
+//! Up: from `Port::poll` to the end of an operation. Checks, acknowledges, filters duplicates, finds memory for bodies, matches.
+//!
+//! Everything here comes from a peer: what does not parse, or claims what cannot be, costs that peer its connection.
+
+use crate::dedup::Verdict;
+use crate::machine::{Io, Machine};
+use crate::matcher::{Arrived, Unexpected};
+use crate::message::*;
+use crate::ops::{Proto, data};
+use crate::wire::*;
+use kfab_core::mem::{Buffer, Landing};
+use kfab_core::spi::{Event, INLINE_MAX, Inline};
+use kfab_core::{Error, Fate, Kind, Result};
+
+/// What the body being taken from a connection belongs to.
+#[derive(Debug)]
+pub(crate) enum Taking {
+    /// A message; `op` is the receive it was matched to.
+    Message { seq: u32, tag: Option<u64>, flags: u8, len: usize, op: Option<(OpId, Want)> },
+    /// Several messages.
+    Batch { seq: u32, len: usize },
+    /// A piece for a receive or read.
+    Piece { seq: u32, op: OpId },
+    /// Bytes stored in a window, for the peer's operation.
+    Write { seq: u32, op: u64, status: Status },
+    /// A hello's address.
+    Hello { hello: Hello, len: usize },
+    /// Nothing: the body is discarded; the frame, if it had a number, counts as arrived or was a duplicate.
+    Discard { seq: Option<u32> },
+}
+
+/// A frame that came again while its first copy is still being taken from a connection that is dying.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    port: usize,
+    ci: u32,
+    header: [u8; 16],
+    inline: Inline,
+    body_len: usize,
+}
+
+fn message(from: PeerId, tag: Option<u64>, data: Data) -> Message {
+    Message { from, tag, data }
+}
+
+impl Machine {
+    pub(crate) fn on_event(&mut self, io: &mut Io<'_>, port: usize, e: Event) {
+        match e {
+            Event::Frame { conn, header, inline, body_len } => {
+                if let Some(ci) = self.conn_at(port, conn) {
+                    self.on_frame(io, ci, &header, inline, body_len);
+                } else if body_len > 0 {
+                    io.ports[port].take(conn, None);
+                }
+            }
+            Event::Taken { conn, landing, ok } => {
+                if let Some(ci) = self.conn_at(port, conn)
+                    && let Some(t) = self.conns[ci as usize].taking.take()
+                {
+                    self.taken(io, ci, t, landing, ok);
+                }
+            }
+            Event::RmaDone { token, landing, result } => {
+                self.rma_done(io, OpId::from_bits(token.0), landing, result)
+            }
+            Event::Writable { conn } => {
+                if let Some(ci) = self.conn_at(port, conn) {
+                    self.conns[ci as usize].blocked = false;
+                    if let Some(pi) = self.conns[ci as usize].peer {
+                        self.mark_dirty(pi);
+                    }
+                }
+            }
+            Event::Up { conn } => self.on_up(io, port, conn),
+            Event::Incoming { conn } => self.on_incoming(io, port, conn),
+            Event::Down { conn, reason, detail } => self.on_down(io, port, conn, reason, detail),
+        }
+    }
+
+    #[inline]
+    fn on_frame(&mut self, io: &mut Io<'_>, ci: u32, header: &[u8; 16], inline: Inline, body_len: usize) {
+        let c = &mut self.conns[ci as usize];
+        c.rx_frames += 1;
+        c.rx_bytes += body_len as u64;
+        let Some((kind, h)) = Header::parse(header) else {
+            return self.hostile(io, ci, "a frame of unknown kind");
+        };
+        if kind == FrameKind::Hello {
+            return self.on_hello(io, ci, inline, body_len);
+        }
+        let Some(pi) = c.peer.filter(|_| c.up) else {
+            if c.closing {
+                return self.discard(io, ci, None, body_len);
+            }
+            return self.hostile(io, ci, "a frame before the hello");
+        };
+        if !self.faults.is_empty() && self.faults.stalls(self.peers[pi as usize].name) {
+            return self.discard(io, ci, None, body_len);
+        }
+        c.used_at = io.now;
+        self.take_header(io, pi, &h);
+        if !kind.is_sequenced() {
+            return self.on_bare(io, ci, pi, kind, &h, body_len);
+        }
+        let seq = h.seq();
+        match self.peers[pi as usize].rx.dedup.look(seq) {
+            Verdict::New => self.on_new(io, ci, pi, kind, &h, seq, inline, body_len),
+            Verdict::Duplicate => {
+                let p = &mut self.peers[pi as usize];
+                p.counters.duplicates += 1;
+                p.rx.ack_now = true;
+                p.rx.told_next = p.rx.dedup.next().wrapping_sub(1) & (SEQ_MOD - 1);
+                self.mark_dirty(pi);
+                self.discard(io, ci, None, body_len);
+            }
+            Verdict::Impossible => self.hostile(io, ci, "a sequence number that cannot be"),
+        }
+    }
+
+    /// Acknowledgement and credit ride in every header.
+    #[inline]
+    fn take_header(&mut self, io: &mut Io<'_>, pi: u32, h: &Header) {
+        let p = &mut self.peers[pi as usize];
+        p.last_heard = io.now;
+        let more_credit = p.tx.take_credit(h.credit.get());
+        let acked = p.tx.take_ack(h.ack.get());
+        if acked && !p.tx.unacked.is_empty() {
+            self.release_acked(io.now, pi);
+        }
+        let p = &self.peers[pi as usize];
+        if (more_credit || acked) && !p.tx.is_drained() {
+            self.mark_dirty(pi);
+        }
+    }
+
+    /// Lets go of frames that the peer has.
+    fn release_acked(&mut self, now: u64, pi: u32) {
+        loop {
+            let p = &mut self.peers[pi as usize];
+            let acked = p.tx.acked;
+            if !p.tx.unacked.front().is_some_and(|u| seq_before(u.seq, acked)) {
+                break;
+            }
+            let u = p.tx.unacked.pop_front().expect("looked at above");
+            let len = u.out.body.len();
+            p.tx.unacked_bytes -= len;
+            p.tx.backoff = 0;
+            if !u.resent {
+                let rtt = now.saturating_sub(u.sent_at).max(1);
+                p.tx.srtt = if p.tx.srtt == 0 { rtt } else { p.tx.srtt - p.tx.srtt / 8 + rtt / 8 };
+            }
+            if let Some(c) = self.conns.get_mut(u.conn as usize) {
+                c.unacked_bytes = c.unacked_bytes.saturating_sub(len + 64);
+            }
+            if let Some(op) = u.out.op {
+                self.finish(op, Ok(Outcome::Unit));
+            }
+        }
+    }
+
+    fn on_bare(&mut self, io: &mut Io<'_>, ci: u32, pi: u32, kind: FrameKind, h: &Header, body_len: usize) {
+        if body_len > 0 {
+            return self.hostile(io, ci, "a body where none belongs");
+        }
+        match kind {
+            FrameKind::Probe if h.tag.get() == 0 => {
+                self.send_bare(io, pi, FrameKind::Probe, 1);
+            }
+            FrameKind::Bye => self.lose_peer(io, pi, "the peer closed its endpoint", Fate::Unknown),
+            _ => {}
+        }
+    }
+
+    /// A sequenced frame seen for the first time.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one frame, taken apart once")]
+    #[inline]
+    fn on_new(
+        &mut self,
+        io: &mut Io<'_>,
+        ci: u32,
+        pi: u32,
+        kind: FrameKind,
+        h: &Header,
+        seq: u32,
+        inline: Inline,
+        body_len: usize,
+    ) {
+        if body_len > 0 {
+            if self.is_taking(pi, seq) {
+                return self.park(io, ci, h, inline, body_len);
+            }
+            return self.start_take(io, ci, pi, kind, h, seq, inline, body_len);
+        }
+        self.arrived(io.now, ci, pi, seq, h.has(URGENT_ACK));
+        match kind {
+            FrameKind::Eager => {
+                let tag = h.has(TAGGED).then(|| h.tag.get());
+                self.message_here(io, pi, seq, tag, h.kind_flags, Arrived::Whole(Data::Inline(inline)), 1);
+            }
+            FrameKind::Rts => match Rts::parse(inline.as_slice()) {
+                Some(rts) if rts.len.get() <= self.limits.max_message => {
+                    let tag = h.has(TAGGED).then(|| h.tag.get());
+                    self.message_here(io, pi, seq, tag, h.kind_flags, Arrived::Promise { rts, conn: ci }, 1);
+                }
+                _ => self.hostile(io, ci, "a bad request to send"),
+            },
+            FrameKind::Cts => match Cts::parse(inline.as_slice()) {
+                Some(cts) => self.on_cts(io, ci, pi, &cts),
+                None => self.hostile(io, ci, "a bad clear to send"),
+            },
+            FrameKind::Done => match Done::parse(inline.as_slice())
+                .and_then(|d| Some((d, Status::from_bits(d.status.get())?)))
+            {
+                Some((d, status)) => self.on_done(io, pi, OpId::from_bits(d.op.get()), status),
+                None => self.hostile(io, ci, "a bad end of operation"),
+            },
+            FrameKind::Read => match Access::parse(inline.as_slice()) {
+                Some(a) => self.serve_read(io, pi, &a, h.tag.get()),
+                None => self.hostile(io, ci, "a bad read"),
+            },
+            FrameKind::Write => match Access::parse(inline.as_slice()) {
+                Some(a) => self.serve_empty_write(io, pi, &a),
+                None => self.hostile(io, ci, "a bad write"),
+            },
+            _ => self.hostile(io, ci, "a frame without its body"),
+        }
+    }
+
+    /// Counts a frame as arrived and sees to its acknowledgement.
+    #[inline]
+    fn arrived(&mut self, now: u64, ci: u32, pi: u32, seq: u32, urgent: bool) {
+        let p = &mut self.peers[pi as usize];
+        p.rx.dedup.record(seq);
+        if !p.rx.held.is_empty() {
+            self.mark_dirty(pi);
+        }
+        let p = &mut self.peers[pi as usize];
+        if urgent || seq_ahead(p.rx.told_next, p.rx.dedup.next()) as usize >= self.limits.max_unacked / 4 {
+            p.rx.ack_now = true;
+            self.mark_dirty(pi);
+        } else if p.rx.ack_at == 0 && self.conns[ci as usize].delivery != kfab_core::spi::Delivery::Process {
+            p.rx.ack_at = now + self.limits.ack_delay.as_nanos() as u64;
+            self.set_timer(pi, now);
+        }
+    }
+
+    /// A message, whole or promised: to the receive that waits for it, or into the queue. Ordered ones wait for their turn.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one message")]
+    #[inline]
+    fn message_here(
+        &mut self,
+        io: &mut Io<'_>,
+        pi: u32,
+        seq: u32,
+        tag: Option<u64>,
+        flags: u8,
+        what: Arrived,
+        units: u32,
+    ) {
+        let p = &mut self.peers[pi as usize];
+        let from = p.name;
+        if flags & ORDERED != 0 && !seq_before(seq, p.rx.dedup.next()) {
+            p.rx.held.push((seq, Unexpected { from, tag, what, units }));
+            return;
+        }
+        self.offer(io, pi, Unexpected { from, tag, what, units });
+        if !self.peers[pi as usize].rx.held.is_empty() {
+            self.release_held(io, pi);
+        }
+    }
+
+    /// Ordered messages whose turn has come, in their order.
+    pub(crate) fn release_held(&mut self, io: &mut Io<'_>, pi: u32) {
+        let rx = &mut self.peers[pi as usize].rx;
+        let next = rx.dedup.next();
+        let (mut due, early): (Vec<_>, Vec<_>) = rx.held.drain(..).partition(|(s, _)| seq_before(*s, next));
+        rx.held = early;
+        // Stable: messages of one batch share a number and keep their order.
+        due.sort_by_key(|(s, _)| seq_ahead(next, *s));
+        for (_, u) in due {
+            self.offer(io, pi, u);
+        }
+    }
+
+    #[inline]
+    fn offer(&mut self, io: &mut Io<'_>, pi: u32, u: Unexpected) {
+        let p = &mut self.peers[pi as usize];
+        p.counters.rx_messages += 1;
+        p.counters.rx_bytes += u.len();
+        let Some((op, _)) = self.matcher.take_posted(u.from, u.tag) else {
+            return self.matcher.push(u);
+        };
+        let into = match self.ops.proto(op) {
+            Some(Proto::Recv { into, .. }) => into.take(),
+            _ => None,
+        };
+        match u.what {
+            Arrived::Whole(d) => {
+                self.consume(pi, u.units);
+                let r = fit(d, into).map(|d| Outcome::Message(message(u.from, u.tag, d)));
+                self.finish(op, r);
+            }
+            Arrived::Promise { .. } => {
+                self.fetch(io, op, u, into);
+            }
+        }
+    }
+
+    /// A receive that finds its message waiting.
+    pub(crate) fn deliver_waiting(
+        &mut self,
+        io: &mut Io<'_>,
+        u: Unexpected,
+        want: Want,
+        into: Option<Buffer>,
+    ) -> Result<Started> {
+        let pi = u.from.index;
+        match u.what {
+            Arrived::Whole(d) => {
+                if self.peers.get(pi as usize).is_some_and(|p| p.name == u.from) {
+                    self.consume(pi, u.units);
+                }
+                Ok(Started::Done(Outcome::Message(message(u.from, u.tag, fit(d, into)?))))
+            }
+            Arrived::Promise { .. } => {
+                let op =
+                    self.ops.insert(Proto::Recv { want: Want { from: None, ..want }, into: None }, "recv")?;
+                self.fetch(io, op, u, into);
+                self.started(op)
+            }
+        }
+    }
+
+    /// The memory of a message is the user's now: its units go back to the sender.
+    #[inline]
+    pub(crate) fn consume(&mut self, pi: u32, units: u32) {
+        let quarter = self.limits.credits / 4;
+        let p = &mut self.peers[pi as usize];
+        p.rx.consumed = p.rx.consumed.wrapping_add(units);
+        if p.rx.consumed.wrapping_sub(p.rx.told_consumed) >= quarter {
+            p.rx.ack_now = true;
+            self.mark_dirty(pi);
+        }
+    }
+
+    // ---- bodies ----
+
+    fn is_taking(&self, pi: u32, seq: u32) -> bool {
+        let p = &self.peers[pi as usize];
+        p.rails.len() > 1
+            && p.rails.iter().any(|ci| match &self.conns[*ci as usize].taking {
+                Some(
+                    Taking::Message { seq: s, .. }
+                    | Taking::Batch { seq: s, .. }
+                    | Taking::Piece { seq: s, .. },
+                ) => *s == seq,
+                Some(Taking::Write { seq: s, .. } | Taking::Discard { seq: Some(s) }) => *s == seq,
+                _ => false,
+            })
+    }
+
+    /// The frame is also on its way over another connection, which its sender has given up: wait until that one has ended.
+    fn park(&mut self, io: &mut Io<'_>, ci: u32, h: &Header, inline: Inline, body_len: usize) {
+        let (pi, port) = (self.conns[ci as usize].peer, self.conns[ci as usize].port);
+        if self.conns[ci as usize].delivery == kfab_core::spi::Delivery::Datagram {
+            return self.discard(io, ci, None, body_len);
+        }
+        let rails = pi.map(|pi| self.peers[pi as usize].rails.clone()).unwrap_or_default();
+        for other in rails.into_iter().filter(|o| *o != ci) {
+            let o = &self.conns[other as usize];
+            if o.taking.is_some() {
+                io.ports[o.port].close(o.conn);
+            }
+        }
+        self.parked.push(Parked { port, ci, header: h.to_bytes(), inline, body_len });
+    }
+
+    pub(crate) fn retry_parked(&mut self, io: &mut Io<'_>) {
+        for k in std::mem::take(&mut self.parked) {
+            let c = &self.conns[k.ci as usize];
+            if c.live && c.port == k.port {
+                self.on_frame(io, k.ci, &k.header, k.inline, k.body_len);
+            }
+        }
+    }
+
+    /// Finds memory for a body and takes it.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one frame, taken apart once")]
+    fn start_take(
+        &mut self,
+        io: &mut Io<'_>,
+        ci: u32,
+        pi: u32,
+        kind: FrameKind,
+        h: &Header,
+        seq: u32,
+        inline: Inline,
+        body_len: usize,
+    ) {
+        let port = self.conns[ci as usize].port;
+        if body_len > io.ports[port].caps().max_body {
+            return self.hostile(io, ci, "a body larger than the limit");
+        }
+        let found = match kind {
+            FrameKind::Eager => self.place_message(io, pi, h, seq, body_len),
+            FrameKind::Batch => {
+                let buffer = io.pool.alloc(body_len).ok();
+                buffer
+                    .and_then(|b| Landing::prefix(b, body_len).ok())
+                    .map(|l| (Taking::Batch { seq, len: body_len }, Some(l)))
+            }
+            FrameKind::Piece => match Piece::parse(inline.as_slice()) {
+                Some(piece) => Some(self.place_piece(pi, &piece, seq, body_len)),
+                None => return self.hostile(io, ci, "a bad piece"),
+            },
+            FrameKind::Write => match Access::parse(inline.as_slice()) {
+                Some(a) => Some(self.place_write(&a, seq, body_len)),
+                None => return self.hostile(io, ci, "a bad write"),
+            },
+            _ => return self.hostile(io, ci, "a body where none belongs"),
+        };
+        // Without memory the frame cannot be received: give the connection up, the sender will try again.
+        let Some((taking, landing)) = found else {
+            self.discard(io, ci, None, body_len);
+            return self.close_conn(io, ci);
+        };
+        self.take_body(io, ci, taking, landing);
+    }
+
+    fn take_body(&mut self, io: &mut Io<'_>, ci: u32, taking: Taking, landing: Option<Landing>) {
+        let c = &self.conns[ci as usize];
+        match io.ports[c.port].take(c.conn, landing) {
+            Some(landing) => self.taken(io, ci, taking, landing, true),
+            None => self.conns[ci as usize].taking = Some(taking),
+        }
+    }
+
+    pub(crate) fn discard(&mut self, io: &mut Io<'_>, ci: u32, seq: Option<u32>, body_len: usize) {
+        if body_len > 0 {
+            self.take_body(io, ci, Taking::Discard { seq }, None);
+        }
+    }
+
+    pub(crate) fn take_hello(&mut self, io: &mut Io<'_>, ci: u32, hello: Hello, body_len: usize) {
+        let landing = io.pool.alloc(body_len).ok().and_then(|b| Landing::prefix(b, body_len).ok());
+        self.take_body(io, ci, Taking::Hello { hello, len: body_len }, landing);
+    }
+
+    fn place_message(
+        &mut self,
+        io: &Io<'_>,
+        pi: u32,
+        h: &Header,
+        seq: u32,
+        len: usize,
+    ) -> Option<(Taking, Option<Landing>)> {
+        let p = &self.peers[pi as usize];
+        let tag = h.has(TAGGED).then(|| h.tag.get());
+        let early = h.has(ORDERED) && seq != p.rx.dedup.next();
+        let op = if early { None } else { self.matcher.take_posted(p.name, tag) };
+        let into = match op.and_then(|(op, _)| self.ops.proto(op)) {
+            Some(Proto::Recv { into, .. }) => into.take(),
+            _ => None,
+        };
+        let flags = h.kind_flags;
+        let taking = Taking::Message { seq, tag, flags, len, op };
+        match into {
+            // Too short: the bytes are dropped and the receive fails when they are.
+            Some(b) if b.len() < len => {
+                Some((Taking::Message { seq, tag, flags, len: usize::MAX, op }, None))
+            }
+            Some(b) => match Landing::prefix(b, len) {
+                Ok(l) => Some((taking, Some(l))),
+                Err(_) => Some((Taking::Message { seq, tag, flags, len: usize::MAX, op }, None)),
+            },
+            None => match io.pool.alloc(len).ok().and_then(|b| Landing::prefix(b, len).ok()) {
+                Some(l) => Some((taking, Some(l))),
+                None => {
+                    if let Some((op, want)) = op {
+                        self.matcher.repost(op, want);
+                    }
+                    None
+                }
+            },
+        }
+    }
+
+    /// A body has been taken (`ok`) or its connection broke before it was whole.
+    pub(crate) fn taken(&mut self, io: &mut Io<'_>, ci: u32, t: Taking, landing: Option<Landing>, ok: bool) {
+        let Some(pi) = self.conns[ci as usize].peer else {
+            if let (Taking::Hello { hello, len }, true) = (t, ok) {
+                self.finish_hello(io, ci, &hello, landing, len);
+            }
+            return;
+        };
+        if !ok {
+            return self.take_failed(t, landing);
+        }
+        match t {
+            Taking::Hello { hello, len } => self.finish_hello(io, ci, &hello, landing, len),
+            Taking::Discard { seq } => {
+                if let Some(seq) = seq {
+                    self.arrived(io.now, ci, pi, seq, false);
+                }
+            }
+            Taking::Message { seq, tag, flags, len, op } => {
+                self.arrived(io.now, ci, pi, seq, flags & URGENT_ACK != 0);
+                self.message_taken(io, pi, seq, tag, flags, len, op, landing);
+            }
+            Taking::Batch { seq, len } => {
+                self.arrived(io.now, ci, pi, seq, false);
+                let Some(buffer) = landing.and_then(Landing::into_buffer) else { return };
+                if self.unpack(io, pi, seq, &buffer.slice(0..len)).is_none() {
+                    self.hostile(io, ci, "a bad batch");
+                }
+            }
+            Taking::Piece { seq, op } => {
+                self.arrived(io.now, ci, pi, seq, false);
+                self.piece_taken(io, op, landing, true);
+            }
+            Taking::Write { seq, op, status } => {
+                self.arrived(io.now, ci, pi, seq, false);
+                self.send_done(io, pi, op, status);
+            }
+        }
+    }
+
+    /// What had been set aside for a body goes back: the frame will come again, or the peer is lost.
+    fn take_failed(&mut self, t: Taking, landing: Option<Landing>) {
+        match t {
+            Taking::Message { op: Some((op, want)), .. } => {
+                if let Some(Proto::Recv { into, .. }) = self.ops.proto(op) {
+                    *into = landing.and_then(Landing::into_buffer);
+                    self.matcher.repost(op, want);
+                }
+            }
+            Taking::Piece { op, .. } => self.piece_failed(op, landing),
+            _ => {}
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one message")]
+    fn message_taken(
+        &mut self,
+        io: &mut Io<'_>,
+        pi: u32,
+        seq: u32,
+        tag: Option<u64>,
+        flags: u8,
+        len: usize,
+        op: Option<(OpId, Want)>,
+        landing: Option<Landing>,
+    ) {
+        let from = self.peers[pi as usize].name;
+        let buffer = landing.and_then(Landing::into_buffer);
+        match (op, buffer) {
+            (Some((op, _)), Some(buffer)) => {
+                let p = &mut self.peers[pi as usize];
+                p.counters.rx_messages += 1;
+                p.counters.rx_bytes += len as u64;
+                self.consume(pi, self.limits.units(len));
+                if self.ops.is_waiting(op) {
+                    self.finish(op, Ok(Outcome::Message(message(from, tag, data(buffer, len)))));
+                } else {
+                    // Its receive was cancelled while the bytes came: the message waits for the next.
+                    self.end_op(op);
+                    self.offer(
+                        io,
+                        pi,
+                        Unexpected { from, tag, what: Arrived::Whole(data(buffer, len)), units: 0 },
+                    );
+                }
+            }
+            (Some((op, _)), None) => self.finish(op, Err(truncated())),
+            (None, Some(buffer)) => {
+                let what = Arrived::Whole(data(buffer, len));
+                self.message_here(io, pi, seq, tag, flags, what, self.limits.units(len));
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Delivers the messages of a batch; `None` if it does not parse.
+    fn unpack(&mut self, io: &mut Io<'_>, pi: u32, seq: u32, body: &Buffer) -> Option<()> {
+        let mut at = 0;
+        while at < body.len() {
+            let r = Record::parse(body.get(at..at + size_of::<Record>())?)?;
+            at += size_of::<Record>();
+            let len = usize::from(r.len.get());
+            let bytes = body.get(at..at.checked_add(len)?)?;
+            let d = match Inline::new(bytes) {
+                Some(i) if len <= INLINE_MAX => Data::Inline(i),
+                _ => Data::Buffer { buffer: body.slice(at..at + len), len },
+            };
+            at += len;
+            let tag = (r.flags & TAGGED != 0).then(|| r.tag.get());
+            self.message_here(io, pi, seq, tag, r.flags, Arrived::Whole(d), self.limits.units(len));
+        }
+        Some(())
+    }
+}
+
+pub(crate) fn truncated() -> Error {
+    Error::new(Kind::Truncated, "recv", "the message is larger than the buffer it was received into")
+        .with_fate(Fate::Refused)
+}
+
+/// Puts a message's data into the buffer the receive brought, if it brought one.
+#[inline]
+fn fit(d: Data, into: Option<Buffer>) -> Result<Data> {
+    let Some(mut b) = into else { return Ok(d) };
+    let bytes = match &d {
+        Data::Inline(i) => i.as_slice(),
+        Data::Buffer { buffer, len } => &buffer[..*len],
+    };
+    let len = bytes.len();
+    let room = b
+        .get_mut()
+        .ok_or_else(|| Error::new(Kind::InvalidArgument, "recv", "the receive buffer has another owner"))?;
+    room.get_mut(..len).ok_or_else(truncated)?.copy_from_slice(bytes);
+    Ok(data(b, len))
+}

@@ -1,0 +1,310 @@
+//! The wire format: a 16-byte header in every frame, and what each kind of frame carries inline.
+//!
+//! Little-endian, sizes asserted at compile time, golden bytes in the tests. A frame is `header | inline (<= 40 B) | body`; the
+//! transport delimits the three. Whatever comes from a peer is read with [`Header::parse`] and the `read_from` of
+//! the inline structs, which check and never panic.
+
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The version both sides must speak.
+pub const VERSION: u16 = 1;
+/// First bytes of every hello: "kfab".
+pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"kfab");
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum FrameKind {
+    /// Who I am; first on every connection. Inline [`Hello`], body: my address as text.
+    Hello = 0,
+    /// A whole message: payload inline or as body.
+    Eager = 1,
+    /// Several small messages in one body: [`Record`] and bytes, repeated.
+    Batch = 2,
+    /// A large message waits at the sender. Inline [`Rts`].
+    Rts = 3,
+    /// Send it, in pieces. Inline [`Cts`].
+    Cts = 4,
+    /// A piece. Inline [`Piece`], body: the bytes.
+    Piece = 5,
+    /// The operation that the inline [`Done`] names has ended at my side.
+    Done = 6,
+    /// Nothing but `ack` and `credit`.
+    Ack = 7,
+    /// Are you there? (`tag` 0) / I am (`tag` 1).
+    Probe = 8,
+    /// Store the body in a window. Inline [`Access`].
+    Write = 9,
+    /// Send bytes of a window, as pieces. Inline [`Access`], length in `tag`.
+    Read = 10,
+    /// My endpoint closes.
+    Bye = 11,
+}
+
+impl FrameKind {
+    fn from_bits(b: u8) -> Option<FrameKind> {
+        use FrameKind::*;
+        [Hello, Eager, Batch, Rts, Cts, Piece, Done, Ack, Probe, Write, Read, Bye]
+            .get(usize::from(b))
+            .copied()
+    }
+
+    /// `true` if the frame has a place in the peer's sequence: it is acknowledged, resent and filtered for duplicates.
+    pub(crate) fn is_sequenced(self) -> bool {
+        !matches!(self, FrameKind::Hello | FrameKind::Ack | FrameKind::Probe | FrameKind::Bye)
+    }
+}
+
+/// The message was sent with a tag.
+pub(crate) const TAGGED: u8 = 0x10;
+/// The message must be delivered after all that its sender sent before it.
+pub(crate) const ORDERED: u8 = 0x20;
+/// The sender waits for the acknowledgement: send it without delay.
+pub(crate) const URGENT_ACK: u8 = 0x40;
+
+/// The header of every frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct Header {
+    /// Low 4 bits: [`FrameKind`]; high 4: flags.
+    pub(crate) kind_flags: u8,
+    /// Sequence number, 24 bits, of sequenced frames.
+    pub(crate) seq: [u8; 3],
+    /// All sequenced frames before this number have arrived here (low 16 bits).
+    pub(crate) ack: U16,
+    /// Credit units consumed here so far (low 16 bits).
+    pub(crate) credit: U16,
+    /// The user's tag; for some kinds a number of theirs.
+    pub(crate) tag: U64,
+}
+
+const _: () = assert!(size_of::<Header>() == kfab_core::spi::HEADER_LEN);
+
+/// Sequence numbers count modulo this.
+pub(crate) const SEQ_MOD: u32 = 1 << 24;
+
+impl Header {
+    #[inline]
+    pub(crate) fn new(kind: FrameKind, flags: u8, seq: u32, tag: u64) -> Header {
+        let s = seq.to_le_bytes();
+        Header {
+            kind_flags: kind as u8 | flags,
+            seq: [s[0], s[1], s[2]],
+            ack: U16::ZERO,
+            credit: U16::ZERO,
+            tag: U64::new(tag),
+        }
+    }
+
+    /// Reads a header; `None` if the kind is unknown or a reserved flag is set.
+    #[inline]
+    pub(crate) fn parse(b: &[u8; 16]) -> Option<(FrameKind, Header)> {
+        let h: Header = zerocopy::transmute!(*b);
+        if h.kind_flags & 0x80 != 0 {
+            return None;
+        }
+        Some((FrameKind::from_bits(h.kind_flags & 0x0f)?, h))
+    }
+
+    #[inline]
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
+        zerocopy::transmute!(self)
+    }
+
+    #[inline]
+    pub(crate) fn seq(&self) -> u32 {
+        u32::from_le_bytes([self.seq[0], self.seq[1], self.seq[2], 0])
+    }
+
+    #[inline]
+    pub(crate) fn has(&self, flag: u8) -> bool {
+        self.kind_flags & flag != 0
+    }
+}
+
+macro_rules! inline_struct {
+    ($(#[$doc:meta])* $name:ident $len:literal { $($(#[$fdoc:meta])* $field:ident: $ty:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+        #[repr(C)]
+        pub(crate) struct $name { $($(#[$fdoc])* pub(crate) $field: $ty),* }
+        const _: () = assert!(size_of::<$name>() == $len && $len <= kfab_core::spi::INLINE_MAX);
+        impl $name {
+            /// Exactly these bytes, or `None`.
+            #[inline]
+            pub(crate) fn parse(b: &[u8]) -> Option<$name> {
+                $name::read_from_bytes(b).ok()
+            }
+        }
+    };
+}
+
+inline_struct!(
+    /// Who a connection belongs to.
+    Hello 36 {
+        magic: U32,
+        version: U16,
+        /// Which port of the sender this connection ends at.
+        port: U16,
+        /// The endpoint, new at every start.
+        id: U64,
+        /// Credit units the receiver of this hello may use.
+        credits: U32,
+        /// Bit 0: a key is required (both must agree). The rest is zero.
+        flags: U32,
+        /// The largest frame body the sender's machine will take.
+        max_body: U32,
+        /// The sender's state for this receiver; another number than before: it has forgotten everything.
+        session: U64,
+    }
+);
+
+inline_struct!(
+    /// Ready to send.
+    Rts 40 {
+        /// Bytes of the message.
+        len: U64,
+        /// The sender's operation.
+        op: U64,
+        /// Where the bytes can be fetched from; `secret` 0: nowhere, ask with a CTS.
+        region: U64,
+        base: U64,
+        secret: U64,
+    }
+);
+
+inline_struct!(
+    /// Clear to send.
+    Cts 24 {
+        /// The sender's operation, from the RTS.
+        op: U64,
+        /// The receiver's, for the pieces.
+        sink: U64,
+        /// Bytes of a piece.
+        piece: U32,
+        /// How many bytes are wanted, in pieces (the sink may be shorter than the message).
+        pieces: U32,
+    }
+);
+
+inline_struct!(
+    /// One piece of a large transfer.
+    Piece 16 {
+        sink: U64,
+        index: U32,
+        reserved: U32,
+    }
+);
+
+inline_struct!(
+    /// The end of an operation.
+    Done 16 {
+        op: U64,
+        /// A [`Status`].
+        status: U32,
+        reserved: U32,
+    }
+);
+
+inline_struct!(
+    /// A one-sided access served by messages.
+    Access 32 {
+        window: U64,
+        secret: U64,
+        offset: U64,
+        op: U64,
+    }
+);
+
+inline_struct!(
+    /// One message of a batch.
+    Record 12 {
+        /// Flags as in the header.
+        flags: u8,
+        reserved: u8,
+        len: U16,
+        tag: U64,
+    }
+);
+
+/// How an operation ended at the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Status {
+    Ok = 0,
+    Denied = 1,
+    Canceled = 2,
+    NoMemory = 3,
+}
+
+impl Status {
+    pub(crate) fn from_bits(b: u32) -> Option<Status> {
+        [Status::Ok, Status::Denied, Status::Canceled, Status::NoMemory].get(b as usize).copied()
+    }
+}
+
+/// `true` if sequence number `a` comes before `b`, both modulo 2^24 and less than half the circle apart.
+#[inline]
+pub(crate) fn seq_before(a: u32, b: u32) -> bool {
+    a != b && (b.wrapping_sub(a) & (SEQ_MOD - 1)) < SEQ_MOD / 2
+}
+
+/// How far `b` is ahead of `a`, modulo 2^24.
+#[inline]
+pub(crate) fn seq_ahead(a: u32, b: u32) -> u32 {
+    b.wrapping_sub(a) & (SEQ_MOD - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_header() {
+        let mut h = Header::new(FrameKind::Rts, TAGGED, 0x0403_02, 0x1122_3344_5566_7788);
+        h.ack = U16::new(0xbeef);
+        h.credit = U16::new(0x0102);
+        let b = h.to_bytes();
+        assert_eq!(b, [0x13, 2, 3, 4, 0xef, 0xbe, 2, 1, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
+        let (k, back) = Header::parse(&b).unwrap();
+        assert_eq!((k, back, back.seq()), (FrameKind::Rts, h, 0x0403_02));
+    }
+
+    #[test]
+    fn golden_hello() {
+        let h = Hello {
+            magic: MAGIC.into(),
+            version: VERSION.into(),
+            port: 2.into(),
+            id: 0x0807_0605_0403_0201.into(),
+            credits: 1024.into(),
+            flags: 1.into(),
+            max_body: 65536.into(),
+            session: 9.into(),
+        };
+        let want = [
+            b'k', b'f', b'a', b'b', 1, 0, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 4, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0,
+            9, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        assert_eq!(h.as_bytes(), want);
+        for cut in 0..want.len() {
+            assert!(Hello::parse(&want[..cut]).is_none());
+        }
+    }
+
+    #[test]
+    fn unknown_kinds_and_reserved_flags_are_refused() {
+        for b in 0..=255u8 {
+            let mut raw = [0u8; 16];
+            raw[0] = b;
+            assert_eq!(Header::parse(&raw).is_some(), b & 0x80 == 0 && b & 0x0f < 12, "{b:#x}");
+        }
+    }
+
+    #[test]
+    fn sequence_numbers_wrap() {
+        assert!(seq_before(SEQ_MOD - 1, 0) && !seq_before(0, SEQ_MOD - 1) && !seq_before(5, 5));
+        assert_eq!(seq_ahead(SEQ_MOD - 2, 3), 5);
+    }
+}
