@@ -174,7 +174,8 @@ fn tcp_latency(size: u64) -> Line {
 }
 
 fn tcp_rate() -> Line {
-    let rate = |program| call(program, Job::Rate, 8, 200_000);
+    // Long enough that what fits into the sockets' buffers does not count.
+    let rate = |program| call(program, Job::Rate, 8, 600_000);
     let peers = vec![
         rate(Program::Ucx22(Ucx::tag("tcp"))),
         rate(Program::Ucx22(Ucx::active("tcp"))),

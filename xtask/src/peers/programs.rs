@@ -216,7 +216,7 @@ pub(super) fn compile_mpi(bench: &Bench) -> anyhow::Result<()> {
 /// UCX's CSV: `iterations,50.0_percentile_lat,avg_lat,overall_lat,avg_bw,overall_bw,avg_mr,overall_mr`,
 /// latencies in microseconds one way, rates in messages a second.
 fn read_ucx(out: &str, unit: Unit, size: u64) -> anyhow::Result<f64> {
-    let rows: Vec<Vec<&str>> = out.lines().map(|line| line.split(',').collect()).collect();
+    let rows: Vec<Vec<&str>> = out.lines().map(|line| line.split(',').map(str::trim).collect()).collect();
     let head = rows.iter().find(|row| row.len() > 4 && row[0] == "iterations");
     let last = rows.iter().rev().find(|row| row.len() > 4 && row[0].parse::<u64>().is_ok());
     let (Some(head), Some(last)) = (head, last) else { bail!("no figures in: {out}") };
@@ -259,6 +259,8 @@ mod tests {
         assert!((read_ucx(UCX, Unit::Nanoseconds, 8).unwrap() - 141.0).abs() < 1e-6);
         assert!((read_ucx(UCX, Unit::Messages, 8).unwrap() - 7_136_509.0).abs() < 1e-6);
         assert!((read_ucx(UCX, Unit::Bytes, 8).unwrap() - 57_092_072.0).abs() < 1e-6);
+        let short = UCX.replace("40000,", "[thread 0] 9,1,1,1,1,1,1,1\n 400,");
+        assert!((read_ucx(&short, Unit::Messages, 8).unwrap() - 7_136_509.0).abs() < 1e-6);
         assert!(read_ucx("Connection refused\n", Unit::Messages, 8).is_err());
     }
 

@@ -65,20 +65,23 @@ pub(crate) fn tests_named(prefix: &str) -> anyhow::Result<Vec<Test>> {
         let text = std::fs::read_to_string(root().join(&path)).with_context(|| path.display().to_string())?;
         let owner = packages.iter().filter(|p| path.starts_with(&p.folder));
         let Some(owner) = owner.max_by_key(|p| p.folder.components().count()) else { continue };
-        found.extend(names_in(&text, prefix).map(|name| Test { package: owner.name.clone(), name }));
+        found.extend(
+            names_in(&text, prefix).into_iter().map(|name| Test { package: owner.name.clone(), name }),
+        );
     }
     Ok(found)
 }
 
-fn names_in<'a>(text: &'a str, prefix: &'a str) -> impl Iterator<Item = String> + 'a {
+/// The functions marked `#[test]` whose name begins so.
+fn names_in(text: &str, prefix: &str) -> Vec<String> {
     let code = crate::tidy::code::blank(text);
-    let names: Vec<String> = code
-        .split("fn ")
-        .skip(1)
-        .filter(|rest| rest.starts_with(prefix))
-        .map(|rest| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
-        .collect();
-    names.into_iter()
+    let part = |c: &char| c.is_alphanumeric() || *c == '_';
+    let marked = |at: usize| {
+        let head = code[..at].rsplit([';', '{', '}']).next().unwrap_or_default();
+        head.contains("#[test]")
+    };
+    let all = code.match_indices("fn ").filter(|(at, _)| code[at + 3..].starts_with(prefix) && marked(*at));
+    all.map(|(at, _)| code[at + 3..].chars().take_while(part).collect()).collect()
 }
 
 /// Tests by the package that has them.
@@ -96,8 +99,9 @@ mod tests {
 
     #[test]
     fn tests_are_found_by_the_beginning_of_their_name() {
-        let text = "fn loom_two() {}\n// fn loom_comment() {}\nasync fn other() { \"fn loom_text\"; }\nfn loom_one() {}";
-        assert_eq!(names_in(text, "loom_").collect::<Vec<_>>(), ["loom_two", "loom_one"]);
+        let text = "#[test]\nfn loom_two() {}\nfn loom_helper() {}\n// #[test] fn loom_comment() {}\n\
+            #[test]\nfn other() { \"fn loom_text\"; }\n#[test]\n#[ignore = \"long\"]\nfn loom_one() {}";
+        assert_eq!(names_in(text, "loom_"), ["loom_two", "loom_one"]);
     }
 
     #[test]
