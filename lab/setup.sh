@@ -1,8 +1,11 @@
 # Runs as process 1 on top of the host's files: sets up the cards, tells the host "up", waits for "go",
 # runs the command and reports its status. Sourced: env (what was asked for), wire.sh (cables and cards).
 #
+# OUT and ERR are the bytes written to the two output ports: each port has a queue of its own, so that "exit"
+# may overtake them on their way.
+#
 # Three ports lead to the host. `out` and `err` carry the command's output. `ctl` carries lines:
-#   to the host:  up | exit N | link RAIL STATE | mark NAME | fail TEXT
+#   to the host:  up | exit N [OUT ERR] | link RAIL STATE | mark NAME | fail TEXT
 #   to the guest: go | link RAIL STATE | mark NAME
 B=/run/lab/busybox
 export PATH=/run/lab:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
@@ -32,7 +35,13 @@ obey() {
 	done
 }
 
-# Waits for the pumps to hand over the last output; a daemon that outlives the command may hold them open.
+# pump NAME: carries output from a pipe to a port, and leaves a count of the bytes (busybox' dd would not).
+pump() {
+	dd bs=65536 <"/run/lab/$1" >"$(port "lab.$1")" 2>"/run/lab/$1.count"
+}
+
+# Waits for the pumps to hand over the last output and sets `written` to how much it was. A daemon that outlives the
+# command may hold the pipes open: then there is no telling. Not in a subshell, which could not see them end.
 drain() {
 	tries=0
 	while kill -0 "$pump_out" 2>/dev/null || kill -0 "$pump_err" 2>/dev/null; do
@@ -40,6 +49,7 @@ drain() {
 		[ $tries -gt 100 ] && return
 		$B usleep 10000
 	done
+	written=$($B awk '/ copied/ { printf " %s", $1 }' /run/lab/out.count /run/lab/err.count)
 }
 
 exec 3<>"$(port lab.ctl)"
@@ -55,9 +65,9 @@ echo up >&3
 while read -r word <&3 && [ "$word" != go ]; do :; done
 obey <&3 &
 
-$B cat /run/lab/out >"$(port lab.out)" 3>&- &
+pump out 3>&- &
 pump_out=$!
-$B cat /run/lab/err >"$(port lab.err)" 3>&- &
+pump err 3>&- &
 pump_err=$!
 (
 	exec 3>&-
@@ -70,8 +80,9 @@ pump_err=$!
 	exec "$@" /bin/sh /run/lab/command
 ) >/run/lab/out 2>/run/lab/err </dev/null
 status=$?
+written=
 drain
 [ -s /run/lab/shares ] && $B sync
-echo "exit $status" >&3
+echo "exit $status$written" >&3
 $B sleep 10
 $B poweroff -f

@@ -10,6 +10,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -66,6 +67,8 @@ pub(crate) struct Machine {
     readers: Vec<JoinHandle<()>>,
     tail: Arc<Mutex<VecDeque<u8>>>,
     complaints: PathBuf,
+    /// Bytes of output and of errors that have been handed on.
+    handed_on: [Arc<AtomicU64>; 2],
 }
 
 impl Machine {
@@ -115,14 +118,16 @@ impl Machine {
         let from_control = control.try_clone()?;
         let from_monitor = monitor.try_clone()?;
         let kept = Arc::clone(&tail);
+        let handed_on = [Arc::default(), Arc::default()];
+        let [out_count, err_count] = handed_on.clone();
         let readers = vec![
             thread::spawn(move || keep(console, &kept, log)),
-            thread::spawn(move || forward(from_monitor, Box::new(std::io::sink()))),
+            thread::spawn(move || forward(from_monitor, Box::new(std::io::sink()), &AtomicU64::new(0))),
             thread::spawn(move || read_lines(from_control, side, &events)),
-            thread::spawn(move || forward(out, sinks.out)),
-            thread::spawn(move || forward(err, sinks.err)),
+            thread::spawn(move || forward(out, sinks.out, &out_count)),
+            thread::spawn(move || forward(err, sinks.err, &err_count)),
         ];
-        Ok(Self { side, child, control, monitor, readers, tail, complaints })
+        Ok(Self { side, child, control, monitor, readers, tail, complaints, handed_on })
     }
 
     /// Sends the guest's setup a line. A guest that has just died does not get it, which its end will tell.
@@ -136,7 +141,15 @@ impl Machine {
         let _ = self.monitor.write_all(format!("set_link {netdev} {state}\n").as_bytes());
     }
 
-    /// Ends it, once all its output has been handed on.
+    /// Waits until so many bytes of output and of errors have been handed on, or until `deadline`.
+    pub(crate) fn await_output(&self, bytes: [u64; 2], deadline: Instant) {
+        let short = || self.handed_on.iter().zip(bytes).any(|(count, all)| count.load(Ordering::Acquire) < all);
+        while short() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Ends it. Output that has reached QEMU is still handed on.
     pub(crate) fn stop(mut self) -> Remains {
         self.end();
         let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
@@ -206,11 +219,12 @@ fn console_file(path: &Path, side: Side) -> Result<File> {
 }
 
 /// Hands on what comes, as it comes; goes on reading when the sink takes no more, so that the guest can end.
-fn forward(mut from: UnixStream, mut to: Sink) {
+fn forward(mut from: UnixStream, mut to: Sink, handed_on: &AtomicU64) {
     let mut buffer = vec![0; 64 << 10];
     let mut open = true;
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         open = open && to.write_all(&buffer[..count]).and_then(|()| to.flush()).is_ok();
+        handed_on.fetch_add(count as u64, Ordering::Release);
     }
 }
 

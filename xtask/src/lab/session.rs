@@ -219,13 +219,7 @@ impl Session<'_> {
                     self.tell_all("go");
                 }
             }
-            ("exit", Some(status), None) => {
-                let index = self.index(side);
-                self.statuses[index] = Some(status.parse().unwrap_or(125));
-                if index == 0 {
-                    self.grace = Some(Instant::now() + COMPANION_GRACE);
-                }
-            }
+            ("exit", Some(status), written) => self.command_ended(side, status, written),
             ("mark", Some(name), None) if is_mark(name) => self.tell_all(&format!("mark {name}")),
             ("link", Some(rail), Some(order)) => match (rail.parse::<u32>(), order.parse()) {
                 (Ok(rail), Ok(order)) if rail < self.plan.wiring.rails => self.set_rail(rail, order),
@@ -238,6 +232,22 @@ impl Session<'_> {
             _ => eprintln!("lab: guest {:?} says {line:?}", side.name()),
         }
         None
+    }
+
+    fn command_ended(&mut self, side: Side, status: &str, written: Option<&str>) {
+        let index = self.index(side);
+        match written.and_then(|counts| counts.split_once(' ')) {
+            Some((out, err)) => {
+                let bytes = [out, err].map(|count| count.parse().unwrap_or(0));
+                self.machines[index].await_output(bytes, self.begun + self.plan.limit);
+            }
+            // Something else still holds the streams: what it writes is not waited for.
+            None => thread::sleep(Duration::from_millis(100)),
+        }
+        self.statuses[index] = Some(status.parse().unwrap_or(125));
+        if index == 0 {
+            self.grace = Some(Instant::now() + COMPANION_GRACE);
+        }
     }
 
     fn tell_all(&mut self, line: &str) {
