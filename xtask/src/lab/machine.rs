@@ -143,7 +143,8 @@ impl Machine {
 
     /// Waits until so many bytes of output and of errors have been handed on, or until `deadline`.
     pub(crate) fn await_output(&self, bytes: [u64; 2], deadline: Instant) {
-        let short = || self.handed_on.iter().zip(bytes).any(|(count, all)| count.load(Ordering::Acquire) < all);
+        let short =
+            || self.handed_on.iter().zip(bytes).any(|(count, all)| count.load(Ordering::Acquire) < all);
         while short() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(2));
         }

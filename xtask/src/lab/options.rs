@@ -273,7 +273,7 @@ impl Options {
         let cpu_nodes = self.numa - u32::from(self.numa_cpuless);
         let smp = self.smp.unwrap_or(2 * cpu_nodes);
         ensure!(
-            smp > 0 && smp % cpu_nodes == 0,
+            smp > 0 && smp.is_multiple_of(cpu_nodes),
             "--smp must be a multiple of {cpu_nodes}, the nodes with CPUs"
         );
         ensure!(smp <= 64, "--smp takes 64 at most");

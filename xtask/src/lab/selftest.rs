@@ -40,13 +40,19 @@ impl Run {
     fn ended_with(&self, status: u8) -> Result<()> {
         let ending = &self.outcome.ending;
         let remains = &self.outcome.remains;
-        ensure!(*ending == Ending::Status(status), "ended with {ending:?}, not with status {status}\n{remains}");
+        ensure!(
+            *ending == Ending::Status(status),
+            "ended with {ending:?}, not with status {status}\n{remains}"
+        );
         Ok(())
     }
 
     fn lost(&self, why: &str) -> Result<()> {
         let ending = &self.outcome.ending;
-        ensure!(matches!(ending, Ending::Lost(text) if text.contains(why)), "ended with {ending:?}, not {why:?}");
+        ensure!(
+            matches!(ending, Ending::Lost(text) if text.contains(why)),
+            "ended with {ending:?}, not {why:?}"
+        );
         Ok(())
     }
 
@@ -240,7 +246,8 @@ impl Write for Kept {
 /// When the accelerator cannot be probed. A check that fails is told of, and makes the status 1.
 pub(super) fn run(options: &Options, kernel: &Kernel) -> Result<ExitCode> {
     let accel = accel::choose(options.accel, &super::cache(), kernel)?;
-    let wanted = |name: &str| options.command.is_empty() || options.command.iter().any(|word| name.contains(word));
+    let wanted =
+        |name: &str| options.command.is_empty() || options.command.iter().any(|word| name.contains(word));
     println!("lab: checking {} on {accel:?}", kernel.release()?);
     let mut failed = 0;
     for check in CHECKS.iter().filter(|check| wanted(check.name)) {

@@ -122,7 +122,8 @@ fn tell_remains(text: &mut String, side: Side, remains: &Remains) {
 
 /// The lines that tell most: from the first that speaks of trouble, or else the last.
 fn telling<'a, 'b>(lines: &'a [&'b str]) -> &'a [&'b str] {
-    const TROUBLE: [&str; 5] = ["lab: guest start", "Kernel panic", "BUG:", "Oops:", "general protection fault"];
+    const TROUBLE: [&str; 5] =
+        ["lab: guest start", "Kernel panic", "BUG:", "Oops:", "general protection fault"];
     const LINES: usize = 40;
     let trouble = lines.iter().position(|line| TROUBLE.iter().any(|word| line.contains(word)));
     let from = trouble.unwrap_or(lines.len().saturating_sub(LINES));
