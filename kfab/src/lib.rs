@@ -1,1 +1,51 @@
-//! A small kernel-bypass fabric API over pluggable providers.
+//! kfab: messages and bulk data over whatever the node has, through about eight verbs.
+//!
+//! ```no_run
+//! # fn main() -> kfab::Result<()> {
+//! let fabric = kfab::Fabric::new([kfab_shm::provider(), kfab_sockets::provider()]);
+//! let endpoint = fabric.endpoint()?;
+//! println!("{}", endpoint.address());
+//! let message = endpoint.recv().wait()?;
+//! message.from().send(&message).wait()?;
+//! # Ok(()) }
+//! ```
+//!
+//! **Verbs**: [`Peer::send`], [`Endpoint::recv`], their tagged forms, [`Peer::read`] and [`Peer::write`] on a peer's
+//! [`Window`], cancel ([`Op::cancel`]), and [`Endpoint::progress`]. Each returns an [`Op`] that ends exactly once; wait for it,
+//! await it, poll it, or drop it.
+//!
+//! **Threads.** Everything is `Send + Sync`. One [`Endpoint`] is one *lane*: its own ports, memory, credits and lock. Threads
+//! that share an endpoint take turns; threads that should not get an endpoint each ([`Fabric::open_partitioned`]).
+//!
+//! **Progress.** Somebody must poll, and it is always known who: the caller that waits, or else the endpoint's helper thread, which
+//! sleeps while a caller is active ([`Progress`]).
+//!
+//! **Back-pressure** is never an error: a send without credit waits in its `Op`. **A dead peer** is an error
+//! ([`Kind::PeerLost`]) within a bounded time: at once over shared memory, [`Limits::peer_timeout`] at the latest elsewhere.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod endpoint;
+mod fabric;
+mod lane;
+mod observe;
+mod op;
+mod progress;
+mod window;
+
+pub use config::{EndpointConfig, FabricConfig, Progress, Wait};
+pub use endpoint::{Endpoint, Message, Peer, Recv};
+pub use fabric::{Fabric, ProviderInfo};
+pub use kfab_core::auth::FabricKey;
+pub use kfab_core::mem::{Buffer, PoolConfig, PoolStats, WindowMem};
+pub use kfab_core::spi::{Address, Caps, Device, Provider, Rights, Unavailable, Way};
+pub use kfab_core::{Error, Fate, Kind, Result};
+pub use kfab_proto::{
+    FabricEvent, FaultAction, FaultId, FaultRule, LaneStats, Limits, Payload, Peeked, PeerCounters, PeerId, PeerInfo, RailInfo,
+    SendOptions, WindowKey,
+};
+pub use kfab_topo as topo;
+pub use observe::{EndpointStats, PeerStats, PoolCounts, PortStats};
+pub use op::{Finish, Op};
+pub use window::Window;

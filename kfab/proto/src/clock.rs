@@ -7,6 +7,7 @@ use crate::transmit::NOWHERE;
 use crate::wire::FrameKind;
 use kfab_core::spi::Delivery;
 use kfab_core::{Fate, Kind};
+use std::cmp::Reverse;
 use std::time::Duration;
 
 /// Timers are looked at no more often than this, ns.
@@ -61,10 +62,39 @@ impl Machine {
             }
         }
         self.free_idle_peers();
-        self.next_tick = self.next_tick.min(due.max(io.now + GRAIN));
-        if due == u64::MAX && self.timed.is_empty() {
-            self.next_tick = u64::MAX;
+        due = due.min(self.close_silent_strangers(io));
+        self.next_tick = self.next_tick.min(due.max(io.now + GRAIN)).min(self.expire(io));
+    }
+
+    /// Ends operations whose time is up; when the next one's is.
+    fn expire(&mut self, io: &mut Io<'_>) -> u64 {
+        while let Some(Reverse((at, op))) = self.deadlines.peek().copied() {
+            if at > io.now && self.ops.is_waiting(op) {
+                return at;
+            }
+            self.deadlines.pop();
+            self.cancel(io, op, Kind::TimedOut);
         }
+        u64::MAX
+    }
+
+    /// A connection that sends no hello costs its place only for so long.
+    fn close_silent_strangers(&mut self, io: &mut Io<'_>) -> u64 {
+        let limit = ns(self.limits.peer_timeout);
+        let mut next = u64::MAX;
+        for ci in std::mem::take(&mut self.greeting) {
+            let c = &self.conns[ci as usize];
+            if !c.live || c.up || c.closing {
+                continue;
+            }
+            if c.opened_at + limit <= io.now {
+                self.close_conn(io, ci);
+            } else {
+                next = next.min(c.opened_at + limit);
+                self.greeting.push(ci);
+            }
+        }
+        next
     }
 
     /// Peers that were forgotten while a list still named them.

@@ -120,7 +120,9 @@ impl Machine {
     }
 
     pub(crate) fn on_incoming(&mut self, io: &mut Io<'_>, port: usize, conn: Conn) {
-        self.add_conn(io, port, conn, None);
+        let ci = self.add_conn(io, port, conn, None);
+        self.greeting.push(ci);
+        self.next_tick = self.next_tick.min(io.now + self.limits.peer_timeout.as_nanos() as u64);
         // The answer waits for the peer's hello: until then we do not know for which state to speak.
     }
 

@@ -11,7 +11,8 @@ use crate::peer::{Peer, PeerCounters};
 use kfab_core::mem::{Buffer, Pool};
 use kfab_core::spi::{Address, Conn, Delivery, Event, Port};
 use kfab_core::{Error, Fate, Kind, Result};
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::task::Waker;
 
@@ -111,6 +112,10 @@ pub struct Machine {
     pub(crate) unflushed: bool,
     pub(crate) next_tick: u64,
     pub(crate) closed: bool,
+    /// Deadlines of operations, ns; the earliest on top.
+    pub(crate) deadlines: BinaryHeap<Reverse<(u64, OpId)>>,
+    /// Connections whose hello has not come yet.
+    pub(crate) greeting: Vec<u32>,
     events: Vec<Event>,
 }
 
@@ -216,6 +221,8 @@ impl Machine {
             unflushed: false,
             next_tick: u64::MAX,
             closed: false,
+            deadlines: BinaryHeap::new(),
+            greeting: Vec::new(),
             events: Vec::with_capacity(256),
         }
     }
@@ -385,6 +392,16 @@ impl Machine {
         self.ops.set_waker(op, waker);
     }
 
+    /// The operation ends with `TimedOut` if it has not ended by `at_ns` (the caller's clock).
+    pub fn set_deadline(&mut self, op: OpId, at_ns: u64) {
+        // Operations that ended early leave their entry behind: sweep when those outnumber the living.
+        if self.deadlines.len() > 1024 + 2 * self.ops.live() {
+            self.deadlines.retain(|Reverse((_, op))| self.ops.is_waiting(*op));
+        }
+        self.deadlines.push(Reverse((at_ns, op)));
+        self.next_tick = self.next_tick.min(at_ns);
+    }
+
     /// The user lets go. A receive is withdrawn, or its message put back in front of the queue: dropping a future loses nothing.
     /// Everything else goes on to its end unwatched.
     pub fn detach(&mut self, io: &mut Io<'_>, op: OpId) {
@@ -449,6 +466,16 @@ impl Machine {
         let mine = if self.dirty.is_empty() { self.next_tick } else { 0 };
         let theirs = ports.iter().filter_map(|p| p.deadline()).min().unwrap_or(u64::MAX);
         Some(mine.min(theirs)).filter(|t| *t != u64::MAX)
+    }
+
+    /// `true` if a round would send something now: frames wait for a flush, or a peer has become ready to send to.
+    pub fn wants_poll(&self) -> bool {
+        self.unflushed || !self.dirty.is_empty()
+    }
+
+    /// `true` after [`Machine::close`].
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// Says goodbye to all peers and ends every operation with `Closed`. The ports may be dropped after one more flush.

@@ -199,10 +199,12 @@ mod tests {
                     Step::Withdraw(i) => {
                         let id = posted.get(i).map(|(o, _)| *o);
                         if let Some(id) = id {
-                            prop_assert!(m.withdraw(OpId { index: id, generation: 0 }));
+                            let name = OpId { index: id, generation: 0 };
+                            prop_assert!(m.withdraw(name));
                             posted.remove(i);
                         } else {
-                            prop_assert!(!m.withdraw(OpId { index: 0, generation: 9 }));
+                            let nobody = OpId { index: 0, generation: 9 };
+                            prop_assert!(!m.withdraw(nobody));
                         }
                     }
                 }

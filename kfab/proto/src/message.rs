@@ -18,7 +18,7 @@ impl fmt::Debug for PeerId {
 }
 
 /// An operation under way. Given back to the machine to ask for its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OpId {
     pub(crate) index: u32,
     pub(crate) generation: u32,

@@ -1,0 +1,317 @@
+//! Endpoints, peers and messages: the verbs.
+
+use crate::lane::Lane;
+use crate::op::{Finish, Op};
+use crate::window::Window;
+use kfab_core::mem::Buffer;
+use kfab_core::spi::{Address, Rights};
+use kfab_core::{Error, Result};
+use kfab_proto::{
+    FaultId, FaultRule, Limits, OpId, Outcome, Payload, Peeked, PeerId, SendOptions, Started, Want, WindowKey,
+};
+use std::ops::Deref;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+/// A place in the fabric: sends to peers, receives from anyone who knows its address. Dropping it says goodbye to all peers and ends
+/// every operation with [`kfab_core::Kind::Closed`].
+pub struct Endpoint {
+    pub(crate) lane: Arc<Lane>,
+    missing: Vec<String>,
+}
+
+#[inline]
+fn op<T: Finish>(lane: &Arc<Lane>, r: Result<Started>) -> Op<T> {
+    match r {
+        Ok(Started::Done(o)) => Op::ready(T::finish(o, lane.clone())),
+        Ok(Started::Pending(id)) => Op::pending(lane.clone(), id),
+        Err(e) => Op::ready(Err(e)),
+    }
+}
+
+impl Endpoint {
+    pub(crate) fn new(lane: Arc<Lane>, missing: Vec<String>) -> Endpoint {
+        Endpoint { lane, missing }
+    }
+
+    /// The ways to this endpoint, best first, as one string to give to peers.
+    pub fn address(&self) -> &Address {
+        &self.lane.address
+    }
+
+    /// Providers that could not be opened, and why.
+    pub fn unavailable(&self) -> &[String] {
+        &self.missing
+    }
+
+    /// The peer at an address (its text, whole or any part of the ways). No connection is made before it is needed.
+    pub fn peer(&self, address: &str) -> Result<Peer> {
+        let address: Address = address.parse()?;
+        let id = self.lane.with(|m, io| m.peer(io, &address))?;
+        Ok(Peer { lane: self.lane.clone(), id })
+    }
+
+    /// Receives an untagged message from anyone. The oldest that waits is taken first.
+    #[inline]
+    pub fn recv(&self) -> Op<Message> {
+        op(&self.lane, self.lane.with(|m, io| m.recv(io, Want::default(), None)))
+    }
+
+    /// Receives a message whose tag equals `tag` in every bit that is 0 in `ignore`.
+    #[inline]
+    pub fn recv_tagged(&self, tag: u64, ignore: u64) -> Op<Message> {
+        op(&self.lane, self.lane.with(|m, io| m.recv(io, Want { tag: Some((tag, ignore)), from: None }, None)))
+    }
+
+    /// A receive with more to say: from one peer only, into a buffer of yours.
+    pub fn recv_with(&self) -> Recv<'_> {
+        Recv { endpoint: self, want: Want::default(), into: None }
+    }
+
+    /// The first message that waits for a receive like this, left where it is. Makes progress.
+    pub fn peek(&self, tag: Option<(u64, u64)>) -> Option<Peeked> {
+        let mut s = self.lane.lock();
+        s.poll();
+        let p = s.machine.peek(Want { tag, from: None });
+        self.lane.leave(&mut s);
+        p
+    }
+
+    /// A buffer of `len` bytes from the endpoint's slab: sent and received without a copy where the provider can.
+    pub fn buffer(&self, len: usize) -> Result<Buffer> {
+        let pool = self.lane.lock().pool.clone();
+        pool.alloc(len)
+    }
+
+    /// A window of `len` zeroed bytes that peers with its key may use as `rights` say.
+    pub fn window(&self, len: usize, rights: Rights) -> Result<Window> {
+        Window::shared(&self.lane, len, rights)
+    }
+
+    /// A window over a buffer, for reading only. A part of a buffer is [`Buffer::slice`].
+    pub fn window_of(&self, buffer: Buffer) -> Result<Window> {
+        Window::of_buffer(&self.lane, buffer)
+    }
+
+    /// One round of progress; `true` if there was something to do. Never blocks.
+    pub fn progress(&self) -> bool {
+        let mut s = self.lane.lock();
+        self.lane.active.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let busy = s.poll();
+        self.lane.leave(&mut s);
+        busy
+    }
+
+    /// Prepares to sleep on the endpoint's descriptor ([`AsFd`]) in an event loop of yours: `true`, sleep now, it becomes readable
+    /// when [`Endpoint::progress`] has work; `false`, there is work already. Timers need a call every
+    /// [`Limits::probe_after`] all the same, unless the helper thread runs.
+    pub fn arm(&self) -> bool {
+        self.lane.arm_for_user()
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> Limits {
+        self.lane.lock().machine.limits().clone()
+    }
+
+    /// Adds a fault on purpose; see [`FaultRule`].
+    pub fn add_fault(&self, rule: FaultRule) -> Result<FaultId> {
+        self.lane.with(|m, io| m.add_fault(io, rule))
+    }
+
+    /// Removes a fault; how often it struck.
+    pub fn remove_fault(&self, id: FaultId) -> Option<u64> {
+        let hits = self.lane.with(|m, _| m.remove_fault(id));
+        self.lane.kick();
+        hits
+    }
+
+    /// How threads and memory were placed, and what could not be.
+    pub fn placement(&self) -> Vec<kfab_topo::Placement> {
+        self.lane.placement.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.lane.close();
+    }
+}
+
+impl AsFd for Endpoint {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lane.epoll(&self.lane.lock()).as_fd()
+    }
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Endpoint({})", self.lane.address)
+    }
+}
+
+/// A receive being described; [`Recv::post`] starts it.
+#[must_use = "a receive starts with `post`"]
+pub struct Recv<'a> {
+    endpoint: &'a Endpoint,
+    want: Want,
+    into: Option<Buffer>,
+}
+
+impl Recv<'_> {
+    /// Only tagged messages whose tag equals `tag` in every bit that is 0 in `ignore`.
+    pub fn tag(mut self, tag: u64, ignore: u64) -> Self {
+        self.want.tag = Some((tag, ignore));
+        self
+    }
+
+    /// Only from this peer. If it dies, the receive ends with `PeerLost`.
+    pub fn from(mut self, peer: &Peer) -> Self {
+        self.want.from = Some(peer.id);
+        self
+    }
+
+    /// Into this buffer, which must have no other owner. A larger message ends the receive with `Truncated`.
+    pub fn into(mut self, buffer: Buffer) -> Self {
+        self.into = Some(buffer);
+        self
+    }
+
+    /// Starts it.
+    #[inline]
+    pub fn post(self) -> Op<Message> {
+        let lane = &self.endpoint.lane;
+        op(lane, lane.with(|m, io| m.recv(io, self.want, self.into)))
+    }
+}
+
+/// A peer of an endpoint. Cheap to clone; valid as long as anyone holds it, and an error after the peer is gone.
+#[derive(Clone)]
+pub struct Peer {
+    lane: Arc<Lane>,
+    id: PeerId,
+}
+
+impl Peer {
+    /// Its name on this endpoint.
+    pub fn id(&self) -> PeerId {
+        self.id
+    }
+
+    /// Sends a message: bytes (copied before this returns), a [`Buffer`] or several (sent from where they lie). Ends when the memory is
+    /// free again. Waits, in its `Op`, while the peer has no credit left; `PeerLost` if the peer dies.
+    #[inline]
+    pub fn send<'a>(&self, payload: impl Into<Payload<'a>>) -> Op<()> {
+        self.send_with(payload, SendOptions::default())
+    }
+
+    /// Sends a message with a tag.
+    #[inline]
+    pub fn send_tagged<'a>(&self, tag: u64, payload: impl Into<Payload<'a>>) -> Op<()> {
+        self.send_with(payload, SendOptions { tag: Some(tag), ..Default::default() })
+    }
+
+    /// Sends a message: tagged or not, in order or not, ended by the peer's having it or by the memory's being free.
+    #[inline]
+    pub fn send_with<'a>(&self, payload: impl Into<Payload<'a>>, options: SendOptions) -> Op<()> {
+        op(&self.lane, self.lane.with(|m, io| m.send(io, self.id, payload.into(), options)))
+    }
+
+    /// Reads from the peer's window, starting at byte `offset`, as many bytes as the buffer has. The peer takes no part where the provider
+    /// allows it. `AccessDenied` if the window is closed, too short, or not for reading.
+    pub fn read(&self, key: &WindowKey, offset: u64, into: Buffer) -> Op<Buffer> {
+        op(&self.lane, self.lane.with(|m, io| m.read(io, self.id, key, offset, into)))
+    }
+
+    /// Writes into the peer's window, starting at byte `offset`. Ends when the bytes are there.
+    #[inline]
+    pub fn write<'a>(&self, key: &WindowKey, offset: u64, payload: impl Into<Payload<'a>>) -> Op<()> {
+        op(&self.lane, self.lane.with(|m, io| m.write(io, self.id, key, offset, payload.into())))
+    }
+
+    /// What is known about the peer; `None` if it is gone.
+    pub fn info(&self) -> Option<kfab_proto::PeerInfo> {
+        self.lane.lock().machine.peer_info(self.id)
+    }
+}
+
+impl PartialEq for Peer {
+    fn eq(&self, other: &Peer) -> bool {
+        Arc::ptr_eq(&self.lane, &other.lane) && self.id == other.id
+    }
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.id)
+    }
+}
+
+/// A received message. Dereferences to its bytes.
+pub struct Message {
+    lane: Arc<Lane>,
+    inner: kfab_proto::Message,
+}
+
+impl Message {
+    #[inline]
+    pub(crate) fn new(lane: Arc<Lane>, inner: kfab_proto::Message) -> Message {
+        Message { lane, inner }
+    }
+
+    /// Who sent it: to answer.
+    pub fn from(&self) -> Peer {
+        Peer { lane: self.lane.clone(), id: self.inner.from }
+    }
+
+    /// The tag, of a tagged message.
+    pub fn tag(&self) -> Option<u64> {
+        self.inner.tag
+    }
+
+    /// The memory it came in: the buffer given to the receive in its full length, or a fresh one; few bytes are copied into one.
+    pub fn into_buffer(self) -> Result<Buffer> {
+        match self.inner.data {
+            kfab_proto::Data::Buffer { buffer, .. } => Ok(buffer),
+            kfab_proto::Data::Inline(i) => {
+                let pool = self.lane.lock().pool.clone();
+                pool.copy_from(i.as_slice())
+            }
+        }
+    }
+}
+
+impl Deref for Message {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        self.inner.bytes()
+    }
+}
+
+impl<'a> From<&'a Message> for Payload<'a> {
+    fn from(m: &'a Message) -> Payload<'a> {
+        Payload::Bytes(m)
+    }
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Message({} bytes from {:?}, tag {:?})", self.len(), self.inner.from, self.inner.tag)
+    }
+}
+
+/// Keeps the compiler honest about what users may do.
+const _: () = {
+    const fn shareable<T: Send + Sync>() {}
+    shareable::<Endpoint>();
+    shareable::<Peer>();
+    shareable::<Message>();
+    shareable::<Window>();
+    shareable::<OpId>();
+    shareable::<Error>();
+    const fn sendable<T: Send>() {}
+    sendable::<Op<Message>>();
+    sendable::<Outcome>();
+};

@@ -1,0 +1,126 @@
+//! The registry: which providers there are, and endpoints opened over them.
+
+use crate::config::{EndpointConfig, FabricConfig};
+use crate::endpoint::Endpoint;
+use crate::lane::Lane;
+use kfab_core::spi::{Device, Port, PortConfig, Provider, Unavailable, Way};
+use kfab_core::{Error, Kind, Result};
+use std::sync::Arc;
+
+/// The providers a program chose, and what its endpoints have in common. Several fabrics can live in one process; nothing is global.
+#[derive(Clone)]
+pub struct Fabric {
+    providers: Vec<Arc<dyn Provider>>,
+    config: FabricConfig,
+}
+
+/// What can be said about a provider here.
+#[derive(Clone, Debug)]
+pub struct ProviderInfo {
+    /// Its scheme.
+    pub scheme: &'static str,
+    /// Its devices, or why there are none.
+    pub devices: std::result::Result<Vec<Device>, Unavailable>,
+}
+
+impl Fabric {
+    /// A fabric of these providers, without a key.
+    pub fn new(providers: impl IntoIterator<Item = Arc<dyn Provider>>) -> Fabric {
+        Fabric::with_config(providers, FabricConfig::default())
+    }
+
+    /// A fabric of these providers.
+    pub fn with_config(providers: impl IntoIterator<Item = Arc<dyn Provider>>, config: FabricConfig) -> Fabric {
+        Fabric { providers: providers.into_iter().collect(), config }
+    }
+
+    /// The providers and what they have here.
+    pub fn info(&self) -> Vec<ProviderInfo> {
+        self.providers.iter().map(|p| ProviderInfo { scheme: p.scheme(), devices: p.probe() }).collect()
+    }
+
+    /// An endpoint over all available providers, at places they choose.
+    pub fn endpoint(&self) -> Result<Endpoint> {
+        self.open(EndpointConfig::default())
+    }
+
+    /// An endpoint. `InvalidArgument` names a provider or place that makes no sense, `AddressInUse` a place that is taken,
+    /// `Unavailable` says why no provider could be opened.
+    pub fn open(&self, config: EndpointConfig) -> Result<Endpoint> {
+        self.check_names(&config)?;
+        config.limits.check()?;
+        let mut ports = Vec::new();
+        let mut missing = Vec::new();
+        for p in &self.providers {
+            let scheme = p.scheme();
+            if !config.providers.is_empty() && !config.providers.iter().any(|n| n == scheme) {
+                continue;
+            }
+            let asked = config.providers.iter().any(|n| n == scheme) || !ways_of(&config.listen, scheme).is_empty();
+            match self.open_ports(p.as_ref(), &config) {
+                Ok(mut opened) => ports.append(&mut opened),
+                Err(e) if asked || e.kind() != Kind::Unavailable => return Err(e),
+                Err(e) => missing.push(format!("{scheme}: {}", e.context())),
+            }
+        }
+        if ports.is_empty() {
+            let why = if missing.is_empty() { "the fabric has no provider".to_owned() } else { missing.join("; ") };
+            return Err(Error::new(Kind::Unavailable, "endpoint", why));
+        }
+        ports.sort_by_key(|p| p.caps().rank);
+        let lane = Lane::open(ports, &config, self.config.key.is_some())?;
+        Ok(Endpoint::new(lane, missing))
+    }
+
+    /// One endpoint per partition of this machine, each with its memory and helper thread bound there. What could not be bound is
+    /// in [`Endpoint::placement`].
+    pub fn open_partitioned(&self, config: EndpointConfig, parts: &kfab_topo::Partitions) -> Result<Vec<Endpoint>> {
+        parts.iter().map(|p| self.open(EndpointConfig { partition: Some(p.clone()), ..config.clone() })).collect()
+    }
+
+    fn check_names(&self, config: &EndpointConfig) -> Result<()> {
+        let have: Vec<_> = self.providers.iter().map(|p| p.scheme()).collect();
+        let unknown = |name: &str| {
+            let list = have.join(", ");
+            Err(Error::new(Kind::InvalidArgument, "endpoint", format!("unknown provider {name:?}; there are: {list}")))
+        };
+        for name in &config.providers {
+            if !have.contains(&name.as_str()) {
+                return unknown(name);
+            }
+        }
+        for way in config.listen.iter().chain(&config.devices) {
+            match way.split_once(':') {
+                Some((scheme, _)) if have.contains(&scheme) => {}
+                Some((scheme, _)) => return unknown(scheme),
+                None => {
+                    return Err(Error::new(Kind::InvalidArgument, "endpoint", format!("{way:?}: expected SCHEME:WHERE")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn open_ports(&self, p: &dyn Provider, config: &EndpointConfig) -> Result<Vec<Box<dyn Port>>> {
+        let listen = ways_of(&config.listen, p.scheme());
+        let devices = ways_of(&config.devices, p.scheme());
+        let n = listen.len().max(devices.len()).max(1);
+        let base = PortConfig { key: self.config.key.clone(), encrypt: !self.config.plain, ..Default::default() };
+        let one = |i: usize| {
+            p.open(&PortConfig { listen: listen.get(i).cloned(), device: devices.get(i).cloned(), ..base.clone() })
+        };
+        (0..n).map(one).collect()
+    }
+}
+
+/// The texts of those ways that are for `scheme`.
+fn ways_of(list: &[String], scheme: &str) -> Vec<String> {
+    let split = |w: &String| w.split_once(':').filter(|(s, _)| *s == scheme).map(|(s, rest)| Way::new(s, rest).rest);
+    list.iter().filter_map(split).collect()
+}
+
+impl std::fmt::Debug for Fabric {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.providers.iter().map(|p| p.scheme())).finish()
+    }
+}

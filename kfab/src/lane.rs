@@ -1,0 +1,329 @@
+//! A lane: the machine, its ports and its memory under one lock, and the art of waiting on them.
+//!
+//! Who polls is a property of the lane at every moment: a caller that waits (it holds the lock for a batch of polls at a time), a
+//! sleeper (`asleep`: somebody is in poll(2) on the ports' descriptors and everything is armed), or the helper thread. Whoever
+//! polls while another sleeps has disarmed the ports and kicks the sleeper when it leaves.
+
+use crate::config::{EndpointConfig, Wait};
+use kfab_core::mem::Pool;
+use kfab_core::spi::{Address, Port};
+use kfab_core::{Error, Kind, Result};
+use kfab_proto::{Io, Machine, OpId, Outcome};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Wake, Waker};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// Polls made under one hold of the lock, and between two looks at the clock.
+const BATCH: u32 = 64;
+/// The longest sleep: a bound for what nobody thought of.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// What the lock protects.
+pub(crate) struct State {
+    pub(crate) machine: Machine,
+    pub(crate) ports: Vec<Box<dyn Port>>,
+    pub(crate) pool: Pool,
+    start: Instant,
+    pub(crate) now: u64,
+    clock_age: u32,
+    /// Somebody sleeps on the descriptors until this time (lane clock), ports armed.
+    asleep: Option<u64>,
+    /// Threads that wait for an operation while another sleeps on the descriptors.
+    followers: Vec<Thread>,
+    /// Somebody asked to be woken by an operation's end: the helper must poll.
+    pub(crate) watched: bool,
+}
+
+/// One lane. Named in a sealed trait's signature, hence `pub`; its module is private.
+pub struct Lane {
+    state: Mutex<State>,
+    /// Wakes whoever sleeps on the descriptors.
+    kick: OwnedFd,
+    /// Counts the helper's reasons to look again.
+    pub(crate) active: AtomicU32,
+    pub(crate) wait: Wait,
+    pub(crate) address: Address,
+    pub(crate) helper: Mutex<Option<JoinHandle<()>>>,
+    pub(crate) placement: Mutex<Vec<kfab_topo::Placement>>,
+    epoll: std::sync::OnceLock<OwnedFd>,
+}
+
+impl State {
+    /// The machine and what it works with.
+    #[inline]
+    pub(crate) fn split(&mut self) -> (&mut Machine, Io<'_>) {
+        (&mut self.machine, Io { ports: &mut self.ports, now: self.now, pool: &self.pool })
+    }
+
+    /// One round of the machine. The clock is read now and then: timers are coarse, a spinning caller is not.
+    #[inline]
+    pub(crate) fn poll(&mut self) -> bool {
+        if self.clock_age == 0 {
+            self.read_clock();
+            self.clock_age = BATCH / 2;
+        }
+        self.clock_age -= 1;
+        let (machine, mut io) = self.split();
+        machine.poll(&mut io)
+    }
+
+    pub(crate) fn read_clock(&mut self) {
+        self.now = self.start.elapsed().as_nanos() as u64 + 1;
+    }
+
+    /// A time of the system's monotonic clock on the lane's clock.
+    pub(crate) fn lane_time(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.start).as_nanos() as u64 + 1
+    }
+
+    /// Arms all ports; `false` if one has work.
+    fn arm(&mut self) -> bool {
+        self.ports.iter_mut().all(|p| p.arm())
+    }
+}
+
+impl Lane {
+    pub(crate) fn open(ports: Vec<Box<dyn Port>>, config: &EndpointConfig, keyed: bool) -> Result<Arc<Lane>> {
+        let mut pool = config.pool.clone();
+        if let Some(p) = &config.partition {
+            pool.node = pool.node.or(p.memory_node);
+        }
+        let mut machine = Machine::new(config.limits.clone(), kfab_core::auth::random_u64()?, keyed);
+        let address = Address::new(ports.iter().flat_map(|p| p.ways()).collect());
+        machine.set_address(&address);
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let kick = eventfd(0, flags).map_err(|e| Error::os("endpoint", "eventfd (is the fd limit reached? ulimit -n)", e))?;
+        let mut state = State {
+            machine,
+            ports,
+            pool: Pool::new(pool),
+            start: Instant::now(),
+            now: 1,
+            clock_age: 0,
+            asleep: None,
+            followers: Vec::new(),
+            watched: false,
+        };
+        state.read_clock();
+        let lane = Arc::new(Lane {
+            state: Mutex::new(state),
+            kick,
+            active: AtomicU32::new(0),
+            wait: config.wait,
+            address,
+            helper: Mutex::new(None),
+            placement: Mutex::new(Vec::new()),
+            epoll: std::sync::OnceLock::new(),
+        });
+        crate::progress::start(&lane, config)?;
+        Ok(lane)
+    }
+
+    #[inline]
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock is a defect; the state stays usable for tearing down.
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Runs a verb under the lock. If somebody sleeps who must now wake earlier, wakes them.
+    #[inline]
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Machine, &mut Io<'_>) -> R) -> R {
+        let mut s = self.lock();
+        let (machine, mut io) = s.split();
+        let r = f(machine, &mut io);
+        if s.asleep.is_some() {
+            self.after_verb(&mut s);
+        }
+        r
+    }
+
+    #[cold]
+    fn after_verb(&self, s: &mut State) {
+        let due = s.machine.deadline(&s.ports).unwrap_or(u64::MAX);
+        if s.asleep.is_some_and(|until| due < until) || s.machine.wants_poll() {
+            self.wake_sleeper(s);
+        }
+    }
+
+    /// The caller has polled, and so disarmed the ports, while another sleeps: that one must arm them again.
+    #[inline]
+    pub(crate) fn leave(&self, s: &mut State) {
+        if s.asleep.is_some() {
+            self.wake_sleeper(s);
+        }
+    }
+
+    #[cold]
+    fn wake_sleeper(&self, s: &mut State) {
+        s.asleep = None;
+        self.kick();
+    }
+
+    pub(crate) fn kick(&self) {
+        // The counter can only be full if nobody has read it 2^64 times: the sleeper is awake then.
+        let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
+    }
+
+    /// Waits for the end of an operation, in the lane's way of waiting. `None`: the deadline passed first.
+    pub(crate) fn wait_for(&self, op: OpId, deadline: Option<Instant>) -> Option<Result<Outcome>> {
+        let spin_until = match self.wait {
+            Wait::Spin => None,
+            Wait::Adaptive(d) => Some(Instant::now() + d),
+            Wait::Sleep => Some(Instant::now()),
+        };
+        self.active.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let mut s = self.lock();
+            for _ in 0..BATCH {
+                s.poll();
+                if let Some(r) = s.machine.take(op) {
+                    self.leave(&mut s);
+                    return Some(r);
+                }
+                std::hint::spin_loop();
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|d| now >= d) {
+                self.leave(&mut s);
+                return None;
+            }
+            if spin_until.is_some_and(|t| now >= t) {
+                if let Some(r) = self.sleep(s, Some(op), deadline) {
+                    return Some(r);
+                }
+            } else if s.asleep.is_some() {
+                self.leave(&mut s);
+            }
+        }
+    }
+
+    /// Sleeps until there is news (or for as long as somebody else sleeps on the descriptors, until told).
+    fn sleep(&self, mut s: MutexGuard<'_, State>, op: Option<OpId>, deadline: Option<Instant>) -> Option<Result<Outcome>> {
+        if s.asleep.is_some() {
+            if let Some(op) = op {
+                s.machine.set_waker(op, &Waker::from(Arc::new(Unpark(std::thread::current()))));
+            }
+            s.followers.push(std::thread::current());
+            self.wake_sleeper(&mut s);
+            drop(s);
+            let most = deadline.map_or(LONGEST, |d| d.saturating_duration_since(Instant::now()).min(LONGEST));
+            std::thread::park_timeout(most.min(Duration::from_millis(100)));
+            let me = std::thread::current().id();
+            self.lock().followers.retain(|t| t.id() != me);
+            return None;
+        }
+        self.sleep_on_ports(s, deadline);
+        let mut s = self.lock();
+        s.poll();
+        let r = op.and_then(|op| s.machine.take(op));
+        // Whoever waits beside us takes over the sleeping.
+        if let Some(t) = s.followers.pop() {
+            t.unpark();
+        }
+        r
+    }
+
+    /// Arms everything and sleeps in poll(2). Returns after news, a kick, a timer, or at once if there is work.
+    pub(crate) fn sleep_on_ports(&self, mut s: MutexGuard<'_, State>, deadline: Option<Instant>) {
+        s.read_clock();
+        if !s.arm() {
+            return;
+        }
+        let due = s.machine.deadline(&s.ports).unwrap_or(u64::MAX).min(deadline.map_or(u64::MAX, |d| s.lane_time(d)));
+        let until = due.min(s.now + LONGEST.as_nanos() as u64);
+        if until <= s.now {
+            return;
+        }
+        s.asleep = Some(until);
+        let wait = Duration::from_nanos(until - s.now);
+        // The descriptors live as long as their ports, and ports as long as the lane; borrowing them past the lock is what
+        // `epoll` is for: it holds them all.
+        let epoll = self.epoll(&s);
+        drop(s);
+        self.poll_fd(epoll, wait);
+        let mut buf = [0; 8];
+        let _ = rustix::io::read(&self.kick, &mut buf);
+        self.lock().asleep = None;
+    }
+
+    fn poll_fd(&self, epoll: &OwnedFd, wait: Duration) {
+        let mut fds = [PollFd::new(epoll, PollFlags::IN)];
+        let timeout = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+        // Interrupted, timed out or ready: the caller polls in any case.
+        let _ = rustix::event::poll(&mut fds, Some(&timeout));
+    }
+
+    /// One descriptor for all ports and the kick.
+    pub(crate) fn epoll(&self, s: &State) -> &OwnedFd {
+        self.epoll.get_or_init(|| {
+            use rustix::event::epoll;
+            let e = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll descriptor (ulimit -n)");
+            let fds = s.ports.iter().map(|p| p.fd()).chain([self.kick.as_fd()]);
+            for (i, fd) in fds.enumerate() {
+                epoll::add(&e, fd, epoll::EventData::new_u64(i as u64), epoll::EventFlags::IN).expect("a new descriptor");
+            }
+            e
+        })
+    }
+
+    pub(crate) fn is_asleep(&self, s: &State) -> bool {
+        s.asleep.is_some()
+    }
+
+    /// Somebody awaits an operation: if nobody sleeps on the descriptors for them, the helper must.
+    pub(crate) fn watch(&self, mut s: MutexGuard<'_, State>) {
+        s.watched = true;
+        if s.asleep.is_some() {
+            return self.wake_sleeper(&mut s);
+        }
+        drop(s);
+        if let Some(h) = &*self.helper.lock().unwrap_or_else(|e| e.into_inner()) {
+            h.thread().unpark();
+        }
+    }
+
+    /// For the user's own event loop: everything armed, or `false` because there is work.
+    pub(crate) fn arm_for_user(&self) -> bool {
+        let mut s = self.lock();
+        let mut buf = [0; 8];
+        let _ = rustix::io::read(&self.kick, &mut buf);
+        s.arm()
+    }
+
+    /// Ends everything: operations, helper, ports.
+    pub(crate) fn close(&self) {
+        {
+            let mut s = self.lock();
+            s.read_clock();
+            let (machine, mut io) = s.split();
+            machine.close(&mut io);
+            // Give the goodbyes a chance to leave; the ports drop what they could not send.
+            for _ in 0..4 {
+                s.poll();
+            }
+            s.asleep = None;
+        }
+        self.kick();
+        let helper = self.helper.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(h) = helper.filter(|h| h.thread().id() != std::thread::current().id()) {
+            let _ = h.join();
+        }
+        self.lock().ports.clear();
+    }
+
+    pub(crate) fn closed() -> Error {
+        Error::new(Kind::Closed, "endpoint", "the endpoint is closed")
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}

@@ -1,0 +1,219 @@
+//! Operations: one handle to wait on, await, poll, bound in time, cancel or drop.
+
+use crate::endpoint::Message;
+use crate::lane::Lane;
+use kfab_core::mem::Buffer;
+use kfab_core::{Error, Kind, Result};
+use kfab_proto::{OpId, Outcome};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+/// What an operation hands over at its end: `()`, a [`Message`] or a [`Buffer`].
+pub trait Finish: sealed::Finish {}
+
+impl Finish for () {}
+impl Finish for Message {}
+impl Finish for Buffer {}
+
+pub(crate) mod sealed {
+    use super::*;
+
+    /// How the value is made from what the machine gives. Not for others to implement.
+    pub trait Finish: Sized {
+        #[doc(hidden)]
+        fn finish(outcome: Outcome, lane: Arc<Lane>) -> Result<Self>;
+    }
+
+    fn unexpected() -> Error {
+        Error::new(Kind::Protocol, "operation", "ended with a value of another operation")
+    }
+
+    impl Finish for () {
+        #[inline]
+        fn finish(outcome: Outcome, _: Arc<Lane>) -> Result<()> {
+            match outcome {
+                Outcome::Unit => Ok(()),
+                _ => Err(unexpected()),
+            }
+        }
+    }
+
+    impl Finish for Message {
+        #[inline]
+        fn finish(outcome: Outcome, lane: Arc<Lane>) -> Result<Message> {
+            match outcome {
+                Outcome::Message(m) => Ok(Message::new(lane, m)),
+                _ => Err(unexpected()),
+            }
+        }
+    }
+
+    impl Finish for Buffer {
+        #[inline]
+        fn finish(outcome: Outcome, _: Arc<Lane>) -> Result<Buffer> {
+            match outcome {
+                Outcome::Buffer(b) => Ok(b),
+                _ => Err(unexpected()),
+            }
+        }
+    }
+}
+
+enum State<T> {
+    Ready(Result<T>),
+    Pending(Arc<Lane>, OpId),
+    Taken,
+}
+
+/// An operation under way or ended. It has begun already; nothing is lost by not looking at it.
+///
+/// * [`Op::wait`]: block until it ends. * `.await`: in any async runtime. * [`Op::try_take`]: poll.
+/// * [`Op::within`]: give it a deadline. * [`Op::cancel`]: end it early.
+/// * Dropping it: a receive is withdrawn (a message it had got goes back to the head of the queue); everything else goes
+///   on to its end unwatched, and keeps its memory until then.
+#[must_use = "the operation may fail: wait for it, await it, or drop it on purpose"]
+pub struct Op<T: Finish> {
+    state: State<T>,
+}
+
+impl<T: Finish> Op<T> {
+    #[inline]
+    pub(crate) fn ready(r: Result<T>) -> Op<T> {
+        Op { state: State::Ready(r) }
+    }
+
+    #[inline]
+    pub(crate) fn pending(lane: Arc<Lane>, id: OpId) -> Op<T> {
+        Op { state: State::Pending(lane, id) }
+    }
+
+    /// `true` once it has ended. Makes progress.
+    pub fn is_done(&mut self) -> bool {
+        if let State::Pending(lane, id) = &self.state {
+            let mut s = lane.lock();
+            s.poll();
+            let r = s.machine.take(*id);
+            lane.leave(&mut s);
+            drop(s);
+            if let Some(r) = r {
+                self.end(r);
+            }
+        }
+        !matches!(self.state, State::Pending(..))
+    }
+
+    /// The result if it has ended, else the operation back. Makes progress.
+    pub fn try_take(mut self) -> std::result::Result<Result<T>, Op<T>> {
+        if self.is_done() { Ok(self.wait()) } else { Err(self) }
+    }
+
+    /// Waits for the end: spins, then sleeps, as the endpoint was told ([`crate::Wait`]). For ever if need be; a dead peer ends it.
+    #[inline]
+    pub fn wait(mut self) -> Result<T> {
+        match std::mem::replace(&mut self.state, State::Taken) {
+            State::Ready(r) => r,
+            State::Pending(lane, id) => match lane.wait_for(id, None) {
+                Some(r) => r.and_then(|o| T::finish(o, lane)),
+                None => Err(Lane::closed()),
+            },
+            State::Taken => Err(Lane::closed()),
+        }
+    }
+
+    /// Waits for at most `limit`; then the operation is ended as `TimedOut`, and the error's fate tells whether the peer may
+    /// have seen it.
+    pub fn wait_timeout(mut self, limit: Duration) -> Result<T> {
+        match std::mem::replace(&mut self.state, State::Taken) {
+            State::Ready(r) => r,
+            State::Pending(lane, id) => {
+                let r = lane.wait_for(id, Some(Instant::now() + limit)).unwrap_or_else(|| end_early(&lane, id, Kind::TimedOut));
+                r.and_then(|o| T::finish(o, lane))
+            }
+            State::Taken => Err(Lane::closed()),
+        }
+    }
+
+    /// Ends the operation as `TimedOut` if it takes longer than `limit` from now, however it is waited for.
+    pub fn within(self, limit: Duration) -> Op<T> {
+        if let State::Pending(lane, id) = &self.state {
+            let mut s = lane.lock();
+            let at = s.lane_time(Instant::now() + limit);
+            s.machine.set_deadline(*id, at);
+            lane.leave(&mut s);
+        }
+        self
+    }
+
+    /// Ends the operation now, as `Canceled` unless it has ended already: the result tells which.
+    pub fn cancel(mut self) -> Result<T> {
+        match std::mem::replace(&mut self.state, State::Taken) {
+            State::Ready(r) => r,
+            State::Pending(lane, id) => end_early(&lane, id, Kind::Canceled).and_then(|o| T::finish(o, lane)),
+            State::Taken => Err(Lane::closed()),
+        }
+    }
+
+    fn end(&mut self, r: Result<Outcome>) {
+        if let State::Pending(lane, _) = std::mem::replace(&mut self.state, State::Taken) {
+            self.state = State::Ready(r.and_then(|o| T::finish(o, lane)));
+        }
+    }
+}
+
+fn end_early(lane: &Lane, id: OpId, kind: Kind) -> Result<Outcome> {
+    lane.with(|m, io| {
+        m.cancel(io, id, kind);
+        m.take(id).unwrap_or_else(|| Err(Lane::closed()))
+    })
+}
+
+impl<T: Finish + Unpin> Future for Op<T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        if let State::Pending(lane, id) = &self.state {
+            let (lane, id) = (lane.clone(), *id);
+            let mut s = lane.lock();
+            s.poll();
+            match s.machine.take(id) {
+                Some(r) => {
+                    lane.leave(&mut s);
+                    drop(s);
+                    self.end(r);
+                }
+                None => {
+                    s.machine.set_waker(id, cx.waker());
+                    lane.watch(s);
+                    return Poll::Pending;
+                }
+            }
+        }
+        match std::mem::replace(&mut self.state, State::Taken) {
+            State::Ready(r) => Poll::Ready(r),
+            _ => Poll::Ready(Err(Lane::closed())),
+        }
+    }
+}
+
+impl<T: Finish> Drop for Op<T> {
+    #[inline]
+    fn drop(&mut self) {
+        if let State::Pending(lane, id) = &self.state {
+            lane.with(|m, io| m.detach(io, *id));
+        }
+    }
+}
+
+impl<T: Finish> std::fmt::Debug for Op<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match &self.state {
+            State::Ready(Ok(_)) => "Op(done)",
+            State::Ready(Err(_)) => "Op(failed)",
+            State::Pending(..) => "Op(under way)",
+            State::Taken => "Op(taken)",
+        })
+    }
+}

@@ -1,0 +1,73 @@
+//! The helper thread: polls when nobody else does. While callers are active it only looks in every few milliseconds; when they have
+//! been silent for one such look it takes over, asleep on the descriptors: no processor time until there is news.
+
+use crate::config::{EndpointConfig, Progress};
+use crate::lane::Lane;
+use kfab_core::{Error, Result};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// How long callers may be silent before the helper takes over.
+const LOOK_IN: Duration = Duration::from_millis(2);
+
+/// Starts the lane's thread, if it is to have one.
+pub(crate) fn start(lane: &Arc<Lane>, config: &EndpointConfig) -> Result<()> {
+    if config.progress == Progress::Inline {
+        return Ok(());
+    }
+    let weak = Arc::downgrade(lane);
+    let (partition, spinning) = (config.partition.clone(), config.progress == Progress::Spinning);
+    let run = move || {
+        if let (Some(p), Some(lane)) = (&partition, weak.upgrade()) {
+            let placed = p.bind_current_thread("progress thread");
+            if !placed.is_met() {
+                tracing::warn!(target: "kfab", "{placed}");
+            }
+            lane.placement.lock().unwrap_or_else(|e| e.into_inner()).push(placed);
+        }
+        if spinning { spin(&weak) } else { help(&weak) }
+    };
+    let thread = std::thread::Builder::new().name("kfab-progress".into()).stack_size(256 << 10).spawn(run);
+    let handle = thread.map_err(|e| Error::os("endpoint", "starting the progress thread", e))?;
+    *lane.helper.lock().unwrap_or_else(|e| e.into_inner()) = Some(handle);
+    Ok(())
+}
+
+fn spin(lane: &Weak<Lane>) {
+    while let Some(lane) = lane.upgrade() {
+        let mut s = lane.lock();
+        if s.ports.is_empty() || s.machine.is_closed() {
+            return;
+        }
+        for _ in 0..64 {
+            s.poll();
+            std::hint::spin_loop();
+        }
+    }
+}
+
+fn help(lane: &Weak<Lane>) {
+    let mut seen = 0;
+    while let Some(lane) = lane.upgrade() {
+        let mut s = lane.lock();
+        if s.ports.is_empty() || s.machine.is_closed() {
+            return;
+        }
+        let active = lane.active.load(Ordering::Relaxed);
+        let silent = active == seen;
+        seen = active;
+        if silent || s.watched {
+            s.watched = false;
+            for _ in 0..4 {
+                s.poll();
+            }
+            if !lane.is_asleep(&s) {
+                lane.sleep_on_ports(s, None);
+                continue;
+            }
+        }
+        drop(s);
+        std::thread::park_timeout(LOOK_IN);
+    }
+}
