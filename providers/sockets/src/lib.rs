@@ -1,1 +1,89 @@
-//! kfab provider: sockets.
+//! Frames over TCP: the provider that works wherever one port is open.
+//!
+//! A port is one listener, its connections and one epoll descriptor; several ports, each on its own interface, are rails.
+//! Programs name [`Sockets`]; all else is reached through the provider contract of `kfab-core`.
+//!
+//! The way of a frame: `port` (accepts, bounds) -> `send` (coalesces, seals) -> socket -> `receive` (opens, parses) -> `link`
+//! (delivers bodies straight into their landings) -> `port` (events). `greet` admits peers, `wire` has the bytes, `stage` the
+//! memory, `net` interfaces and sockets, `attempts` what is not up yet. `wire`, `greet` and `receive` know no socket.
+
+#![forbid(unsafe_code)]
+
+mod attempts;
+mod fuzz;
+mod greet;
+mod link;
+mod net;
+mod port;
+mod receive;
+mod send;
+mod stage;
+mod table;
+mod wire;
+
+#[doc(hidden)]
+pub use fuzz::fuzz_stream;
+
+use kfab_core::Result;
+use kfab_core::spi::{Caps, Delivery, Device, Port, PortConfig, Provider, Unavailable};
+
+/// The scheme of this provider's ways.
+pub const SCHEME: &str = "tcp";
+
+/// Messages up to this size go eagerly.
+const EAGER_MAX: usize = 64 << 10;
+/// Best size for the pieces of a large transfer.
+const FRAGMENT: usize = 512 << 10;
+/// Used after shared memory (0) and verbs.
+const RANK: u8 = 10;
+
+/// The TCP provider.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sockets;
+
+fn caps(speed: u32, node: Option<u32>) -> Caps {
+    Caps {
+        delivery: Delivery::Connection,
+        max_body: wire::MAX_BODY,
+        eager_max: EAGER_MAX,
+        fragment: FRAGMENT,
+        rma: false,
+        zero_copy: true,
+        sees_death: false,
+        weight: speed,
+        rank: RANK,
+        node,
+    }
+}
+
+impl Provider for Sockets {
+    fn scheme(&self) -> &'static str {
+        SCHEME
+    }
+
+    fn probe(&self) -> std::result::Result<Vec<Device>, Unavailable> {
+        let all = net::interfaces()
+            .map_err(|e| Unavailable { reason: format!("the interfaces cannot be listed: {e}") })?;
+        if all.is_empty() {
+            return Err(Unavailable { reason: "no network interface is up and has an address".to_owned() });
+        }
+        Ok(all.into_iter().map(device).collect())
+    }
+
+    fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>> {
+        let rail = net::Rail::new(config.listen.as_deref(), config.device.as_deref())?;
+        let policy = greet::Policy { key: config.key.clone(), encrypt: config.encrypt };
+        let mut caps = caps(rail.speed, rail.node);
+        caps.zero_copy = !(policy.key.is_some() && policy.encrypt);
+        let shared = link::Shared { pool: Default::default(), policy };
+        Ok(Box::new(port::TcpPort::open(config, rail, shared, caps)?))
+    }
+}
+
+fn device(i: net::Interface) -> Device {
+    let addrs: Vec<_> = i.addrs.iter().map(|a| a.ip().to_string()).collect();
+    let speed = i.speed.map_or_else(|| "speed unknown".to_owned(), |s| format!("{s} Mbit/s"));
+    let detail = format!("up, {}, {speed}", addrs.join(" "));
+    let caps = caps(i.speed.unwrap_or(net::DEFAULT_SPEED), i.node);
+    Device { scheme: SCHEME, name: i.name, detail, caps }
+}

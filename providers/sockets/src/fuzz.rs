@@ -1,0 +1,80 @@
+//! The entry for fuzzing everything a peer can write: greetings of both sides, records, sealed pieces. No sockets.
+
+use crate::greet::{Greeter, Outcome, Policy};
+use crate::receive::{Item, Receiver};
+use crate::stage::StagePool;
+use kfab_core::auth::{FabricKey, Handshake, Session};
+
+/// Feeds `data` to a greeting (first byte: bit 0 connecting side, bit 1 with key, bit 2 encrypted, bit 3 skip the greeting;
+/// second byte: how many bytes arrive at once) and what is left to the record parser.
+pub fn fuzz_stream(data: &[u8]) {
+    let [how, step, rest @ ..] = data else { return };
+    let step = usize::from(*step).pow(2).max(1);
+    let key = FabricKey::from_bytes([7; 32]);
+    let policy = Policy { key: (how & 2 != 0).then(|| key.clone()), encrypt: how & 4 != 0 };
+    if how & 8 != 0 {
+        return records(rest, step, policy.key.filter(|_| policy.encrypt).and_then(|k| session(&k)));
+    }
+    let mut out = Vec::new();
+    let mut g = match how & 1 {
+        0 => Greeter::acceptor(),
+        _ => match Greeter::connector(&policy, &mut out) {
+            Ok(g) => g,
+            Err(_) => return,
+        },
+    };
+    let mut at = 0;
+    while at < rest.len() {
+        let space = g.space();
+        let n = space.len().min(step).min(rest.len() - at);
+        space[..n].copy_from_slice(&rest[at..at + n]);
+        at += n;
+        match g.received(n, &policy, false, &mut out) {
+            Outcome::More => {}
+            Outcome::Done(session) => return records(&rest[at..], step, session),
+            _ => return,
+        }
+    }
+}
+
+fn session(key: &FabricKey) -> Option<Box<Session>> {
+    let (mut a, mut b) = (Handshake::initiator(key).ok()?, Handshake::responder(key).ok()?);
+    b.read(&a.write().ok()?).ok()?;
+    a.read(&b.write().ok()?).ok()?;
+    Some(Box::new(b.finish().ok()?))
+}
+
+fn records(data: &[u8], step: usize, mut session: Option<Box<Session>>) {
+    let (mut rx, mut pool) = (Receiver::new(session.is_some()), StagePool::default());
+    let (mut at, mut left) = (0, 0);
+    loop {
+        if left > 0 {
+            let Ok(body) = rx.body(session.as_deref_mut(), &mut pool) else { return };
+            let n = body.len().min(left);
+            rx.consume(n);
+            left -= n;
+            if n > 0 {
+                continue;
+            }
+        } else {
+            match rx.next(session.as_deref_mut(), &mut pool) {
+                Ok(Item::Frame { body_len, .. }) => {
+                    left = body_len;
+                    continue;
+                }
+                Ok(Item::Nothing) => {}
+                Ok(Item::Goodbye) | Err(_) => return,
+            }
+        }
+        rx.release(&mut pool);
+        if at == data.len() {
+            return;
+        }
+        let space = rx.space(left > 0, &mut pool);
+        assert!(!space.is_empty(), "a receiver that wants bytes has room for them");
+        let n = space.len().min(step).min(data.len() - at);
+        space[..n].copy_from_slice(&data[at..at + n]);
+        rx.received(n);
+        at += n;
+    }
+}

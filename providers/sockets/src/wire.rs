@@ -1,0 +1,231 @@
+//! The bytes on the wire: the greeting that opens a connection and the head of every record. Little-endian, versioned,
+//! reserved bytes zero. Called by `greet`, `receive` and `send`; knows no socket.
+//!
+//! A connection carries, each way: one [`Greeting`] with its proof, then records. A record is a [`Head`], `inline_len` inline
+//! bytes and `body_len` body bytes. On an encrypted connection the same stream of records travels cut into sealed pieces: two
+//! bytes of length, then that many bytes of Noise transport message. Every length is checked against a bound before it is used.
+
+use kfab_core::auth;
+use kfab_core::spi::{HEADER_LEN, INLINE_MAX, Inline};
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The first bytes of every greeting.
+pub(crate) const MAGIC: [u8; 8] = *b"kfab-tcp";
+/// The version of everything in this file.
+pub(crate) const VERSION: u16 = 1;
+/// The most body bytes of one record.
+pub(crate) const MAX_BODY: usize = 1 << 20;
+
+/// Greeting flag: a proof of the fabric key follows.
+pub(crate) const FLAG_KEYED: u8 = 1;
+/// Greeting flag: records are sealed.
+pub(crate) const FLAG_SEALED: u8 = 2;
+
+/// Record kind: a frame.
+const KIND_FRAME: u8 = 0;
+/// Record kind: the sender closes in good order; nothing follows.
+const KIND_GOODBYE: u8 = 1;
+
+/// Bytes of a [`Greeting`] without its proof.
+pub(crate) const GREETING_LEN: usize = 16;
+/// Bytes of a [`Head`].
+pub(crate) const HEAD_LEN: usize = 24;
+/// The most bytes of a record before its body.
+pub(crate) const HEAD_MAX: usize = HEAD_LEN + INLINE_MAX;
+/// Bytes of length before a sealed piece.
+pub(crate) const SEAL_PREFIX: usize = 2;
+/// The most plain bytes in one sealed piece.
+pub(crate) const SEAL_PLAIN: usize = auth::MAX_PLAIN;
+
+/// What either side says first; `proof_len` bytes of Noise handshake follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct Greeting {
+    pub(crate) magic: [u8; 8],
+    pub(crate) version: U16,
+    pub(crate) flags: u8,
+    pub(crate) status: u8,
+    pub(crate) proof_len: U16,
+    pub(crate) reserved: U16,
+}
+
+/// The fixed part of a record.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct Head {
+    body_len: U32,
+    inline_len: u8,
+    kind: u8,
+    reserved: U16,
+    header: [u8; HEADER_LEN],
+}
+
+const _: () = assert!(size_of::<Greeting>() == GREETING_LEN && size_of::<Head>() == HEAD_LEN);
+const _: () = assert!(HEAD_LEN + 8 == 32 && HEAD_MAX == 64);
+
+/// What the accepting side answers in [`Greeting::status`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Welcome = 0,
+    OtherVersion = 1,
+    WrongKey = 2,
+    OtherSealing = 3,
+    Full = 4,
+}
+
+impl Status {
+    pub(crate) fn from_wire(b: u8) -> Option<Status> {
+        use Status::*;
+        [Welcome, OtherVersion, WrongKey, OtherSealing, Full].into_iter().find(|s| *s as u8 == b)
+    }
+}
+
+impl Greeting {
+    pub(crate) fn new(flags: u8, status: Status, proof_len: usize) -> Greeting {
+        Greeting {
+            magic: MAGIC,
+            version: VERSION.into(),
+            flags,
+            status: status as u8,
+            proof_len: (proof_len as u16).into(),
+            reserved: 0.into(),
+        }
+    }
+
+    /// Checks what every version must have: the magic and a proof of bearable length.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Greeting, &'static str> {
+        let g = Greeting::read_from_bytes(bytes).map_err(|_| "a greeting of another length")?;
+        if g.magic != MAGIC {
+            return Err("not a greeting of this protocol");
+        }
+        if usize::from(g.proof_len.get()) > auth::MAX_HANDSHAKE {
+            return Err("a proof too long");
+        }
+        if g.version.get() == VERSION && (g.reserved.get() != 0 || g.flags & !(FLAG_KEYED | FLAG_SEALED) != 0)
+        {
+            return Err("reserved bits of the greeting are set");
+        }
+        Ok(g)
+    }
+}
+
+/// The outcome of looking for a record at the start of some bytes.
+#[derive(Debug)]
+pub(crate) enum Parsed {
+    /// The head or the inline part is not all there yet.
+    Short,
+    /// A frame; its body, if any, follows `used` bytes on.
+    Frame { used: usize, header: [u8; HEADER_LEN], inline: Inline, body_len: usize },
+    /// The peer closes in good order.
+    Goodbye { used: usize },
+}
+
+/// Parses the record at the start of `bytes`; an error is the peer's offence.
+#[inline]
+pub(crate) fn parse_record(bytes: &[u8]) -> Result<Parsed, &'static str> {
+    let Ok((head, rest)) = Head::ref_from_prefix(bytes) else { return Ok(Parsed::Short) };
+    let (body_len, inline_len) = (head.body_len.get() as usize, usize::from(head.inline_len));
+    if head.reserved.get() != 0 {
+        return Err("reserved bytes of a record are set");
+    }
+    if inline_len > INLINE_MAX || body_len > MAX_BODY {
+        return Err("a record too long");
+    }
+    match head.kind {
+        KIND_FRAME => {}
+        KIND_GOODBYE if inline_len == 0 && body_len == 0 && head.header == [0; HEADER_LEN] => {
+            return Ok(Parsed::Goodbye { used: HEAD_LEN });
+        }
+        KIND_GOODBYE => return Err("a goodbye with contents"),
+        _ => return Err("a record of unknown kind"),
+    }
+    let Some(inline) = rest.get(..inline_len).and_then(Inline::new) else { return Ok(Parsed::Short) };
+    Ok(Parsed::Frame { used: HEAD_LEN + inline_len, header: head.header, inline, body_len })
+}
+
+/// The bytes of a frame before its body: an array and how much of it counts.
+#[inline]
+pub(crate) fn frame_head(
+    header: &[u8; HEADER_LEN],
+    inline: &Inline,
+    body_len: usize,
+) -> ([u8; HEAD_MAX], usize) {
+    let n = inline.as_slice().len();
+    let head = Head {
+        body_len: (body_len as u32).into(),
+        inline_len: n as u8,
+        kind: KIND_FRAME,
+        reserved: 0.into(),
+        header: *header,
+    };
+    let mut out = [0; HEAD_MAX];
+    out[..HEAD_LEN].copy_from_slice(head.as_bytes());
+    out[HEAD_LEN..].copy_from_slice(inline.array());
+    (out, HEAD_LEN + n)
+}
+
+/// The bytes of a goodbye.
+pub(crate) fn goodbye() -> [u8; HEAD_LEN] {
+    let mut out = [0; HEAD_LEN];
+    let head = Head {
+        body_len: 0.into(),
+        inline_len: 0,
+        kind: KIND_GOODBYE,
+        reserved: 0.into(),
+        header: [0; HEADER_LEN],
+    };
+    out.copy_from_slice(head.as_bytes());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_bytes() {
+        let inline = Inline::new(b"12345678").unwrap();
+        let (head, n) = frame_head(b"HEADERHEADERHEAD", &inline, 0x0001_0203);
+        assert_eq!(n, 32);
+        assert_eq!(&head[..n], b"\x03\x02\x01\x00\x08\x00\x00\x00HEADERHEADERHEAD12345678");
+        assert_eq!(goodbye(), *b"\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        let g = Greeting::new(FLAG_KEYED | FLAG_SEALED, Status::Full, 48);
+        assert_eq!(g.as_bytes(), b"kfab-tcp\x01\x00\x03\x04\x30\x00\x00\x00");
+    }
+
+    #[test]
+    fn truncation_at_every_length_is_short_and_never_wrong() {
+        let inline = Inline::new(&[7; INLINE_MAX]).unwrap();
+        let (head, n) = frame_head(&[9; HEADER_LEN], &inline, 5);
+        for cut in 0..n {
+            assert!(matches!(parse_record(&head[..cut]), Ok(Parsed::Short)), "{cut}");
+        }
+        let Ok(Parsed::Frame { used, header, inline, body_len }) = parse_record(&head[..n]) else { panic!() };
+        assert_eq!((used, header, body_len), (64, [9; 16], 5));
+        assert_eq!(inline.as_slice(), [7; INLINE_MAX]);
+        for cut in 0..GREETING_LEN {
+            let g = Greeting::new(0, Status::Welcome, 0);
+            assert!(Greeting::parse(&g.as_bytes()[..cut]).is_err());
+        }
+    }
+
+    #[test]
+    fn lengths_kinds_and_reserved_bytes_are_checked() {
+        let (good, n) = frame_head(&[0; HEADER_LEN], &Inline::EMPTY, 0);
+        let bad = |at: usize, value: u8| {
+            let mut b = good;
+            b[at] = value;
+            parse_record(&b[..n]).is_err()
+        };
+        assert!(bad(3, 1) && bad(2, 0x11) && bad(4, 41) && bad(5, 2) && bad(6, 1) && bad(7, 1));
+        let mut loaded = goodbye();
+        loaded[8] = 1;
+        assert!(parse_record(&loaded).is_err());
+        let mut g = Greeting::new(0, Status::Welcome, 0);
+        g.proof_len = 257.into();
+        assert!(Greeting::parse(g.as_bytes()).is_err());
+        g = Greeting::new(4, Status::Welcome, 0);
+        assert!(Greeting::parse(g.as_bytes()).is_err());
+    }
+}
