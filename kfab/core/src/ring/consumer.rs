@@ -1,0 +1,124 @@
+//! The receiving side of a ring.
+
+use super::primitive::{Ordering, copy_out, light_barrier, release};
+use super::shape::{Hostile, Parts};
+use crate::mem::Landing;
+use crate::spi::{HEADER_LEN, INLINE_MAX, Inline};
+
+/// A frame at the head of a ring, its line copied.
+#[derive(Clone, Copy, Debug)]
+pub struct Rx {
+    /// The header, as posted.
+    pub header: [u8; HEADER_LEN],
+    /// The inline part, as posted.
+    pub inline: Inline,
+    /// Bytes of body, checked against the shape. The caller hands it to [`Consumer::take`].
+    pub body_len: usize,
+}
+
+/// Reads frames from a ring. One thread at a time.
+#[derive(Debug)]
+pub struct Consumer {
+    parts: Parts,
+    /// The position of the next line and of the next byte of data.
+    line: u32,
+    data: u64,
+    /// The position last told to the producer.
+    published: u32,
+}
+
+// SAFETY: the parts are memory that `Parts::new` promises for the life of this value, whichever thread holds it.
+unsafe impl Send for Consumer {}
+
+impl Consumer {
+    /// The consumer of a fresh (zeroed) ring.
+    ///
+    /// # Safety
+    /// It is the only consumer of this ring. See [`Parts::new`].
+    pub unsafe fn new(parts: Parts) -> Consumer {
+        Consumer { parts, line: 0, data: 0, published: 0 }
+    }
+
+    /// `true` if no frame waits.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.parts.line(self.line).stamp.load(Ordering::Acquire) != self.line.wrapping_add(1)
+    }
+
+    /// The next frame, without consuming it; the line is copied once and checked.
+    #[inline(always)]
+    pub fn peek(&self) -> Result<Option<Rx>, Hostile> {
+        let line = self.parts.line(self.line);
+        // Acquire: pairs with the release of the stamp, so the line and the body are whole.
+        if line.stamp.load(Ordering::Acquire) != self.line.wrapping_add(1) {
+            return Ok(None);
+        }
+        // SAFETY: live by `Parts::new`; an honest producer does not write this line before we have published its consumption.
+        let rest = unsafe { line.rest.get() };
+        let (inline_len, body_len) = ((rest.lens & 0xff) as usize, (rest.lens >> 8) as usize);
+        if inline_len > INLINE_MAX {
+            return Err(Hostile("an inline length above its limit"));
+        }
+        if body_len > self.parts.shape.max_body() {
+            return Err(Hostile("a body length above its limit"));
+        }
+        Ok(Some(Rx { header: rest.header, inline: Inline::from_array(rest.inline, inline_len), body_len }))
+    }
+
+    /// Consumes the frame that [`Consumer::peek`] showed, one without a body.
+    #[inline(always)]
+    pub fn advance(&mut self) {
+        self.line = self.line.wrapping_add(1);
+    }
+
+    /// Consumes the frame that [`Consumer::peek`] showed with a body of `body_len` bytes: copies it into `landing`, as much as
+    /// fits there, or drops it. Call it with that `body_len`: longer than the shape's `max_body` panics.
+    #[inline]
+    pub fn take(&mut self, body_len: usize, landing: Option<&mut Landing>) {
+        let shape = self.parts.shape;
+        assert!(body_len <= shape.max_body(), "a body that peek never showed");
+        let (start, end) = shape.place(self.data, body_len);
+        if let Some(l) = landing {
+            let n = body_len.min(l.len());
+            // SAFETY: `place` keeps start..end inside the data ring, n <= end - start; the landing is the exclusive right to
+            // its `len` bytes, which are not this ring's (those are reached by rings only).
+            unsafe { copy_out(self.parts.data.as_ptr(), shape.byte(start), l.as_mut_ptr(), n) };
+        }
+        self.data = end;
+        self.advance();
+    }
+
+    /// Tells the producer what has been consumed, if anything was since the last time: `true` if it waits for room and this
+    /// caller must ring its bell. Call it once for a batch.
+    #[inline(always)]
+    pub fn publish(&mut self, asymmetric: bool) -> bool {
+        if self.published == self.line {
+            return false;
+        }
+        self.published = self.line;
+        let words = self.parts.words();
+        // Release: our reads of lines and bodies come before the producer's next writes there.
+        words.consumed.0.lines.store(self.line, release());
+        words.consumed.0.data.store(self.data, release());
+        // The producer asks for room, passes its heavy barrier and looks at the counters; we store them, pass the light one
+        // and look whether it asked.
+        light_barrier(asymmetric);
+        let wants = &words.wants_room.0;
+        wants.load(Ordering::Relaxed) != 0 && wants.swap(0, Ordering::AcqRel) != 0
+    }
+
+    /// Asks to be rung for the next frame. Pass a heavy barrier, then look at [`Consumer::is_empty`] before sleeping.
+    pub fn arm(&self) {
+        self.parts.words().armed.0.store(1, Ordering::Relaxed);
+    }
+
+    /// The opposite of [`Consumer::arm`]: this side looks by itself again. A bell already on its way still comes.
+    pub fn disarm(&self) {
+        self.parts.words().armed.0.store(0, Ordering::Relaxed);
+    }
+
+    /// `true` if the bell was not rung since [`Consumer::arm`].
+    pub fn is_armed(&self) -> bool {
+        self.parts.words().armed.0.load(Ordering::Relaxed) != 0
+    }
+}

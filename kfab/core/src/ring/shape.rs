@@ -1,0 +1,165 @@
+//! How a ring lies in memory, and the arithmetic that both sides share.
+
+use super::primitive::{AtomicU32, AtomicU64, BLOCK, Block, Cell};
+use crate::spi::{HEADER_LEN, INLINE_MAX};
+use std::ptr::NonNull;
+
+/// The other side wrote what cannot be true: the connection must end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hostile(
+    /// What was found.
+    pub &'static str,
+);
+
+/// What a line holds beside its stamp.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Rest {
+    /// Inline length in the low 8 bits, body length above.
+    pub(super) lens: u32,
+    pub(super) header: [u8; HEADER_LEN],
+    pub(super) inline: [u8; INLINE_MAX],
+}
+
+/// One frame's line: 64 bytes, on a cache line of its own. All zeros is an empty line.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Line {
+    pub(super) stamp: AtomicU32,
+    pub(super) rest: Cell<Rest>,
+}
+
+/// A value with two cache lines to itself (the neighbour is fetched along on x86).
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub(super) struct Padded<T>(pub(super) T);
+
+/// The consumer's counters. Written by the consumer only.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct Consumed {
+    pub(super) lines: AtomicU32,
+    pub(super) data: AtomicU64,
+}
+
+/// The words that producer and consumer share. All zeros is an empty ring with nobody asleep.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Words {
+    pub(super) consumed: Padded<Consumed>,
+    /// Not 0: the consumer does not look; ring its bell after a push.
+    pub(super) armed: Padded<AtomicU32>,
+    /// Not 0: the producer waits for room; ring its bell after consuming.
+    pub(super) wants_room: Padded<AtomicU32>,
+}
+
+#[cfg(not(loom))]
+const _: () = {
+    assert!(size_of::<Line>() == 64 && size_of::<Rest>() == 60);
+    assert!(size_of::<Words>() == Shape::WORDS_BYTES && align_of::<Words>() == 128);
+    assert!(size_of::<Block>() == BLOCK);
+};
+
+/// How many lines and how many bytes of data a ring has. Both sides must agree on it beforehand; it never comes from memory
+/// that the other can write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    lines: u32,
+    pub(super) data: u64,
+    max_body: u32,
+}
+
+impl Shape {
+    /// Bytes of [`Words`].
+    pub const WORDS_BYTES: usize = 384;
+
+    /// A shape; `None` unless `lines` and `data` are powers of two, `lines` at least 2 and at most 2^24, `data` from 64 to
+    /// 2^30, and `max_body` at most half of `data` (so that a body fits wherever the end of the ring is) and below 2^24.
+    pub const fn new(lines: u32, data: usize, max_body: usize) -> Option<Shape> {
+        let lines_ok = lines.is_power_of_two() && lines >= 2 && lines <= 1 << 24;
+        let data_ok = data.is_power_of_two() && data >= BLOCK && data <= 1 << 30;
+        if lines_ok && data_ok && max_body <= data / 2 && max_body < 1 << 24 {
+            Some(Shape { lines, data: data as u64, max_body: max_body as u32 })
+        } else {
+            None
+        }
+    }
+
+    /// Bytes of the lines.
+    pub const fn lines_bytes(&self) -> usize {
+        self.lines as usize * 64
+    }
+
+    /// Bytes of the data ring.
+    pub const fn data_bytes(&self) -> usize {
+        self.data as usize
+    }
+
+    /// Lines.
+    pub const fn lines(&self) -> u32 {
+        self.lines
+    }
+
+    /// The largest body.
+    pub const fn max_body(&self) -> usize {
+        self.max_body as usize
+    }
+
+    /// Where a body of `len` bytes goes when the ring stands at `at`: its first byte's position, and the position after it.
+    #[inline(always)]
+    pub(super) fn place(&self, at: u64, len: usize) -> (u64, u64) {
+        let size = (len as u64).next_multiple_of(BLOCK as u64);
+        let room = self.data - (at & (self.data - 1));
+        let start = if size > room { at + room } else { at };
+        (start, start + size)
+    }
+
+    /// The byte of the data ring at a position.
+    #[inline(always)]
+    pub(super) fn byte(&self, at: u64) -> usize {
+        (at & (self.data - 1)) as usize
+    }
+
+    #[inline(always)]
+    pub(super) fn slot(&self, at: u32) -> usize {
+        (at & (self.lines - 1)) as usize
+    }
+}
+
+/// Where the parts of a ring lie in this process.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts {
+    pub(super) words: NonNull<Words>,
+    pub(super) lines: NonNull<Line>,
+    pub(super) data: NonNull<Block>,
+    pub(super) shape: Shape,
+}
+
+impl Parts {
+    /// Names the parts of a ring.
+    ///
+    /// # Safety
+    /// While any [`Producer`](super::Producer) or [`Consumer`](super::Consumer) made from this lives: `words` points to
+    /// [`Shape::WORDS_BYTES`] bytes aligned to 128, `lines` to `shape.lines_bytes()` bytes aligned to 64, `data` to
+    /// `shape.data_bytes()` bytes aligned to 64, all mapped readable and writable, initialised (zeroed pages are), not
+    /// overlapping, and accessed in this process by rings only. At most one producer and one consumer, in this process or
+    /// another, follow the protocol; whatever else writes there is not of this process.
+    pub unsafe fn new(words: NonNull<u8>, lines: NonNull<u8>, data: NonNull<u8>, shape: Shape) -> Parts {
+        Parts { words: words.cast(), lines: lines.cast(), data: data.cast(), shape }
+    }
+
+    #[inline(always)]
+    pub(super) fn words(&self) -> &Words {
+        // SAFETY: `new` promises live, aligned, initialised memory; `Words` holds nothing but atomics, so a shared reference
+        // to it stands whatever the other process writes.
+        unsafe { self.words.as_ref() }
+    }
+
+    /// The line of a position. It holds an atomic and a cell, both open to change from outside.
+    #[inline(always)]
+    pub(super) fn line(&self, at: u32) -> &Line {
+        // SAFETY: `slot` is below the number of lines; live, aligned and initialised by `new`; interior is atomics and an
+        // UnsafeCell, for which a shared reference claims nothing about the bytes.
+        unsafe { &*self.lines.as_ptr().add(self.shape.slot(at)) }
+    }
+}
