@@ -23,15 +23,44 @@ pub struct ProviderInfo {
     pub devices: std::result::Result<Vec<Device>, Unavailable>,
 }
 
+/// The providers of a fabric: a tuple of them, as `(Shm, Sockets)`, or a `Vec` made at run time.
+pub trait Providers {
+    /// As a list.
+    fn list(self) -> Vec<Arc<dyn Provider>>;
+}
+
+impl Providers for Vec<Arc<dyn Provider>> {
+    fn list(self) -> Vec<Arc<dyn Provider>> {
+        self
+    }
+}
+
+macro_rules! tuples {
+    ($($name:ident)+) => {
+        impl<$($name: Provider + 'static),+> Providers for ($($name,)+) {
+            #[expect(non_snake_case, reason = "a value named as its type")]
+            fn list(self) -> Vec<Arc<dyn Provider>> {
+                let ($($name,)+) = self;
+                vec![$(Arc::new($name)),+]
+            }
+        }
+    };
+}
+
+tuples!(A);
+tuples!(A B);
+tuples!(A B C);
+tuples!(A B C D);
+
 impl Fabric {
     /// A fabric of these providers, without a key.
-    pub fn new(providers: impl IntoIterator<Item = Arc<dyn Provider>>) -> Fabric {
+    pub fn new(providers: impl Providers) -> Fabric {
         Fabric::with_config(providers, FabricConfig::default())
     }
 
     /// A fabric of these providers.
-    pub fn with_config(providers: impl IntoIterator<Item = Arc<dyn Provider>>, config: FabricConfig) -> Fabric {
-        Fabric { providers: providers.into_iter().collect(), config }
+    pub fn with_config(providers: impl Providers, config: FabricConfig) -> Fabric {
+        Fabric { providers: providers.list(), config }
     }
 
     /// The providers and what they have here.

@@ -2,7 +2,7 @@
 //!
 //! ```no_run
 //! # fn main() -> kfab::Result<()> {
-//! let fabric = kfab::Fabric::new([kfab_shm::provider(), kfab_sockets::provider()]);
+//! let fabric = kfab::Fabric::new((kfab_sockets::Sockets,));
 //! let endpoint = fabric.endpoint()?;
 //! println!("{}", endpoint.address());
 //! let message = endpoint.recv().wait()?;
@@ -36,7 +36,7 @@ mod window;
 
 pub use config::{EndpointConfig, FabricConfig, Progress, Wait};
 pub use endpoint::{Endpoint, Message, Peer, Recv};
-pub use fabric::{Fabric, ProviderInfo};
+pub use fabric::{Fabric, ProviderInfo, Providers};
 pub use kfab_core::auth::FabricKey;
 pub use kfab_core::mem::{Buffer, PoolConfig, PoolStats, WindowMem};
 pub use kfab_core::spi::{Address, Caps, Device, Provider, Rights, Unavailable, Way};

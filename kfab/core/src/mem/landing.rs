@@ -106,6 +106,8 @@ pub struct Assembly {
     block: Arc<Block>,
     start: usize,
     len: usize,
+    /// The buffer's own length, to give it back whole.
+    whole: usize,
     piece_len: usize,
     pieces: Vec<Piece>,
     missing: usize,
@@ -121,7 +123,7 @@ impl Assembly {
         let n = len.div_ceil(piece_len);
         let Slice { block, start, len: whole } = b.into_slice();
         debug_assert!(len <= whole);
-        Ok(Assembly { block, start, len, piece_len, pieces: vec![Piece::Missing; n], missing: n, lent: 0 })
+        Ok(Assembly { block, start, len, whole, piece_len, pieces: vec![Piece::Missing; n], missing: n, lent: 0 })
     }
 
     /// The right to fill piece `i`; `None` if there is no such piece, it is lent, or it has arrived.
@@ -162,12 +164,12 @@ impl Assembly {
         self.lent > 0
     }
 
-    /// The buffer; `Err(self)` while a piece is lent out. Whether it is whole, ask before.
+    /// The buffer in its own length; `Err(self)` while a piece is lent out. Whether it is whole, ask before.
     pub fn into_buffer(self) -> Result<Buffer, Assembly> {
         if self.lent > 0 {
             return Err(self);
         }
-        Ok(Buffer::from_slice(Slice { block: self.block, start: self.start, len: self.len }))
+        Ok(Buffer::from_slice(Slice { block: self.block, start: self.start, len: self.whole }))
     }
 }
 

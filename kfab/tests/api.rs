@@ -1,0 +1,323 @@
+//! The verbs between two endpoints of one process, over every provider.
+
+mod common;
+
+use common::*;
+use kfab::{EndpointConfig, Kind, Progress, Rights, SendOptions};
+use std::sync::Arc;
+use std::time::Duration;
+
+#[test]
+fn messages_of_all_sizes_arrive_whole() {
+    on_all("sizes", |s| {
+        let (a, b, to_b) = pair(s);
+        let sizes = [0, 1, 8, 40, 41, 64, 1000, 2048, 2049, 4096, 8192, 65_536, 65_537, 1 << 20, (5 << 20) + 3];
+        for (i, len) in sizes.into_iter().enumerate() {
+            let want = pattern(len, i);
+            let sent = to_b.send(&want[..]);
+            let m = b.recv().wait().unwrap();
+            assert_eq!(&m[..], &want[..], "{len} bytes over {s}");
+            assert_eq!(m.tag(), None);
+            // The sender's part of a large transfer is its own to drive, or its helper's.
+            sent.wait().unwrap();
+            // And back, from a slab buffer into a posted buffer.
+            let mut buf = b.buffer(len).unwrap();
+            buf.get_mut().unwrap().copy_from_slice(&want);
+            let r = a.recv_with().into(a.buffer(len + 10).unwrap()).post();
+            let back = m.from().send(buf);
+            let m = r.wait().unwrap();
+            assert_eq!(&m[..], &want[..]);
+            assert_eq!(m.into_buffer().unwrap().len(), len + 10);
+            back.wait().unwrap();
+        }
+    });
+}
+
+#[test]
+fn many_small_messages_in_both_directions() {
+    on_all("many", |s| {
+        let (a, b, to_b) = pair(s);
+        let to_a = b.peer(&a.address().to_string()).unwrap();
+        let n = 20_000u64;
+        let t = std::thread::spawn(move || {
+            let mut got = vec![false; n as usize];
+            for i in 0..n {
+                to_a.send(&i.to_le_bytes()).wait().unwrap();
+                let m = b.recv().wait().unwrap();
+                let k = u64::from_le_bytes(m[..].try_into().unwrap()) as usize;
+                assert!(!std::mem::replace(&mut got[k], true), "{k} came twice");
+            }
+            assert!(got.iter().all(|g| *g));
+            b
+        });
+        let mut sum = 0;
+        let mut waiting = Vec::new();
+        for i in 0..n {
+            waiting.push(to_b.send(&i.to_le_bytes()));
+            sum += u64::from_le_bytes(a.recv().wait().unwrap()[..].try_into().unwrap());
+        }
+        assert_eq!(sum, n * (n - 1) / 2);
+        waiting.into_iter().for_each(|o| o.wait().unwrap());
+        drop(t.join().unwrap());
+    });
+}
+
+#[test]
+fn tags_choose_and_peek_looks() {
+    on_all("tags", |s| {
+        let (_a, b, to_b) = pair(s);
+        for tag in [5u64, 0x100, 7] {
+            to_b.send_with(&tag.to_le_bytes(), SendOptions { tag: Some(tag), ordered: true, ..Default::default() }).wait().unwrap();
+        }
+        to_b.send(b"plain").wait().unwrap();
+        assert_eq!(b.recv_tagged(7, 0).wait().unwrap()[..], 7u64.to_le_bytes());
+        let p = loop {
+            if let Some(p) = b.peek(Some((0, 0xfff))) {
+                break p;
+            }
+        };
+        assert_eq!((p.tag, p.len), (Some(5), 8));
+        assert_eq!(b.recv_tagged(0x1ff, 0xff).wait().unwrap().tag(), Some(0x100));
+        assert_eq!(b.recv_tagged(0, u64::MAX).wait().unwrap().tag(), Some(5));
+        assert_eq!(&b.recv().wait().unwrap()[..], b"plain");
+    });
+}
+
+#[test]
+fn a_receive_times_out_is_cancelled_or_dropped_and_loses_nothing() {
+    on_all("timeouts", |s| {
+        let (_a, b, to_b) = pair(s);
+        assert_eq!(b.recv().wait_timeout(Duration::from_millis(20)).unwrap_err().kind(), Kind::TimedOut);
+        assert_eq!(b.recv().within(Duration::from_millis(20)).wait().unwrap_err().kind(), Kind::TimedOut);
+        assert_eq!(b.recv().cancel().unwrap_err().kind(), Kind::Canceled);
+        let dropped = b.recv();
+        to_b.send(b"one").wait().unwrap();
+        while b.stats().lane.posted > 0 {
+            b.progress();
+        }
+        drop(dropped);
+        assert_eq!(&b.recv().wait().unwrap()[..], b"one");
+        assert_eq!(b.stats().lane.ops, 0);
+    });
+}
+
+#[test]
+fn a_message_larger_than_the_buffer_is_truncated_and_said() {
+    on_all("truncation", |s| {
+        let (a, b, to_b) = pair(s);
+        for len in [8, 1000, 300_000] {
+            let r = b.recv_with().into(b.buffer(4).unwrap()).post();
+            let mut buf = a.buffer(len).unwrap();
+            buf.get_mut().unwrap().fill(1);
+            let sent = to_b.send(buf);
+            assert_eq!(r.wait().unwrap_err().kind(), Kind::Truncated, "{len} over {s}");
+            sent.wait().unwrap();
+        }
+        to_b.send(b"after").wait().unwrap();
+        assert_eq!(&b.recv().wait().unwrap()[..], b"after");
+    });
+}
+
+#[test]
+fn vectors_of_buffers_arrive_as_one_message() {
+    on_all("vectors", |s| {
+        let (a, b, to_b) = pair(s);
+        for each in [3, 100, 10_000, 400_000] {
+            let part = |i: usize| {
+                let mut x = a.buffer(each + i).unwrap();
+                x.get_mut().unwrap().copy_from_slice(&pattern(each + i, i));
+                x
+            };
+            let parts: Vec<_> = (0..4).map(part).collect();
+            let want: Vec<u8> = parts.iter().flat_map(|p| p.to_vec()).collect();
+            let sent = to_b.send(parts);
+            assert_eq!(&b.recv().wait().unwrap()[..], &want[..], "{each} over {s}");
+            sent.wait().unwrap();
+        }
+    });
+}
+
+#[test]
+fn windows_are_read_and_written_and_closed() {
+    on_all("windows", |s| {
+        let (a, b, to_b) = pair(s);
+        let w = b.window(3 << 20, Rights::READ | Rights::WRITE).unwrap();
+        // The first contact, so that the peers know each other.
+        to_b.send(b"hello").wait().unwrap();
+        let hello = b.recv().wait().unwrap();
+        hello.from().send(w.key().to_bytes().as_slice()).wait().unwrap();
+        let key = kfab::WindowKey::from_bytes(&a.recv().wait().unwrap()).unwrap();
+        let data = pattern(2 << 20, 1);
+        let t = std::thread::spawn(move || {
+            to_b.write(&key, 100, &data[..]).wait().unwrap();
+            to_b.write(&key, 0, b"small").wait().unwrap();
+            let got = to_b.read(&key, 100, a.buffer(data.len()).unwrap()).wait().unwrap();
+            assert_eq!(&got[..], &data[..]);
+            let e = to_b.write(&key, (3 << 20) - 2, b"beyond").wait().unwrap_err();
+            assert_eq!(e.kind(), Kind::InvalidArgument);
+            to_b.send(b"done").wait().unwrap();
+            assert_eq!(&a.recv().wait().unwrap()[..], b"closed");
+            let e = to_b.write(&key, 0, b"late").wait().unwrap_err();
+            assert_eq!(e.kind(), Kind::AccessDenied);
+            let e = to_b.read(&key, 0, a.buffer(100).unwrap()).wait().unwrap_err();
+            assert_eq!(e.kind(), Kind::AccessDenied);
+        });
+        assert_eq!(&b.recv().wait().unwrap()[..], b"done");
+        let mut first = [0; 5];
+        assert_eq!(w.read_at(0, &mut first), 5);
+        assert_eq!(&first, b"small");
+        let mut all = vec![0; 2 << 20];
+        w.read_at(100, &mut all);
+        assert_eq!(all, pattern(2 << 20, 1));
+        drop(w);
+        hello.from().send(b"closed").wait().unwrap();
+        t.join().unwrap();
+    });
+}
+
+#[test]
+fn a_read_only_window_refuses_writes() {
+    on_all("read-only", |s| {
+        let (a, b, to_b) = pair(s);
+        to_b.send(b"x").wait().unwrap();
+        b.recv().wait().unwrap();
+        let w = b.window_of(kfab::Buffer::adopt(pattern(5000, 3))).unwrap();
+        assert_eq!(to_b.write(w.key(), 0, b"no").wait().unwrap_err().kind(), Kind::AccessDenied);
+        let got = to_b.read(w.key(), 1000, a.buffer(4000).unwrap()).wait().unwrap();
+        assert_eq!(&got[..], &pattern(5000, 3)[1000..]);
+    });
+}
+
+#[test]
+fn nobody_at_the_address_is_an_error_that_says_what_was_tried() {
+    watched("unreachable", || {
+        let mut c = config("tcp");
+        c.limits.probe_after = Duration::from_millis(100);
+        c.limits.peer_timeout = Duration::from_millis(400);
+        let a = fabric().open(c).unwrap();
+        let e = a.peer("tcp:127.0.0.1:1").unwrap().send(b"x").wait().unwrap_err();
+        assert_eq!(e.kind(), Kind::Unreachable);
+        assert!(e.to_string().contains("tcp:127.0.0.1:1"), "{e}");
+        assert_eq!(e.fate(), kfab::Fate::NotSent);
+        let e = a.peer("ib:fe80::1").unwrap_err();
+        assert!(e.to_string().contains("tcp"), "{e}");
+        let e = fabric().open(EndpointConfig { providers: vec!["nosuch".into()], ..Default::default() }).unwrap_err();
+        assert!(e.to_string().contains("nosuch") && e.to_string().contains("tcp"), "{e}");
+    });
+}
+
+#[test]
+fn closing_an_endpoint_is_peer_lost_at_the_other() {
+    on_all("close", |s| {
+        let (a, b, to_b) = pair(s);
+        to_b.send(b"x").wait().unwrap();
+        b.recv().wait().unwrap();
+        let waiting = a.recv_with().from(&to_b).post();
+        drop(b);
+        assert_eq!(waiting.wait().unwrap_err().kind(), Kind::PeerLost, "{s}");
+    });
+}
+
+#[test]
+fn delivered_means_the_peer_has_it_and_credit_defers() {
+    on_all("credit", |s| {
+        let (a, b, to_b) = pair(s);
+        let delivered = SendOptions { delivered: true, ..Default::default() };
+        to_b.send_with(b"x", delivered).wait().unwrap();
+        assert_eq!(&b.recv().wait().unwrap()[..], b"x");
+        // Far more than the credits: the rest waits, nothing fails, nothing is lost.
+        let credits = a.limits().credits as usize;
+        let ops: Vec<_> = (0..3 * credits as u32).map(|i| to_b.send(&i.to_le_bytes())).collect();
+        assert!(a.stats().lane.deferred >= credits, "{}", a.stats().lane.deferred);
+        let t = std::thread::spawn(move || {
+            let n = 3 * credits;
+            let mut seen = vec![false; n];
+            for _ in 0..n {
+                let m = b.recv().wait().unwrap();
+                let i = u32::from_le_bytes(m[..].try_into().unwrap()) as usize;
+                assert!(!std::mem::replace(&mut seen[i], true));
+            }
+            b
+        });
+        for op in ops {
+            op.wait().unwrap();
+        }
+        t.join().unwrap();
+        assert!(a.stats().lane.totals.credit_stalls > 0 && a.stats().lane.totals.coalesced > 0);
+    });
+}
+
+#[test]
+fn ordered_messages_keep_their_order() {
+    on_all("order", |s| {
+        let (_a, b, to_b) = pair(s);
+        let ordered = |tag| SendOptions { ordered: true, tag: Some(tag), ..Default::default() };
+        for i in 0..2000u32 {
+            let len = if i % 97 == 0 { 5000 } else { 4 };
+            let mut v = vec![0; len];
+            v[..4].copy_from_slice(&i.to_le_bytes());
+            drop(to_b.send_with(&v[..], ordered(9)));
+        }
+        for i in 0..2000u32 {
+            let m = b.recv_tagged(9, 0).wait().unwrap();
+            assert_eq!(u32::from_le_bytes(m[..4].try_into().unwrap()), i);
+        }
+    });
+}
+
+#[test]
+fn async_code_needs_no_runtime_of_ours() {
+    on_all("async", |s| {
+        let (a, b, to_b) = pair(s);
+        let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+        rt.block_on(async move {
+            let b = Arc::new(b);
+            let echo = tokio::spawn({
+                let b = b.clone();
+                async move {
+                    for _ in 0..50 {
+                        let m = b.recv().await.unwrap();
+                        m.from().send(&m).await.unwrap();
+                    }
+                }
+            });
+            for i in 0..50u64 {
+                to_b.send(&i.to_le_bytes()).await.unwrap();
+                assert_eq!(a.recv().await.unwrap()[..], i.to_le_bytes());
+            }
+            echo.await.unwrap();
+            // A future dropped by a timeout loses nothing.
+            let late = tokio::time::timeout(Duration::from_millis(20), b.recv()).await;
+            assert!(late.is_err());
+            to_b.send(b"kept").await.unwrap();
+            assert_eq!(&b.recv().await.unwrap()[..], b"kept");
+        });
+    });
+}
+
+#[test]
+fn an_endpoint_talks_to_itself() {
+    on_all("self", |s| {
+        let a = open(s);
+        let me = a.peer(&a.address().to_string()).unwrap();
+        let data = pattern(200_000, 5);
+        let sent = me.send(&data[..]);
+        assert_eq!(&a.recv().wait().unwrap()[..], &data[..]);
+        sent.wait().unwrap();
+    });
+}
+
+#[test]
+fn without_a_helper_the_caller_makes_all_progress() {
+    on_all("inline", |s| {
+        let config = EndpointConfig { progress: Progress::Inline, ..config(s) };
+        let (a, b) = (fabric().open(config.clone()).unwrap(), fabric().open(config).unwrap());
+        let p = a.peer(&b.address().to_string()).unwrap();
+        let mut sent = p.send(b"x");
+        let mut got = b.recv();
+        while !got.is_done() {
+            sent.is_done();
+        }
+        assert_eq!(&got.wait().unwrap()[..], b"x");
+    });
+}
