@@ -10,6 +10,7 @@ pub mod core;
 pub mod error;
 pub mod network;
 pub mod nid;
+pub mod node;
 pub mod tcp;
 pub mod wire;
 

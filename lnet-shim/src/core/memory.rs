@@ -95,7 +95,9 @@ impl Fragments {
 
     /// Pieces as (memory, offset, length). `None` if there are more than 256 or one reaches beyond its memory.
     pub fn new(pieces: Vec<(Arc<dyn Memory>, u64, u64)>) -> Option<Self> {
-        let fits = |(m, at, len): &(Arc<dyn Memory>, u64, u64)| at.checked_add(*len).is_some_and(|end| end <= m.len());
+        let fits = |(m, at, len): &(Arc<dyn Memory>, u64, u64)| {
+            at.checked_add(*len).is_some_and(|end| end <= m.len())
+        };
         if pieces.len() > Self::MAX || !pieces.iter().all(fits) {
             return None;
         }

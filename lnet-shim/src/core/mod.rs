@@ -233,10 +233,10 @@ impl<H: Handler> Core<H> {
     }
 
     fn remove_entry(&mut self, me: MeHandle) {
-        if let Some(entry) = self.entries.remove(&me) {
-            if let Some(portal) = self.portals.get_mut(entry.params.portal as usize) {
-                portal.table.remove(me, &entry.params);
-            }
+        if let Some(entry) = self.entries.remove(&me)
+            && let Some(portal) = self.portals.get_mut(entry.params.portal as usize)
+        {
+            portal.table.remove(me, &entry.params);
         }
     }
 
@@ -281,7 +281,12 @@ impl<H: Handler> Core<H> {
     }
 
     /// Makes memory known for PUT and GET: at most 1 MiB. `Busy` if `handler` has no room.
-    pub fn md_bind(&mut self, memory: Arc<dyn Memory>, options: SourceOptions, handler: H) -> Result<SourceMd> {
+    pub fn md_bind(
+        &mut self,
+        memory: Arc<dyn Memory>,
+        options: SourceOptions,
+        handler: H,
+    ) -> Result<SourceMd> {
         if memory.len() > MAX_PAYLOAD as u64 {
             return Err(Error::new(ErrorKind::Invalid, "md_bind", "more than 1 MiB"));
         }
@@ -328,7 +333,9 @@ impl<H: Handler> Core<H> {
 
     /// Parts a descriptor from its match entry, which goes too if it was to.
     fn detach_entry(&mut self, md: MdHandle) {
-        let Some(Descriptor { role: Role::Target { me, .. }, .. }) = self.descriptors.get_mut(&md) else { return };
+        let Some(Descriptor { role: Role::Target { me, .. }, .. }) = self.descriptors.get_mut(&md) else {
+            return;
+        };
         let Some(me) = me.take() else { return };
         let Some(entry) = self.entries.get_mut(&me) else { return };
         entry.md = None;

@@ -68,7 +68,8 @@ impl State {
     /// Takes the next event; also the hook to call, if somebody waits for room.
     fn pop(&mut self) -> (Option<Event>, Option<Hook>) {
         let event = self.queue.pop_front();
-        let hook = if event.is_some() && std::mem::take(&mut self.starved) { self.hook.clone() } else { None };
+        let hook =
+            if event.is_some() && std::mem::take(&mut self.starved) { self.hook.clone() } else { None };
         (event, hook)
     }
 }

@@ -76,8 +76,13 @@ fn core() -> Core<Room> {
 fn put_lands_and_is_acked() {
     let (mut core, room, memory) = (core(), room(100), SharedBytes::zeroed(8));
     let me = core.me_attach(MeParams::new(3, 0x42)).unwrap();
-    core.md_attach(me, memory.memory(), TargetOptions { user: 77, ..TargetOptions::once(Access::Put) }, room.clone())
-        .unwrap();
+    core.md_attach(
+        me,
+        memory.memory(),
+        TargetOptions { user: 77, ..TargetOptions::once(Access::Put) },
+        room.clone(),
+    )
+    .unwrap();
     core.receive(incoming(1, put_body(3, 0x42, 0, true), b"hello")).unwrap();
     let out = drain(&mut core);
     assert_eq!(memory.to_vec(), b"hello\0\0\0");
@@ -200,12 +205,16 @@ fn lazy_portal_keeps_puts_until_there_is_memory() {
     assert_eq!(core.receive(incoming(1, get_body(5, 1, 0, 4), b"")), Err(DropReason::NoMatch));
     assert_eq!(drain(&mut core).parked, vec![(7, 2, true); 4]);
     let me = core.me_attach(MeParams::new(5, 1)).unwrap();
-    let options = TargetOptions { max_size: Some(2), unlink: Unlink::Auto, ..TargetOptions::new(Access::Put) };
+    let options =
+        TargetOptions { max_size: Some(2), unlink: Unlink::Auto, ..TargetOptions::new(Access::Put) };
     core.md_attach(me, memory.memory(), options, room).unwrap();
     let out = drain(&mut core);
     assert_eq!(memory.to_vec(), b"abcdef");
     assert_eq!(out.parked, vec![(7, 2, false); 3]);
-    assert_eq!(out.events.iter().map(|e| (e.offset, e.unlinked)).collect::<Vec<_>>(), [(0, false), (2, false), (4, true)]);
+    assert_eq!(
+        out.events.iter().map(|e| (e.offset, e.unlinked)).collect::<Vec<_>>(),
+        [(0, false), (2, false), (4, true)]
+    );
     assert_eq!(core.counters().parked, 1);
     core.set_lazy(5, false).unwrap();
     assert_eq!((core.counters().parked, core.counters().drop_count), (0, 3));
@@ -317,13 +326,23 @@ struct Effect {
 impl ModelMd {
     fn exhausted(&self) -> bool {
         self.left == Some(0)
-            || self.options.max_size.is_some_and(|m| self.bytes.len().saturating_sub(self.offset) < m as usize)
+            || self
+                .options
+                .max_size
+                .is_some_and(|m| self.bytes.len().saturating_sub(self.offset) < m as usize)
     }
 }
 
 impl Model {
     /// What a request must do: straight from the rules, no hashing, no handles.
-    fn request(&mut self, from: u32, get: bool, bits: u64, offset: u32, data: &[u8]) -> std::result::Result<Effect, DropReason> {
+    fn request(
+        &mut self,
+        from: u32,
+        get: bool,
+        bits: u64,
+        offset: u32,
+        data: &[u8],
+    ) -> std::result::Result<Effect, DropReason> {
         let (first, second): (Vec<usize>, Vec<usize>) =
             (0..self.list.len()).partition(|i| self.list[*i].params.ignore_bits != 0);
         for i in first.into_iter().chain(second) {
@@ -378,15 +397,22 @@ impl Model {
 fn steps(unique: bool) -> impl Strategy<Value = Vec<Step>> {
     let bits = prop_oneof![0u64..3, Just(0x100), Just(0x101)];
     let unlink = |auto: bool| if auto { Unlink::Auto } else { Unlink::Retain };
-    let params = (bits.clone(), 0u64..3, 1u32..3, any::<[bool; 3]>()).prop_map(move |(b, ignore, who, f)| MeParams {
-        portal: 1,
-        match_id: if unique || f[0] { id(who) } else { ProcessId::ANY },
-        match_bits: b,
-        ignore_bits: if unique { 0 } else { ignore.max(u64::from(f[0])) },
-        unlink: unlink(f[1]),
-        position: if f[2] { Position::Before } else { Position::After },
-    });
-    let options = (0u8..3, proptest::option::of(0u32..4), proptest::option::of(0u32..8), any::<[bool; 4]>(), 8usize..24);
+    let params =
+        (bits.clone(), 0u64..3, 1u32..3, any::<[bool; 3]>()).prop_map(move |(b, ignore, who, f)| MeParams {
+            portal: 1,
+            match_id: if unique || f[0] { id(who) } else { ProcessId::ANY },
+            match_bits: b,
+            ignore_bits: if unique { 0 } else { ignore.max(u64::from(f[0])) },
+            unlink: unlink(f[1]),
+            position: if f[2] { Position::Before } else { Position::After },
+        });
+    let options = (
+        0u8..3,
+        proptest::option::of(0u32..4),
+        proptest::option::of(0u32..8),
+        any::<[bool; 4]>(),
+        8usize..24,
+    );
     let options = options.prop_map(move |(access, threshold, max_size, f, len)| {
         let options = TargetOptions {
             access: [Access::Put, Access::Get, Access::PutGet][access as usize],
@@ -442,8 +468,11 @@ impl Both {
 
     fn request(&mut self, from: u32, get: bool, bits: u64, offset: u32, payload: &[u8], ack: bool) {
         let want = self.model.request(from, get, bits, offset, payload);
-        let body =
-            if get { get_body(1, bits, offset, payload.len() as u32) } else { put_body(1, bits, offset, ack) };
+        let body = if get {
+            get_body(1, bits, offset, payload.len() as u32)
+        } else {
+            put_body(1, bits, offset, ack)
+        };
         let got = self.core.receive(incoming(from, body, if get { b"" } else { payload }));
         assert_eq!(got.err(), want.as_ref().err().copied());
         let Ok(want) = want else { return assert!(drain(&mut self.core).events.is_empty()) };

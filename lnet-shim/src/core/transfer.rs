@@ -129,7 +129,13 @@ impl<H: Handler> Core<H> {
         }
         (event.rlength, event.mlength) = (len, len);
         let op = self.track(md.0, event);
-        self.outputs.push_back(Output::Send(Outgoing { op: Some(op), dest: target, src: None, body, payload }));
+        self.outputs.push_back(Output::Send(Outgoing {
+            op: Some(op),
+            dest: target,
+            src: None,
+            body,
+            payload,
+        }));
         Ok(op)
     }
 
@@ -172,7 +178,9 @@ impl<H: Handler> Core<H> {
                 other => other,
             },
             Body::Get { .. } => self.receive_request(&incoming),
-            Body::Ack { handle, mlength, match_bits } => self.receive_ack(&incoming, handle, match_bits, mlength),
+            Body::Ack { handle, mlength, match_bits } => {
+                self.receive_ack(&incoming, handle, match_bits, mlength)
+            }
             Body::Reply { handle } => self.receive_reply(&incoming, handle),
         };
         if result.is_err() {
@@ -188,9 +196,13 @@ impl<H: Handler> Core<H> {
 
     fn receive_request(&mut self, incoming: &Incoming) -> std::result::Result<(), DropReason> {
         let request = match incoming.header.body {
-            Body::Put { match_bits, portal, offset, .. } => {
-                Request { access: Access::Put, portal, bits: match_bits, offset, len: incoming.payload.len() as u32 }
-            }
+            Body::Put { match_bits, portal, offset, .. } => Request {
+                access: Access::Put,
+                portal,
+                bits: match_bits,
+                offset,
+                len: incoming.payload.len() as u32,
+            },
             Body::Get { match_bits, portal, offset, sink_len, .. } => {
                 // Nothing above the limit can be sent back, whatever the sink may hold.
                 let len = sink_len.min(MAX_PAYLOAD as u32);
@@ -222,7 +234,9 @@ impl<H: Handler> Core<H> {
                 if !entry_matches(&entry.params, request.bits, names) {
                     continue;
                 }
-                let Some((md, d)) = entry.md.and_then(|md| Some((md, self.descriptors.get(&md)?))) else { continue };
+                let Some((md, d)) = entry.md.and_then(|md| Some((md, self.descriptors.get(&md)?))) else {
+                    continue;
+                };
                 match fit(md, d, request) {
                     Match::None => {}
                     found => return Ok(found),

@@ -94,7 +94,7 @@ fn same_prefix(a: [u8; 20], b: [u8; 20], bits: u32) -> bool {
 
 impl Choice {
     fn contains(&self, value: u32) -> bool {
-        self.0.iter().any(|s| (s.low..=s.high).contains(&value) && (value - s.low) % s.step == 0)
+        self.0.iter().any(|s| (s.low..=s.high).contains(&value) && (value - s.low).is_multiple_of(s.step))
     }
 
     /// Parses `7`, `*`, or `[1-5/2,9]`, each number at most `max`.
@@ -266,7 +266,9 @@ impl fmt::Display for Item {
                 let octets: Vec<String> = q.iter().map(|c| c.show(255)).collect();
                 write!(f, "{}@{}", octets.join("."), self.net)
             }
-            Address::Mask { nid, bits } if *bits == 32 && !nid.is_large() || *bits == 128 => write!(f, "{nid}"),
+            Address::Mask { nid, bits } if *bits == 32 && !nid.is_large() || *bits == 128 => {
+                write!(f, "{nid}")
+            }
             Address::Mask { nid, bits } => {
                 let text = nid.to_string();
                 let ip = text.split('@').next().unwrap_or_default();
@@ -278,15 +280,15 @@ impl fmt::Display for Item {
 
 impl Choice {
     fn show(&self, max: u32) -> String {
-        if let [Span { low: 0, high, step: 1 }] = self.0[..] {
-            if high == max {
-                return "*".into();
-            }
+        if let [Span { low: 0, high, step: 1 }] = self.0[..]
+            && high == max
+        {
+            return "*".into();
         }
-        if let [Span { low, high, .. }] = self.0[..] {
-            if low == high {
-                return low.to_string();
-            }
+        if let [Span { low, high, .. }] = self.0[..]
+            && low == high
+        {
+            return low.to_string();
         }
         let spans: Vec<String> = self.0.iter().map(Span::show).collect();
         format!("[{}]", spans.join(","))
@@ -295,7 +297,8 @@ impl Choice {
 
 impl Span {
     fn show(&self) -> String {
-        let range = if self.low == self.high { self.low.to_string() } else { format!("{}-{}", self.low, self.high) };
+        let range =
+            if self.low == self.high { self.low.to_string() } else { format!("{}-{}", self.low, self.high) };
         if self.step == 1 { range } else { format!("{range}/{}", self.step) }
     }
 }

@@ -69,11 +69,13 @@ fn errors_name_the_character() {
 
 #[test]
 fn lists_hold_what_they_say() {
-    let list: NidList = "10.0.[0-3].*@tcp, [1-9/2,20]@kfi fd00::/64@tcp *@o2ib1 10.9.0.0/16@tcp".parse().unwrap();
+    let list: NidList =
+        "10.0.[0-3].*@tcp, [1-9/2,20]@kfi fd00::/64@tcp *@o2ib1 10.9.0.0/16@tcp".parse().unwrap();
     for yes in ["10.0.3.255@tcp", "3@kfi", "20@kfi", "fd00::77@tcp", "1.2.3.4@o2ib1", "10.9.200.1@tcp"] {
         assert!(list.contains(nid(yes)), "{yes}");
     }
-    for no in ["10.0.4.1@tcp", "10.0.0.1@tcp1", "2@kfi", "fd00:0:0:1::1@tcp", "1.2.3.4@o2ib", "10.8.0.1@tcp"] {
+    for no in ["10.0.4.1@tcp", "10.0.0.1@tcp1", "2@kfi", "fd00:0:0:1::1@tcp", "1.2.3.4@o2ib", "10.8.0.1@tcp"]
+    {
         assert!(!list.contains(nid(no)), "{no}");
     }
     assert!(!list.contains(Nid::ANY));

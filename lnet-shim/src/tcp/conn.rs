@@ -57,12 +57,18 @@ pub(super) struct Conn {
     /// By when something must be written.
     pub(super) tx_deadline: Option<Time>,
     /// Bytes that wait at lazy portals.
-    pub(super) held: usize,
+    pub(super) held: i64,
     pub(super) served: u64,
 }
 
 impl Conn {
-    pub(super) fn new(state: State, kind: ConnType, remote: SocketAddr, decoder: Decoder, deadline: Time) -> Self {
+    pub(super) fn new(
+        state: State,
+        kind: ConnType,
+        remote: SocketAddr,
+        decoder: Decoder,
+        deadline: Time,
+    ) -> Self {
         Self {
             state,
             kind,
@@ -123,11 +129,13 @@ impl Conn {
         let start = self.out.len();
         let id = match item {
             Queued::Noop { cookie } => {
-                self.out.extend_from_slice(&KsockHeader::new(Kind::Noop, 0, cookie).encode(ByteOrder::Little));
+                self.out
+                    .extend_from_slice(&KsockHeader::new(Kind::Noop, 0, cookie).encode(ByteOrder::Little));
                 None
             }
             Queued::Message { tx, cookie } => {
-                self.out.extend_from_slice(&KsockHeader::new(Kind::Lnet, cookie, 0).encode(ByteOrder::Little));
+                self.out
+                    .extend_from_slice(&KsockHeader::new(Kind::Lnet, cookie, 0).encode(ByteOrder::Little));
                 self.out.extend_from_slice(&tx.header.encode(header_form(self.version)));
                 tx.payload.append_to(&mut self.out);
                 (cookie == 0).then_some(tx.id)
@@ -165,5 +173,5 @@ impl Conn {
 
 /// Bytes of a message on the wire.
 pub(super) fn tx_len(tx: &Tx, version: Version) -> usize {
-    ksock::LEN + header_form(version).len() + tx.payload.len() as usize
+    ksock::LEN + header_form(version).header_len() + tx.payload.len() as usize
 }

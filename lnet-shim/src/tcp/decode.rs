@@ -132,7 +132,8 @@ impl Decoder {
 
     /// Only V2 connections verify, and only a checksum that is there.
     fn check_sum(&self) -> Result<(), WireError> {
-        let (Some((ksock, _, payload)), Stage::Session { version: Version::V2, .. }) = (&self.message, self.stage)
+        let (Some((ksock, _, payload)), Stage::Session { version: Version::V2, .. }) =
+            (&self.message, self.stage)
         else {
             return Ok(());
         };

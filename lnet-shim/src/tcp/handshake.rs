@@ -225,7 +225,10 @@ impl Machine {
         let params = self.params.clone();
         let Some(peer) = self.peers.get_mut(&peer_id) else { return };
         peer.refusals += 1;
-        if mine != theirs && peer.refusals <= MAX_REFUSALS && !(theirs != Version::V4 && peer_id.nid.is_large()) {
+        if mine != theirs
+            && peer.refusals <= MAX_REFUSALS
+            && !(theirs != Version::V4 && peer_id.nid.is_large())
+        {
             peer.version = theirs;
             peer.next_dial = now;
         } else {

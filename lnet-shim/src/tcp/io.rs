@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
+use super::Time;
 use super::machine::{Action, ConnId, DialError, Machine};
 use super::params::{SourcePorts, TcpParams};
-use super::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::network::{Command, ConnectionInfo, Network, Upcall, Upper};
 use crate::nid::{Nid, ProcessId};
@@ -76,9 +76,11 @@ impl TcpNetwork {
         let failed = |e: std::io::Error| Error::io("tcp", "setting up epoll", e);
         let local = listener.local_addr().map_err(failed)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
+        let wake =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
         let readable = epoll::EventFlags::IN;
-        epoll::add(&epoll, &wake, epoll::EventData::new_u64(TOKEN_WAKE), readable).map_err(|e| failed(e.into()))?;
+        epoll::add(&epoll, &wake, epoll::EventData::new_u64(TOKEN_WAKE), readable)
+            .map_err(|e| failed(e.into()))?;
         epoll::add(&epoll, &listener, epoll::EventData::new_u64(TOKEN_LISTEN), readable)
             .map_err(|e| failed(e.into()))?;
         let source_ports = params.source_ports;

@@ -7,11 +7,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
+use super::Time;
 use super::conn::{Conn, Queued, State, tx_len};
 use super::decode::{Decoder, Item};
 use super::params::{Accept, TcpParams};
 use super::peer::Peer;
-use super::Time;
 use crate::network::{Command, ConnectionInfo, Failure, Rx, Tx, Upcall};
 use crate::nid::{Nid, PID_USERFLAG, ProcessId};
 use crate::wire::hello::{ConnType, Version};
@@ -32,7 +32,6 @@ pub enum DialError {
     /// No answer in time.
     TimedOut,
 }
-
 
 impl DialError {
     pub(super) fn failure(self) -> Failure {
@@ -92,7 +91,17 @@ impl Machine {
     pub fn new(params: TcpParams, me: ProcessId, incarnation: u64) -> Self {
         let (peers, conns) = (HashMap::new(), HashMap::new());
         let next_scan = Time::ZERO;
-        Self { params, me, incarnation, peers, conns, actions: VecDeque::new(), next_conn: 0, next_scan, served: 0 }
+        Self {
+            params,
+            me,
+            incarnation,
+            peers,
+            conns,
+            actions: VecDeque::new(),
+            next_conn: 0,
+            next_scan,
+            served: 0,
+        }
     }
 
     /// The next thing to do.
@@ -120,22 +129,25 @@ impl Machine {
     pub fn command(&mut self, now: Time, command: Command) {
         match command {
             Command::Transmit(tx) => self.transmit(now, tx),
-            Command::Hold { via, bytes } => self.hold(via, |held| held + bytes),
-            Command::Release { via, bytes } => self.hold(via, |held| held.saturating_sub(bytes)),
+            Command::Hold { via, bytes } => self.hold(via, bytes as i64),
+            Command::Release { via, bytes } => self.hold(via, -(bytes as i64)),
         }
     }
 
-    fn hold(&mut self, via: u64, change: impl Fn(usize) -> usize) {
+    /// Two threads may bring a hold and its release in either order, so the count may be negative for a moment.
+    fn hold(&mut self, via: u64, change: i64) {
         let conn = ConnId(via);
         if let Some(c) = self.conns.get_mut(&conn) {
-            c.held = change(c.held);
+            c.held += change;
             self.actions.push_back(Action::ReadInterest { conn });
         }
     }
 
     /// Whether bytes should be read from the connection.
     pub fn wants_read(&self, conn: ConnId) -> bool {
-        self.conns.get(&conn).is_some_and(|c| c.held <= self.params.max_held && c.state != State::Closing)
+        self.conns
+            .get(&conn)
+            .is_some_and(|c| c.held <= self.params.max_held as i64 && c.state != State::Closing)
     }
 
     /// Sends a message, over connections that are there or will be made.
@@ -222,10 +234,10 @@ impl Machine {
 
     /// Bytes have arrived.
     pub fn received(&mut self, now: Time, id: ConnId, mut bytes: &[u8]) {
-        if let Some(peer) = self.conns.get(&id).and_then(|c| c.peer) {
-            if let Some(peer) = self.peers.get_mut(&peer) {
-                peer.last_heard = now;
-            }
+        if let Some(peer) = self.conns.get(&id).and_then(|c| c.peer)
+            && let Some(peer) = self.peers.get_mut(&peer)
+        {
+            peer.last_heard = now;
         }
         loop {
             let Some(conn) = self.conns.get_mut(&id) else { return };
@@ -259,15 +271,29 @@ impl Machine {
             let acked = self.peers.get_mut(&peer_id).and_then(|p| p.acknowledge(range));
             match acked {
                 Some(ids) => ids.into_iter().for_each(|tx| self.up(Upcall::Sent(tx, Ok(())))),
-                None => return self.broken(now, id, "acknowledges a cookie never sent", Failure::RemoteDropped),
+                None => {
+                    return self.broken(now, id, "acknowledges a cookie never sent", Failure::RemoteDropped);
+                }
             }
         }
     }
 
-    fn on_message(&mut self, now: Time, id: ConnId, ksock: KsockHeader, mut header: LnetHeader, payload: Vec<u8>) {
+    fn on_message(
+        &mut self,
+        now: Time,
+        id: ConnId,
+        ksock: KsockHeader,
+        mut header: LnetHeader,
+        payload: Vec<u8>,
+    ) {
         if header.dest.nid != self.me.nid {
             if header.dest.nid.net() == self.me.nid.net() {
-                return self.broken(now, id, "message for another NID of this network", Failure::RemoteDropped);
+                return self.broken(
+                    now,
+                    id,
+                    "message for another NID of this network",
+                    Failure::RemoteDropped,
+                );
             }
             tracing::debug!(dest = %header.dest, "not routed");
             return;
@@ -407,7 +433,13 @@ impl Machine {
         let info = |c: &Conn| {
             let peer = c.peer.filter(|_| c.state == State::Open)?;
             let (kind, remote) = (format!("{:?}", c.kind), c.remote.to_string());
-            Some(ConnectionInfo { peer, kind, version: c.version.number(), remote, queued_bytes: c.queued_bytes })
+            Some(ConnectionInfo {
+                peer,
+                kind,
+                version: c.version.number(),
+                remote,
+                queued_bytes: c.queued_bytes,
+            })
         };
         let mut all: Vec<ConnectionInfo> = self.conns.values().filter_map(info).collect();
         all.sort_by(|a, b| (a.peer, &a.kind, &a.remote).cmp(&(b.peer, &b.kind, &b.remote)));

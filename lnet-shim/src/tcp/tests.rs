@@ -65,7 +65,12 @@ impl World {
             next_port: 1023,
             down: false,
         };
-        Self { now: sec(1), nodes: nids.iter().enumerate().map(node).collect(), chunk: usize::MAX, cut: false }
+        Self {
+            now: sec(1),
+            nodes: nids.iter().enumerate().map(node).collect(),
+            chunk: usize::MAX,
+            cut: false,
+        }
     }
 
     fn dial(&mut self, from: usize, conn: ConnId, to: SocketAddr) {
@@ -109,10 +114,11 @@ impl World {
                 Action::Flush { conn } => self.flush(i, conn),
                 Action::ReadInterest { .. } => {}
                 Action::Close { conn } => {
-                    if let Some((t, theirs)) = self.nodes[i].wires.remove(&conn) {
-                        if self.nodes[t].wires.remove(&theirs).is_some() && !self.cut {
-                            self.nodes[t].machine.closed(self.now, theirs);
-                        }
+                    if let Some((t, theirs)) = self.nodes[i].wires.remove(&conn)
+                        && self.nodes[t].wires.remove(&theirs).is_some()
+                        && !self.cut
+                    {
+                        self.nodes[t].machine.closed(self.now, theirs);
                     }
                 }
                 Action::Up(Upcall::Received(rx)) => {
@@ -165,7 +171,12 @@ fn three_connections_and_messages_of_all_sizes() {
         w.run();
         let lens: Vec<usize> = w.nodes[1].got.iter().map(|g| g.1.len()).collect();
         assert_eq!(lens, [0, 1, 900, 1024, 100_000]);
-        assert!(w.nodes[1].got.iter().all(|(id, p)| p.iter().enumerate().all(|(i, b)| *b == (i as u64 * 7 + id) as u8)));
+        assert!(
+            w.nodes[1]
+                .got
+                .iter()
+                .all(|(id, p)| p.iter().enumerate().all(|(i, b)| *b == (i as u64 * 7 + id) as u8))
+        );
         assert_eq!(w.nodes[0].got.len(), 1);
         assert!((1..=5).all(|id| w.outcome(0, id) == Some(Ok(()))));
         assert_eq!(w.kinds(0), ["BulkIn", "BulkOut", "Control"]);
@@ -209,7 +220,17 @@ fn hello(order: ByteOrder, conn_type: ConnType, incarnation: u64) -> Hello {
     let (src_nid, dst_nid) = (pid(A).nid, pid(B).nid);
     let (version, src_pid) = (Version::V3, PID_LNET);
     let (src_incarnation, dst_incarnation) = (incarnation, 0);
-    Hello { order, version, src_nid, dst_nid, src_pid, dst_pid: 0, src_incarnation, dst_incarnation, conn_type }
+    Hello {
+        order,
+        version,
+        src_nid,
+        dst_nid,
+        src_pid,
+        dst_pid: 0,
+        src_incarnation,
+        dst_incarnation,
+        conn_type,
+    }
 }
 
 fn request(order: ByteOrder) -> Vec<u8> {
@@ -461,7 +482,10 @@ fn v2_checksums_are_verified() {
         let tx = message(9, A, B, 3);
         let mut raw = KsockHeader::new(Kind::Lnet, 0, 0).encode(ByteOrder::Little);
         raw.extend(tx.header.encode(HeaderForm::Small));
-        let sum = crate::wire::ksock::crc32(crate::wire::ksock::CRC_INIT, &[raw.clone(), tx.payload.to_vec()].concat());
+        let sum = crate::wire::ksock::crc32(
+            crate::wire::ksock::CRC_INIT,
+            &[raw.clone(), tx.payload.to_vec()].concat(),
+        );
         raw[4..8].copy_from_slice(&sum.to_le_bytes());
         raw.extend(tx.payload.to_vec());
         *raw.last_mut().unwrap() ^= flip;

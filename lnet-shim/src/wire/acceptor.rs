@@ -38,7 +38,9 @@ impl Request {
     /// [`MAGIC_UNIFIED`], are to be answered with [`version_answer`]; other errors with silence.
     pub fn decode(bytes: &[u8]) -> Result<(Self, usize), WireError> {
         let mut r = match Reader::with_magic(bytes, MAGIC) {
-            Err(WireError::Magic(m)) if m.swap_bytes() == MAGIC_UNIFIED => Err(WireError::Magic(MAGIC_UNIFIED)),
+            Err(WireError::Magic(m)) if m.swap_bytes() == MAGIC_UNIFIED => {
+                Err(WireError::Magic(MAGIC_UNIFIED))
+            }
             other => other,
         }?;
         let target = match r.u32()? {

@@ -35,7 +35,9 @@ impl ConnType {
     }
 
     fn from_u32(v: u32) -> Option<Self> {
-        [Self::None, Self::Any, Self::Control, Self::BulkIn, Self::BulkOut].into_iter().find(|t| t.to_u32() == v)
+        [Self::None, Self::Any, Self::Control, Self::BulkIn, Self::BulkOut]
+            .into_iter()
+            .find(|t| t.to_u32() == v)
     }
 
     /// The same connection as the other end sees it.

@@ -19,7 +19,7 @@ pub enum HeaderForm {
 
 impl HeaderForm {
     /// Bytes of the header.
-    pub fn len(self) -> usize {
+    pub fn header_len(self) -> usize {
         match self {
             Self::Small => LEN_SMALL,
             Self::Large => LEN_LARGE,
@@ -160,14 +160,14 @@ impl LnetHeader {
             }
             Body::Reply { handle } => w.bytes(&handle.0),
         };
-        w.pad_to(form.len());
+        w.pad_to(form.header_len());
         w.finish()
     }
 
     /// Decodes the first 72 or 96 bytes and checks the rules on type and payload, whose violation ends the connection.
     pub fn decode(bytes: &[u8], form: HeaderForm) -> Result<Self, WireError> {
-        if bytes.len() < form.len() {
-            return Err(WireError::Truncated { need: form.len() });
+        if bytes.len() < form.header_len() {
+            return Err(WireError::Truncated { need: form.header_len() });
         }
         let mut r = Reader::new(bytes, ByteOrder::Little);
         let (dest_nid, src_nid): (Nid, Nid) = match form {

@@ -47,7 +47,9 @@ impl Service {
     /// The service of an id.
     pub fn from_id(id: u64) -> Option<Self> {
         use Service::*;
-        [Debug, MakeSession, RemoveSession, Batch, Test, Stat, Join, Brw, Ping].into_iter().find(|s| *s as u64 == id)
+        [Debug, MakeSession, RemoveSession, Batch, Test, Stat, Join, Brw, Ping]
+            .into_iter()
+            .find(|s| *s as u64 == id)
     }
 
     /// The portal its requests go to.
@@ -352,7 +354,12 @@ impl LstBody {
                 test: r.u32()?,
                 arg: r.u32()?,
             },
-            5 => Self::BatchReply { status: r.u32()?, session: read_session(r)?, active: r.u32()?, time: r.u32()? },
+            5 => Self::BatchReply {
+                status: r.u32()?,
+                session: read_session(r)?,
+                active: r.u32()?,
+                time: r.u32()?,
+            },
             6 => Self::Stat { reply_id: r.u64()?, session: read_session(r)?, kind: r.u32()? },
             7 => read_stat_reply(r)?,
             8 => Self::Test(read_test(r)?),

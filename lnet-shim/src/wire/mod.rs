@@ -93,7 +93,8 @@ impl<'a> Reader<'a> {
     pub(crate) fn with_magic(all: &'a [u8], magic: u32) -> Result<Self, WireError> {
         let mut reader = Self::new(all, ByteOrder::Little);
         let bytes = reader.array::<4>()?;
-        reader.order = ByteOrder::of_magic(bytes, magic).ok_or(WireError::Magic(u32::from_le_bytes(bytes)))?;
+        reader.order =
+            ByteOrder::of_magic(bytes, magic).ok_or(WireError::Magic(u32::from_le_bytes(bytes)))?;
         Ok(reader)
     }
 

@@ -117,7 +117,8 @@ impl PingInfo {
             return Err(WireError::Invalid("first interface is not 0@lo"));
         }
         let (sequence, size) = (r.u32()?, r.u32()? as usize);
-        let mut info = Self { features, pid, sequence, small: Vec::new(), large: Vec::new(), metadata: Vec::new() };
+        let mut info =
+            Self { features, pid, sequence, small: Vec::new(), large: Vec::new(), metadata: Vec::new() };
         for _ in 1..count {
             let (nid, status, _) = (r.nid4()?, r.u32()?, r.u32()?);
             info.small.push(NiEntry { nid, status });

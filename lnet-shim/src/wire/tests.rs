@@ -227,22 +227,25 @@ fn bodies() -> impl Strategy<Value = Body> {
 }
 
 fn lst_bodies() -> impl Strategy<Value = LstBody> {
-    (0u32..18, proptest::collection::vec(any::<u8>(), 136)).prop_filter_map("ping magic", |(kind, mut raw)| {
-        if kind == 14 {
-            raw[8..12].copy_from_slice(&PING_MAGIC.to_le_bytes());
-        }
-        if kind == 15 {
-            raw[4..8].copy_from_slice(&PING_MAGIC.to_le_bytes());
-        }
-        if kind == 8 {
-            raw[52] &= 1;
-            raw[53] &= 1;
-        }
-        let mut message = LstMessage::new(LstBody::BrwReply { status: 0 }).encode();
-        message[8..12].copy_from_slice(&kind.to_le_bytes());
-        message[24..].copy_from_slice(&raw);
-        LstMessage::decode(&message).ok().map(|m| m.body)
-    })
+    (0u32..18, proptest::collection::vec(any::<u8>(), 136)).prop_filter_map(
+        "ping magic",
+        |(kind, mut raw)| {
+            if kind == 14 {
+                raw[8..12].copy_from_slice(&PING_MAGIC.to_le_bytes());
+            }
+            if kind == 15 {
+                raw[4..8].copy_from_slice(&PING_MAGIC.to_le_bytes());
+            }
+            if kind == 8 {
+                raw[52] &= 1;
+                raw[53] &= 1;
+            }
+            let mut message = LstMessage::new(LstBody::BrwReply { status: 0 }).encode();
+            message[8..12].copy_from_slice(&kind.to_le_bytes());
+            message[24..].copy_from_slice(&raw);
+            LstMessage::decode(&message).ok().map(|m| m.body)
+        },
+    )
 }
 
 proptest! {
@@ -293,10 +296,10 @@ proptest! {
             dest: ProcessId { nid: a, pid: pids[0] }, src: ProcessId { nid: b, pid: pids[1] }, payload_len, body,
         };
         let raw = header.encode(form);
-        prop_assert_eq!(raw.len(), form.len());
+        prop_assert_eq!(raw.len(), form.header_len());
         prop_assert_eq!(LnetHeader::decode(&raw, form), Ok(header));
         for cut in 0..raw.len() {
-            prop_assert_eq!(LnetHeader::decode(&raw[..cut], form), Err(WireError::Truncated { need: form.len() }));
+            prop_assert_eq!(LnetHeader::decode(&raw[..cut], form), Err(WireError::Truncated { need: form.header_len() }));
         }
     }
 

@@ -1,0 +1,33 @@
+//! A node: several networks and interfaces, multi-rail peers, discovery, health, faults.
+//!
+//! [`Engine`] is all of it without threads and clocks; [`Node`] runs one over real networks and gives blocking and
+//! asynchronous calls. Rules of the engine:
+//! * every message begun ends exactly once (left, failed, or its time over), and its credits come back;
+//! * a message is sent again only when its failure says the peer has not taken it, at most `retry_count` times;
+//! * nothing waits for ever: messages have deadlines, answers are tracked, discovery times out.
+
+mod discovery;
+mod engine;
+mod fault;
+mod health;
+mod oneshot;
+mod params;
+mod peers;
+mod receive;
+mod runtime;
+mod send;
+mod stats;
+
+pub use engine::{Effect, Engine, Sink};
+pub use fault::{FaultAction, FaultRule, Frequency};
+pub use oneshot::OneShot;
+pub use params::{NiConfig, NodeParams};
+pub use peers::{PeerInfo, PeerNiInfo};
+pub use runtime::{Node, PingReport};
+pub use stats::{Counts, NiInfo, NodeStats};
+
+/// Time since some fixed start.
+pub type Time = std::time::Duration;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! The way of a message in: faults, peer lookup, health, the core.
+
+use super::Time;
+use super::engine::{Delayed, Engine};
+use super::fault::FaultAction;
+use crate::core::Incoming;
+use crate::network::Rx;
+use crate::nid::Nid;
+
+impl Engine {
+    /// Takes a message from the network of `local`.
+    pub(super) fn received(&mut self, now: Time, local: Nid, rx: Rx) {
+        let drops = |a: &FaultAction| matches!(a, FaultAction::Drop);
+        if self.faults.strike(now, local, &rx.header, drops).is_some() {
+            self.stats.fault_drops += 1;
+            return self.count_drop(local, &rx);
+        }
+        let delays = |a: &FaultAction| matches!(a, FaultAction::Delay(_));
+        if self.delayed.len() < self.params.max_delayed
+            && let Some(FaultAction::Delay(by)) = self.faults.strike(now, local, &rx.header, delays)
+        {
+            let key = (now + by, self.id());
+            self.delayed.insert(key, Delayed::Receive(local, rx));
+            return;
+        }
+        self.accept(now, local, rx);
+    }
+
+    /// Takes a message that no rule concerns (any more).
+    pub(super) fn accept(&mut self, _now: Time, local: Nid, rx: Rx) {
+        let (kind, len) = (rx.header.body.msg_type(), rx.header.payload_len);
+        let Some(index) = self.vias.iter().position(|n| *n == local) else { return };
+        self.stats.received.add(kind, len);
+        if let Some(ni) = self.ni_mut(local) {
+            ni.received.add(kind, len);
+        }
+        if !rx.header.src.is_userspace() && !self.is_local(rx.header.src.nid) {
+            if self.peer_for(rx.header.src.nid).is_none() {
+                return self.count_drop(local, &rx);
+            }
+            if let Some(p) = self.peer_nis.get_mut(&rx.peer.nid) {
+                p.received.add(kind, len);
+            }
+            self.peer_succeeded(rx.peer.nid);
+        }
+        let initiator = self.primary_of(rx.header.src);
+        let via = (index as u64) << 48 | rx.via & 0xffff_ffff_ffff;
+        let incoming =
+            Incoming { header: rx.header, initiator, sender: rx.peer.nid, via, payload: rx.payload };
+        if let Err(reason) = self.core.receive(incoming) {
+            tracing::debug!(?reason, src = %rx.header.src, ?kind, "dropped");
+            if let Some(ni) = self.ni_mut(local) {
+                ni.dropped.add(kind, len);
+            }
+        }
+    }
+
+    fn count_drop(&mut self, local: Nid, rx: &Rx) {
+        if let Some(ni) = self.ni_mut(local) {
+            ni.dropped.add(rx.header.body.msg_type(), rx.header.payload_len);
+        }
+    }
+}

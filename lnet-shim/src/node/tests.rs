@@ -1,0 +1,594 @@
+//! Engines joined by a simulated network, in virtual time; and real nodes over loopback.
+
+use super::*;
+use crate::core::*;
+use crate::network::{Command, Failure, Rx, Tx, TxId, Upcall};
+use crate::nid::{Nid, ProcessId};
+use crate::wire::lnet::MsgType;
+use crate::wire::ping::{STATUS_DOWN, STATUS_UP};
+use std::collections::HashMap;
+use std::time::Duration;
+
+const A1: &str = "10.0.0.1@tcp";
+const A2: &str = "10.1.0.1@tcp";
+const B1: &str = "10.0.0.2@tcp";
+const B2: &str = "10.1.0.2@tcp";
+
+fn nid(text: &str) -> Nid {
+    text.parse().unwrap()
+}
+
+fn sec(n: u64) -> Time {
+    Duration::from_secs(n)
+}
+
+struct World {
+    now: Time,
+    engines: Vec<Engine>,
+    /// Messages on the wire, all of them, for looking at.
+    log: Vec<(Nid, Nid, MsgType)>,
+    /// NIDs that do not answer to connects.
+    dead: Vec<Nid>,
+    /// Sends are kept here without outcome while this is set.
+    stuck: Option<Vec<(usize, TxId)>>,
+    commands: Vec<Command>,
+}
+
+impl World {
+    fn new(nodes: &[&[&str]], params: NodeParams) -> Self {
+        let mut w =
+            Self { now: sec(1), engines: vec![], log: vec![], dead: vec![], stuck: None, commands: vec![] };
+        for (i, nids) in nodes.iter().enumerate() {
+            let mut engine = Engine::new(params.clone(), 1000 + i as u64);
+            for n in *nids {
+                engine.add_ni(w.now, NiConfig::new(nid(n))).unwrap();
+            }
+            w.engines.push(engine);
+        }
+        w
+    }
+
+    fn transmit(&mut self, from: usize, local: Nid, tx: Tx) {
+        let to = tx.peer.nid;
+        self.log.push((tx.header.src.nid, to, tx.header.body.msg_type()));
+        if let Some(stuck) = &mut self.stuck {
+            return stuck.push((from, tx.id));
+        }
+        let target = self.engines.iter().position(|e| e.is_local(to)).filter(|_| !self.dead.contains(&to));
+        let Some(target) = target.filter(|_| !self.dead.contains(&local)) else {
+            return self.engines[from].upcall(
+                self.now,
+                local,
+                Upcall::Sent(tx.id, Err(Failure::RemoteDropped)),
+            );
+        };
+        let peer = ProcessId::lnet(local);
+        let rx = Rx { via: 3, peer, header: tx.header, payload: tx.payload.to_vec() };
+        self.engines[target].upcall(self.now, to, Upcall::Received(rx));
+        self.engines[from].upcall(self.now, local, Upcall::Sent(tx.id, Ok(())));
+    }
+
+    fn run(&mut self) {
+        for _ in 0..1_000_000 {
+            let Some((i, effect)) = (0..self.engines.len()).find_map(|i| Some((i, self.engines[i].poll()?)))
+            else {
+                return;
+            };
+            match effect {
+                Effect::Command(local, Command::Transmit(tx)) => self.transmit(i, local, tx),
+                Effect::Command(_, other) => self.commands.push(other),
+                Effect::Event(sink, event) => sink.push(event),
+            }
+        }
+        panic!("does not come to rest");
+    }
+
+    /// Lets time pass, timer by timer.
+    fn pass(&mut self, time: Time) {
+        let end = self.now + time;
+        self.run();
+        while let Some(next) =
+            self.engines.iter().filter_map(Engine::next_timeout).min().filter(|t| *t <= end)
+        {
+            self.now = self.now.max(next);
+            for e in &mut self.engines {
+                e.handle_timeout(self.now);
+            }
+            self.run();
+            self.now += Duration::from_millis(1);
+        }
+        self.now = end;
+    }
+
+    fn serve(&mut self, i: usize, portal: u32, len: usize) -> (SharedBytes, EventQueue) {
+        let (memory, queue) = (SharedBytes::zeroed(len), EventQueue::new(10_000));
+        let entry = MeParams { unlink: Unlink::Retain, ..MeParams::new(portal, 7) };
+        let options =
+            TargetOptions { manage_remote: true, truncate: true, ..TargetOptions::new(Access::PutGet) };
+        let sink = Sink::User(queue.sink());
+        self.engines[i].attach(self.now, entry, memory.memory(), options, sink).unwrap();
+        (memory, queue)
+    }
+
+    fn bind(&mut self, i: usize, bytes: &[u8]) -> (SourceMd, SharedBytes, EventQueue) {
+        let (memory, queue) = (SharedBytes::new(bytes.to_vec()), EventQueue::new(8));
+        let sink = Sink::User(queue.sink());
+        let md = self.engines[i].core().md_bind(memory.memory(), SourceOptions::once(2), sink).unwrap();
+        (md, memory, queue)
+    }
+
+    fn put(&mut self, i: usize, to: &str, bytes: &[u8]) -> EventQueue {
+        let (md, _, queue) = self.bind(i, bytes);
+        let target = ProcessId::lnet(nid(to));
+        let put = PutParams { target, portal: 9, match_bits: 7, offset: 0, hdr_data: 1, ack: true };
+        self.engines[i].put(self.now, md, put, None).unwrap();
+        queue
+    }
+
+    fn get(&mut self, i: usize, to: &str, len: usize) -> (SharedBytes, EventQueue) {
+        let (md, memory, queue) = self.bind(i, &vec![0; len]);
+        self.engines[i].get(self.now, md, ProcessId::lnet(nid(to)), 9, 7, 0, None).unwrap();
+        (memory, queue)
+    }
+
+    fn discover(&mut self, i: usize, to: &str, force: bool) -> OneShot<crate::Result<PeerInfo>> {
+        let waiter = OneShot::default();
+        self.engines[i].discover(self.now, nid(to), force, waiter.clone());
+        self.run();
+        waiter
+    }
+}
+
+fn events(queue: &EventQueue) -> Vec<(EventKind, Status, bool)> {
+    std::iter::from_fn(|| queue.try_recv()).map(|e| (e.kind, e.status, e.unlinked)).collect()
+}
+
+fn nids(info: &PeerInfo) -> Vec<Nid> {
+    info.interfaces.iter().map(|i| i.nid).collect()
+}
+
+const DONE: Duration = Duration::ZERO;
+
+#[test]
+fn discovery_makes_both_sides_know_all_rails() {
+    let mut w = World::new(&[&[A1, A2], &[B1, B2]], NodeParams::default());
+    let waiter = w.discover(0, B2, false);
+    let info = waiter.wait_timeout(DONE).unwrap().unwrap();
+    assert_eq!((info.primary, info.multi_rail, info.discovered), (nid(B1), true, true));
+    let mut all = nids(&info);
+    all.sort();
+    assert_eq!(all, [nid(B1), nid(B2)]);
+    let seen = w.engines[1].peer(nid(A2)).unwrap();
+    assert_eq!((seen.primary, seen.multi_rail, seen.interfaces.len()), (nid(A1), true, 2));
+    // GET, REPLY, push, push back, and an ACK for each push: as between kernels.
+    let mut types: Vec<u32> = w.log.iter().map(|l| l.2 as u32).collect();
+    types.sort_unstable();
+    assert_eq!(types, [0, 0, 1, 1, 2, 3]);
+    // Nothing more to say.
+    w.log.clear();
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    assert!(w.log.is_empty());
+    // By force, again.
+    assert!(w.discover(0, B1, true).wait_timeout(DONE).unwrap().is_ok());
+    assert!(w.log.iter().any(|l| l.2 == MsgType::Put));
+}
+
+#[test]
+fn puts_and_gets_are_preceded_by_discovery_and_spread_over_rails() {
+    let mut w = World::new(&[&[A1, A2], &[B1, B2]], NodeParams::default());
+    let (memory, served) = w.serve(1, 9, 16);
+    for i in 0..8u8 {
+        let queue = w.put(0, B1, &[i; 16]);
+        w.run();
+        let mut got = events(&queue);
+        got.sort_by_key(|e| e.0 as u32);
+        assert_eq!(got.iter().map(|e| e.0).collect::<Vec<_>>(), [EventKind::Ack, EventKind::Send]);
+        assert!(got.iter().all(|e| e.1.is_ok()));
+        assert_eq!(memory.to_vec(), [i; 16]);
+    }
+    let (got, queue) = w.get(0, B2, 16);
+    w.run();
+    assert_eq!(got.to_vec(), [7; 16]);
+    assert_eq!(events(&queue).len(), 2);
+    let first = served.try_recv().unwrap();
+    assert_eq!(first.initiator, ProcessId::lnet(nid(A1)), "events name the primary NID");
+    for rail in [(nid(A1), nid(B1)), (nid(A1), nid(B2)), (nid(A2), nid(B1)), (nid(A2), nid(B2))] {
+        let n = w.log.iter().filter(|l| l.2 == MsgType::Put && (l.0 == rail.0 || l.1 == rail.1)).count();
+        assert!(n >= 2, "rail {rail:?} carried {n}");
+    }
+    let core = w.engines[0].core().objects();
+    assert_eq!(core, (2, 2), "only the ping and push targets are left");
+}
+
+#[test]
+fn a_dead_rail_is_left_and_comes_back() {
+    let mut w = World::new(&[&[A1], &[B1, B2]], NodeParams::default());
+    let (_, _served) = w.serve(1, 9, 16);
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    w.dead.push(nid(B2));
+    for _ in 0..10 {
+        let queue = w.put(0, B1, b"x");
+        w.run();
+        assert!(events(&queue).iter().all(|e| e.1.is_ok()));
+    }
+    let health = |w: &World| {
+        w.engines[0]
+            .peer(nid(B1))
+            .unwrap()
+            .interfaces
+            .iter()
+            .map(|i| (i.nid, i.health))
+            .collect::<HashMap<_, _>>()
+    };
+    assert!(health(&w)[&nid(B2)] < 1000);
+    assert_eq!(health(&w)[&nid(B1)], 1000);
+    assert!(w.engines[0].stats().resends >= 1);
+    // Recovery pings: after 1, 2, 4 ... seconds, in vain as long as it is dead.
+    w.log.clear();
+    w.pass(sec(64));
+    let pings: Vec<_> = w.log.iter().filter(|l| l.1 == nid(B2)).collect();
+    assert!((5..=8).contains(&pings.len()), "{pings:?}");
+    w.dead.clear();
+    w.pass(sec(900));
+    assert_eq!(health(&w)[&nid(B2)], 1000);
+    w.log.clear();
+    w.pass(sec(3000));
+    assert!(w.log.is_empty(), "healthy again: no more pings");
+}
+
+#[test]
+fn one_rail_has_no_second_chance() {
+    let mut w = World::new(&[&[A1], &[B1]], NodeParams::default());
+    let (_, _served) = w.serve(1, 9, 16);
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    w.dead.push(nid(B1));
+    let queue = w.put(0, B1, b"x");
+    w.run();
+    assert_eq!(events(&queue), [(EventKind::Send, Status::Unreachable, false)]);
+    w.pass(sec(160));
+    assert_eq!(events(&queue), [(EventKind::Unlink, Status::TimedOut, true)]);
+    assert_eq!(w.engines[0].stats().resends, 0);
+    assert_eq!(w.engines[0].peer(nid(B1)).unwrap().interfaces[0].health, 1000);
+}
+
+#[test]
+fn an_answer_that_does_not_come_ends_with_the_transaction() {
+    let mut w = World::new(&[&[A1], &[B1]], NodeParams::default());
+    let (_, _served) = w.serve(1, 9, 16);
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    w.engines[1]
+        .add_fault(FaultRule { kind: Some(MsgType::Get), ..FaultRule::all(FaultAction::Drop) })
+        .unwrap();
+    let (_, queue) = w.get(0, B1, 4);
+    w.run();
+    assert_eq!(events(&queue), [(EventKind::Send, Status::Ok, false)]);
+    w.pass(sec(149));
+    assert!(events(&queue).is_empty());
+    w.pass(sec(3));
+    assert_eq!(events(&queue), [(EventKind::Unlink, Status::TimedOut, true)]);
+    assert_eq!((w.engines[0].stats().response_timeouts, w.engines[1].stats().fault_drops), (1, 1));
+}
+
+#[test]
+fn lost_peers_fail_what_is_outstanding_if_so_wished() {
+    let mut w = World::new(&[&[A1], &[B1]], NodeParams { fail_on_peer_lost: true, ..NodeParams::default() });
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    let (_, queue) = w.get(0, B1, 4);
+    w.run();
+    assert_eq!(events(&queue), [(EventKind::Send, Status::Ok, false)]);
+    w.engines[0].upcall(w.now, nid(A1), Upcall::PeerLost(nid(B1)));
+    w.run();
+    assert_eq!(events(&queue), [(EventKind::Unlink, Status::Unreachable, true)]);
+}
+
+#[test]
+fn credits_queue_and_come_back() {
+    let mut w = World::new(&[&[A1], &[B1]], NodeParams::default());
+    let (_, _served) = w.serve(1, 9, 16);
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    w.stuck = Some(vec![]);
+    let queues: Vec<EventQueue> = (0..20).map(|_| w.put(0, B1, b"x")).collect();
+    w.run();
+    let info = w.engines[0].peer(nid(B1)).unwrap().interfaces[0].clone();
+    assert_eq!((info.credits, info.min_credits, info.max_credits), (-12, -12, 8));
+    assert_eq!(w.engines[0].nis()[0].credits, 256 - 8);
+    let stuck = w.stuck.take().unwrap();
+    assert_eq!(stuck.len(), 8);
+    for (i, id) in stuck {
+        w.engines[i].upcall(w.now, nid(A1), Upcall::Sent(id, Err(Failure::LocalError)));
+    }
+    w.run();
+    let ends: Vec<Vec<_>> = queues.iter().map(events).collect();
+    assert_eq!(ends.iter().filter(|e| e.iter().any(|e| e.0 == EventKind::Ack)).count(), 12);
+    let info = w.engines[0].peer(nid(B1)).unwrap().interfaces[0].clone();
+    assert_eq!((info.credits, w.engines[0].nis()[0].credits, w.engines[0].stats().messages), (8, 256, 0));
+}
+
+#[test]
+fn messages_too_old_are_not_sent_and_deep_queues_do_not_recurse() {
+    let mut w = World::new(&[&[A1], &[B1]], NodeParams::default());
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    w.stuck = Some(vec![]);
+    let queues: Vec<EventQueue> = (0..20_000).map(|_| w.put(0, B1, b"x")).collect();
+    w.run();
+    w.now += sec(1000);
+    let stuck = w.stuck.take().unwrap();
+    for (i, id) in stuck {
+        w.engines[i].upcall(w.now, nid(A1), Upcall::Sent(id, Err(Failure::NetworkTimeout)));
+    }
+    w.run();
+    assert!(queues.iter().all(|q| events(q)[0].1 == Status::TimedOut));
+    assert_eq!(w.engines[0].peer(nid(B1)).unwrap().interfaces[0].credits, 8);
+}
+
+#[test]
+fn delay_rules_work_both_ways() {
+    let mut w = World::new(&[&[A1], &[B1]], NodeParams::default());
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    let (_, _served) = w.serve(1, 9, 16);
+    let id = w.engines[0].add_fault(FaultRule::all(FaultAction::Delay(sec(2)))).unwrap();
+    let (_, queue) = w.get(0, B1, 16);
+    w.pass(Duration::from_millis(3900));
+    assert_eq!(events(&queue).len(), 1);
+    w.pass(Duration::from_millis(200));
+    assert_eq!(events(&queue), [(EventKind::Reply, Status::Ok, true)]);
+    assert_eq!((w.engines[0].faults()[0].3, w.engines[0].remove_faults(Some(id))), (2, 1));
+}
+
+#[test]
+fn failing_sends_take_the_local_interface_down_and_pings_bring_it_back() {
+    let mut w = World::new(&[&[A1], &[B1]], NodeParams::default());
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    w.engines[0].add_fault(FaultRule::all(FaultAction::Fail(Failure::LocalError))).unwrap();
+    for _ in 0..10 {
+        let queue = w.put(0, B1, b"x");
+        w.run();
+        assert_eq!(events(&queue)[0], (EventKind::Send, Status::Local, false));
+    }
+    assert_eq!(w.engines[0].nis()[0].health, 0);
+    assert_eq!(w.engines[0].ping_info().small[0].status, STATUS_DOWN);
+    w.engines[0].remove_faults(None);
+    w.pass(sec(1500));
+    assert_eq!((w.engines[0].nis()[0].health, w.engines[0].nis()[0].up), (1000, true));
+    assert_eq!(w.engines[0].ping_info().small[0].status, STATUS_UP);
+}
+
+#[test]
+fn new_interfaces_are_pushed_to_those_who_know_us() {
+    let mut w = World::new(&[&[A1], &[B1]], NodeParams::default());
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    assert_eq!(w.engines[1].peer(nid(A1)).unwrap().interfaces.len(), 1);
+    w.engines[0].add_ni(w.now, NiConfig::new(nid(A2))).unwrap();
+    w.run();
+    assert_eq!(nids(&w.engines[1].peer(nid(A1)).unwrap()), [nid(A1), nid(A2)]);
+    w.engines[0].remove_ni(w.now, nid(A2)).unwrap();
+    w.run();
+    assert_eq!(nids(&w.engines[1].peer(nid(A1)).unwrap()), [nid(A1)]);
+}
+
+#[test]
+fn many_interfaces_need_a_larger_sink() {
+    let many: Vec<String> = (1..=40).map(|i| format!("10.9.0.{i}@tcp")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let mut w = World::new(&[&[A1], &many], NodeParams::default());
+    let info = w.discover(0, many[3], false).wait_timeout(DONE).unwrap().unwrap();
+    assert_eq!(info.interfaces.len(), 40);
+    // And the push of so many is cut at first, then asked for.
+    let mut w = World::new(&[&many, &[B1]], NodeParams::default());
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    w.run();
+    assert_eq!(w.engines[1].peer(nid(many[0])).unwrap().interfaces.len(), 40);
+}
+
+#[test]
+fn messages_for_nobody_fail_with_the_discovery() {
+    let mut w = World::new(&[&[A1], &[B1]], NodeParams::default());
+    w.dead.push(nid(B1));
+    let queue = w.put(0, B1, b"x");
+    w.run();
+    assert_eq!(events(&queue), [(EventKind::Send, Status::Unreachable, false)]);
+    let nowhere = w.put(0, "5@kfi", b"x");
+    w.run();
+    assert_eq!(events(&nowhere)[0].1, Status::Unreachable);
+    let error = w.discover(0, B1, false).wait_timeout(DONE).unwrap().unwrap_err();
+    assert_eq!(error.kind(), crate::ErrorKind::Unreachable);
+    assert!(w.discover(0, A1, false).wait_timeout(DONE).unwrap().is_err());
+}
+
+#[test]
+fn peers_without_discovery_keep_one_rail() {
+    let mut w = World::new(&[&[A1, A2], &[B1, B2]], NodeParams::default());
+    w.engines[1] = Engine::new(NodeParams { discovery: false, ..NodeParams::default() }, 5);
+    for n in [B1, B2] {
+        w.engines[1].add_ni(w.now, NiConfig::new(nid(n))).unwrap();
+    }
+    let (_, _served) = w.serve(1, 9, 16);
+    for _ in 0..6 {
+        let queue = w.put(0, B1, b"x");
+        w.run();
+        assert!(events(&queue).iter().all(|e| e.1.is_ok()));
+    }
+    assert!(!w.engines[0].peer(nid(B1)).unwrap().multi_rail);
+    let sources: std::collections::HashSet<Nid> =
+        w.log.iter().filter(|l| l.2 == MsgType::Put).map(|l| l.0).collect();
+    assert_eq!(sources.len(), 1);
+}
+
+#[test]
+fn messages_to_ourselves_need_no_network() {
+    let mut w = World::new(&[&[A1]], NodeParams::default());
+    let (memory, _served) = w.serve(0, 9, 4);
+    for to in [A1, "0@lo"] {
+        let queue = w.put(0, to, b"self");
+        w.run();
+        assert_eq!(events(&queue).len(), 2);
+        assert_eq!(memory.to_vec(), b"self");
+    }
+    assert!(w.log.is_empty());
+}
+
+#[test]
+fn waiting_messages_count_against_their_connection() {
+    let mut w = World::new(&[&[A1], &[B1]], NodeParams::default());
+    w.engines[1].core().set_lazy(9, true).unwrap();
+    let queue = w.put(0, B1, b"wait");
+    w.run();
+    assert!(matches!(w.commands[0], Command::Hold { via: 3, bytes: 4 }));
+    let (memory, _served) = w.serve(1, 9, 4);
+    w.run();
+    assert!(matches!(w.commands[1], Command::Release { via: 3, bytes: 4 }));
+    assert_eq!(memory.to_vec(), b"wait");
+    assert!(events(&queue).iter().any(|e| e.0 == EventKind::Ack));
+}
+
+#[test]
+fn under_faults_every_operation_ends_once() {
+    for seed in 1..40 {
+        let params = NodeParams { seed, ..NodeParams::default() };
+        let mut w = World::new(&[&[A1, A2], &[B1, B2]], params);
+        let (_, _served) = w.serve(1, 9, 16);
+        for engine in &mut w.engines {
+            let rule = |action, n| FaultRule { frequency: Frequency::OneIn(n), ..FaultRule::all(action) };
+            engine.add_fault(rule(FaultAction::FailRandom, 7)).unwrap();
+            engine.add_fault(rule(FaultAction::Drop, 5)).unwrap();
+            engine.add_fault(rule(FaultAction::Delay(Duration::from_millis(700)), 3)).unwrap();
+        }
+        let mut queues = Vec::new();
+        for i in 0..100 {
+            queues.push(if i % 2 == 0 { w.put(0, B1, b"x") } else { w.get(0, B2, 8).1 });
+            w.pass(Duration::from_millis(300));
+        }
+        w.pass(sec(400));
+        for (i, queue) in queues.iter().enumerate() {
+            let all = events(queue);
+            assert!(all.last().is_some_and(|e| e.2), "seed {seed} operation {i}: {all:?}");
+            assert_eq!(all.iter().filter(|e| e.2).count(), 1);
+            assert_eq!(all.iter().filter(|e| e.0 == EventKind::Send).count(), 1);
+        }
+        w.engines.iter_mut().for_each(|e| assert_eq!(e.remove_faults(None), 3));
+        w.pass(sec(3000));
+        for (i, engine) in w.engines.iter_mut().enumerate() {
+            // The ping and push targets, and what node 1 serves.
+            assert_eq!((engine.core().objects().1, engine.stats().messages), (2 + i, 0), "seed {seed}");
+            assert!(engine.nis().iter().all(|n| n.health == 1000 && n.credits == n.max_credits));
+            assert!(
+                engine.peers().iter().flat_map(|p| &p.interfaces).all(|i| i.health == 1000 && i.credits == 8)
+            );
+        }
+    }
+}
+
+mod real {
+    //! Nodes with sockets and threads, on loopback addresses.
+    use super::*;
+    use crate::tcp::TcpParams;
+    use futures_lite::future::block_on;
+
+    fn node(nids: &[&str], params: &TcpParams) -> Node {
+        let node = Node::new(NodeParams::default()).unwrap();
+        for n in nids {
+            node.add_tcp(NiConfig::new(nid(n)), params.clone()).unwrap();
+        }
+        node
+    }
+
+    const WAIT: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn nodes_ping_discover_push_put_and_get() {
+        let mut params = TcpParams::unprivileged(19881);
+        params.zero_copy_min = Some(16 << 10);
+        let a = node(&["127.0.1.1@tcp", "127.0.1.2@tcp"], &params);
+        let b = node(&["127.0.1.3@tcp", "127.0.1.4@tcp"], &params);
+        let (b1, b2) = (nid("127.0.1.3@tcp"), nid("127.0.1.4@tcp"));
+        let report = block_on(a.ping(b1, WAIT)).unwrap();
+        assert_eq!(report.info.entries().iter().map(|e| e.nid).collect::<Vec<_>>(), [b1, b2]);
+        let info = block_on(a.discover(b2, false)).unwrap();
+        assert_eq!((info.primary, info.multi_rail, info.interfaces.len()), (b1, true, 2));
+        let queue = EventQueue::new(1000);
+        let memory = SharedBytes::zeroed(1 << 20);
+        let entry = MeParams { unlink: Unlink::Retain, ..MeParams::new(9, 7) };
+        let options = TargetOptions { manage_remote: true, ..TargetOptions::new(Access::PutGet) };
+        b.attach(entry, memory.memory(), options, &queue.sink()).unwrap();
+        let target = ProcessId::lnet(b1);
+        for len in [0usize, 1, 5000, 1 << 20] {
+            let bytes: Vec<u8> = (0..len).map(|i| (i * 31 + len) as u8).collect();
+            assert_eq!(block_on(a.put_bytes(target, 9, 7, bytes.clone(), WAIT)).unwrap(), len as u32);
+            assert_eq!(block_on(a.get_bytes(target, 9, 7, 0, len, WAIT)).unwrap(), bytes);
+            let event = queue.recv_timeout(WAIT).unwrap();
+            assert_eq!((event.kind, event.mlength), (EventKind::Put, len as u32));
+            assert_eq!(queue.recv_timeout(WAIT).unwrap().kind, EventKind::Get);
+        }
+        assert_eq!(
+            block_on(a.get_bytes(target, 9, 8, 0, 4, Duration::from_millis(300))).unwrap_err().kind(),
+            crate::ErrorKind::TimedOut
+        );
+        assert!(a.connections().len() >= 3);
+    }
+
+    #[test]
+    fn privileged_nodes_dial_and_a_killed_one_is_an_error() {
+        // Needs the right to bind low ports: without it, the words must say so.
+        let params = TcpParams { port: 989, bulk_port: 989, ..TcpParams::default() };
+        let a = Node::new(NodeParams { fail_on_peer_lost: true, ..NodeParams::default() }).unwrap();
+        if let Err(e) = a.add_tcp(NiConfig::new(nid("127.0.2.1@tcp")), params.clone()) {
+            assert!(e.to_string().contains("CAP_NET_BIND_SERVICE"), "{e}");
+            return;
+        }
+        let b = node(&["127.0.2.2@tcp"], &params);
+        let b1 = nid("127.0.2.2@tcp");
+        assert!(block_on(a.discover(b1, false)).is_ok());
+        assert!(a.connections().iter().all(|c| c.peer == ProcessId::lnet(b1)));
+        b.set_lazy(9, true).unwrap();
+        let waiting = a.clone();
+        let put = std::thread::spawn(move || {
+            block_on(waiting.put_bytes(ProcessId::lnet(b1), 9, 7, b"never".to_vec(), WAIT))
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        drop(b);
+        assert_eq!(put.join().unwrap().unwrap_err().kind(), crate::ErrorKind::Unreachable);
+        assert!(block_on(a.ping(b1, WAIT)).is_err());
+        // Restarted, it is reached again once the pause is over.
+        let _b = node(&["127.0.2.2@tcp"], &params);
+        let again = (0..40).any(|_| {
+            std::thread::sleep(Duration::from_millis(250));
+            block_on(a.ping(b1, WAIT)).is_ok()
+        });
+        assert!(again);
+    }
+
+    #[test]
+    fn callbacks_run_one_at_a_time_and_may_call_the_node() {
+        let params = TcpParams::unprivileged(19882);
+        let (a, b) = (node(&["127.0.3.1@tcp"], &params), node(&["127.0.3.2@tcp"], &params));
+        let (inside, seen) = (std::sync::atomic::AtomicU32::new(0), OneShot::default());
+        let (done, reply_to, mut count) = (seen.clone(), b.clone(), 0);
+        let sink = EventSink::callback(64, move |event| {
+            use std::sync::atomic::Ordering::SeqCst;
+            assert_eq!(inside.fetch_add(1, SeqCst), 0);
+            assert_eq!(event.kind, EventKind::Put);
+            assert!(reply_to.primary() == event.target.nid);
+            count += 1;
+            if count == 50 {
+                done.complete(count);
+            }
+            inside.fetch_sub(1, SeqCst);
+        });
+        let entry = MeParams { unlink: Unlink::Retain, ..MeParams::new(9, 7) };
+        b.set_lazy(9, true).unwrap();
+        b.attach(entry, SharedBytes::zeroed(4096).memory(), TargetOptions::new(Access::Put), &sink).unwrap();
+        let threads: Vec<_> = (0..5)
+            .map(|_| {
+                let a = a.clone();
+                std::thread::spawn(move || {
+                    for _ in 0..10 {
+                        block_on(a.put_bytes(ProcessId::lnet(nid("127.0.3.2@tcp")), 9, 7, vec![1; 8], WAIT))
+                            .unwrap();
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|t| t.join().unwrap());
+        assert_eq!(seen.wait_timeout(WAIT), Some(50));
+    }
+}
