@@ -158,8 +158,10 @@ mod tests {
     use crate::wire;
     use proptest::prelude::*;
 
+    type InlineAndBody = (Vec<u8>, Vec<u8>);
+
     /// Feeds `stream` in pieces and collects inline parts and bodies until the goodbye.
-    fn run(stream: &[u8], steps: &[usize]) -> (Vec<(Vec<u8>, Vec<u8>)>, bool) {
+    fn run(stream: &[u8], steps: &[usize]) -> (Vec<InlineAndBody>, bool) {
         let (mut rx, mut pool) = (Receiver::new(false), StagePool::default());
         let (mut at, mut out, mut bye, mut left) = (0, Vec::new(), false, 0);
         let mut steps = steps.iter().cycle();
@@ -167,7 +169,7 @@ mod tests {
             if left > 0 {
                 let b = rx.body(None, &mut pool).unwrap();
                 let n = b.len().min(left);
-                let last: &mut (Vec<u8>, Vec<u8>) = out.last_mut().unwrap();
+                let last: &mut InlineAndBody = out.last_mut().unwrap();
                 last.1.extend_from_slice(&b[..n]);
                 rx.consume(n);
                 left -= n;

@@ -189,7 +189,7 @@ fn a_slow_reader_holds_the_writer_back_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_million_small_frames_in_batches() {
+fn small_frames_in_batches_stay_in_order() {
     let mut p = Pair::new(&config());
     const N: u64 = 200_000;
     let (mut sent, mut seen) = (0u64, 0u64);
