@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// Only lists the steps
     #[arg(long)]
     list: bool,
+    /// Runs the other steps too when one fails
+    #[arg(long)]
+    keep_going: bool,
     /// Seconds for each fuzz target
     #[arg(long, default_value_t = 10)]
     fuzz_seconds: u64,
@@ -86,7 +89,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let begun = Instant::now();
-    let mut lines = Vec::new();
+    let (mut lines, mut failed) = (Vec::new(), Vec::new());
     let mut sum = Counts::default();
     for (at, step) in chosen.iter().enumerate() {
         println!("\n== {}/{} {}: {}", at + 1, chosen.len(), step.name, step.what);
@@ -101,16 +104,24 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             }
             Ok(Outcome::Skipped(reason)) => format!("SKIPPED: {reason}"),
             Err(error) => {
-                lines.iter().for_each(|line| println!("{line}"));
-                bail!("step '{}' failed after {took_s:.1} s: {error:#}", step.name);
+                failed.push(step.name);
+                format!("FAILED: {error:#}")
             }
         };
         println!("== {} {said} ({took_s:.1} s)", step.name);
         lines.push(format!("{:<9} {took_s:7.1} s  {said}", step.name));
+        if !failed.is_empty() && !options.keep_going {
+            break;
+        }
     }
-    println!("\n== all {} steps in {:.0} s", chosen.len(), begun.elapsed().as_secs_f64());
+    println!("\n== {} of {} steps in {:.0} s", lines.len(), chosen.len(), begun.elapsed().as_secs_f64());
     lines.iter().for_each(|line| println!("{line}"));
-    println!("\n{sum}");
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    if sum != Counts::default() {
+        println!("\n{sum}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -131,7 +142,7 @@ mod tests {
 
     fn options(quick: bool, steps: &[&str]) -> Options {
         let steps = steps.iter().map(|&step| step.to_owned()).collect();
-        Options { quick, list: false, fuzz_seconds: 1, steps }
+        Options { quick, list: false, keep_going: false, fuzz_seconds: 1, steps }
     }
 
     #[test]
