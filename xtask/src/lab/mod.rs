@@ -49,7 +49,7 @@ pub(crate) fn run(args: Vec<String>) -> Result<ExitCode> {
         }
     };
     if options.list_packages {
-        list_packages()?;
+        list_packages(options.verbose)?;
         return Ok(ExitCode::SUCCESS);
     }
     packages::ensure_installed()?;
@@ -91,10 +91,15 @@ fn repository() -> PathBuf {
     package.parent().unwrap_or(Path::new(".")).to_owned()
 }
 
-fn list_packages() -> io::Result<()> {
+/// One name a line, for `apt-get install`; with `why`, what each is for.
+fn list_packages(why: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     for package in &packages::PACKAGES {
-        writeln!(out, "{:20} # {}", package.name, package.why)?;
+        if why {
+            writeln!(out, "{:20} {}", package.name, package.why)?;
+        } else {
+            writeln!(out, "{}", package.name)?;
+        }
     }
     Ok(())
 }

@@ -135,7 +135,7 @@ pub(crate) struct Options {
     /// Keeps the guest's console, with all kernel messages, in a file (FILE.b for the second guest)
     #[arg(long, value_name = "FILE")]
     pub(crate) keep_console: Option<PathBuf>,
-    /// Says how long each part took
+    /// Says how long each part took; with --list-packages, what each is for
     #[arg(long, short)]
     pub(crate) verbose: bool,
     /// Only fetches and unpacks what a start needs
@@ -147,7 +147,7 @@ pub(crate) struct Options {
     /// Lists the Debian packages that the lab uses
     #[arg(long)]
     pub(crate) list_packages: bool,
-    /// Boots guests that check the lab itself
+    /// Boots guests that check the lab itself; words after it pick checks by name
     #[arg(long)]
     pub(crate) selftest: bool,
     /// Command and its arguments
