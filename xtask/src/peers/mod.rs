@@ -86,8 +86,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     ensure!(!lines.is_empty(), "no line matches; there are: {}", plan::names().join(", "));
     let rounds = if options.quick { options.rounds.min(3) } else { options.rounds };
     ensure!(rounds > 0, "--rounds must be at least 1");
-    let results = round::measure(&bench, &lines, rounds);
-    let report = report::Report::new(&lines, &results, rounds, bench.cores);
+    let (results, noise) = round::measure(&bench, &lines, rounds);
+    let report = report::Report::new(&lines, &results, noise, bench.cores);
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report.json())?);
     } else {

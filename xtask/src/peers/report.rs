@@ -10,6 +10,8 @@ use super::round::{Measured, Samples};
 /// Everything that was measured, and what follows from it.
 pub(super) struct Report<'a> {
     lines: Vec<(&'a Line, &'a Measured)>,
+    /// How busy the cores were before each round.
+    noise: Vec<f64>,
     rounds: usize,
     cores: [usize; 2],
 }
@@ -42,8 +44,8 @@ impl Verdict {
 }
 
 impl<'a> Report<'a> {
-    pub(super) fn new(lines: &'a [Line], all: &'a [Measured], rounds: usize, cores: [usize; 2]) -> Self {
-        Self { lines: lines.iter().zip(all).collect(), rounds, cores }
+    pub(super) fn new(lines: &'a [Line], all: &'a [Measured], noise: Vec<f64>, cores: [usize; 2]) -> Self {
+        Self { lines: lines.iter().zip(all).collect(), rounds: noise.len(), noise, cores }
     }
 
     /// True when every target was measured and met.
@@ -75,7 +77,7 @@ impl<'a> Report<'a> {
             })
         });
         json!({
-            "machine": machine(), "cores": self.cores, "rounds": self.rounds,
+            "machine": machine(), "cores": self.cores, "rounds": self.rounds, "busy_before_rounds": self.noise,
             "lines": lines.collect::<Vec<_>>(),
         })
     }
@@ -155,6 +157,10 @@ impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b] = self.cores;
         writeln!(f, "{}; cores {a} and {b}; {} rounds, medians (lowest to highest)", machine(), self.rounds)?;
+        let noise: Vec<String> = self.noise.iter().map(|busy| format!("{:.0} %", busy * 100.0)).collect();
+        let quiet = self.noise.iter().all(|busy| *busy < 0.1);
+        let said = if quiet { "quiet" } else { "NOT QUIET: the figures below say little" };
+        writeln!(f, "cores busy with other work before each round: {} ({said})", noise.join(", "))?;
         for (line, measured) in &self.lines {
             writeln!(f, "\n{}", line.name)?;
             let best = best(line, measured).map(|best| best.0);
@@ -232,8 +238,9 @@ mod tests {
         let lines = plan::lines();
         let line = &lines[..1];
         let all = [Measured { kfab: Samples::default(), ..measured(&line[0], 1.0, 1.0, &[1.0]) }];
-        let report = Report::new(line, &all, 1, [0, 1]);
+        let report = Report::new(line, &all, vec![0.5], [0, 1]);
         assert!(!report.all_met());
+        assert!(report.to_string().contains("50 % (NOT QUIET"), "{report}");
         assert!(report.to_string().contains("0 targets met, 0 missed, 2 not measured"), "{report}");
         assert_eq!(report.json()["lines"][0]["verdicts"][0]["verdict"], "not measured");
     }

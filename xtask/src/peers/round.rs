@@ -47,16 +47,42 @@ pub(super) struct Measured {
     pub(super) peers: Vec<Samples>,
 }
 
+/// How busy the two cores were with other work, before each round: 0 is idle, 1 is taken altogether. A figure
+/// from a busy machine says little, whoever it flatters.
+pub(super) fn busy(cores: [usize; 2]) -> Option<f64> {
+    let before = ticks(&std::fs::read_to_string("/proc/stat").ok()?, cores)?;
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let after = ticks(&std::fs::read_to_string("/proc/stat").ok()?, cores)?;
+    let (busy, all) = (after.0 - before.0, after.1 - before.1);
+    (all > 0.0).then_some(busy / all)
+}
+
+/// Ticks that the cores were busy, and all ticks, from the text of `/proc/stat`.
+fn ticks(stat: &str, cores: [usize; 2]) -> Option<(f64, f64)> {
+    let mut sum = (0.0, 0.0);
+    for core in cores {
+        let name = format!("cpu{core}");
+        let mut lines = stat.lines().map(str::split_whitespace);
+        let line = lines.find_map(|mut words| (words.next() == Some(name.as_str())).then_some(words))?;
+        let ticks: Vec<f64> = line.filter_map(|word| word.parse().ok()).take(8).collect();
+        let all: f64 = ticks.iter().sum();
+        sum = (sum.0 + all - ticks.get(3)? - ticks.get(4)?, sum.1 + all);
+    }
+    Some(sum)
+}
+
 /// Runs `rounds` rounds; in each, every line in turn: kfab, then its peers. The limits are measured at the
 /// beginning of each round. Progress goes to standard error.
-pub(super) fn measure(bench: &Bench, lines: &[Line], rounds: usize) -> Vec<Measured> {
+pub(super) fn measure(bench: &Bench, lines: &[Line], rounds: usize) -> (Vec<Measured>, Vec<f64>) {
     let none = |line: &Line| Measured {
         kfab: Samples::default(),
         limit: Samples::default(),
         peers: vec![Samples::default(); line.peers.len()],
     };
     let mut all: Vec<Measured> = lines.iter().map(none).collect();
+    let mut noise = Vec::new();
     for round in 1..=rounds {
+        noise.push(busy(bench.cores).unwrap_or(1.0));
         let wanted = bench.kfab.is_some() && lines.iter().any(|line| line.limit.is_some());
         let limits = wanted.then(|| kfab::limits(bench).map_err(|error| format!("{error:#}")));
         for (at, (line, measured)) in lines.iter().zip(&mut all).enumerate() {
@@ -66,7 +92,7 @@ pub(super) fn measure(bench: &Bench, lines: &[Line], rounds: usize) -> Vec<Measu
         }
     }
     eprintln!();
-    all
+    (all, noise)
 }
 
 type Limits = Result<serde_json::Value, String>;
@@ -95,6 +121,13 @@ mod tests {
         assert_eq!(samples(&[9.0, 1.0]).median(), Some(5.0));
         assert_eq!(samples(&[]).median(), None);
         assert_eq!(samples(&[3.0, 9.0, 1.0]).spread(), Some((1.0, 9.0)));
+    }
+
+    #[test]
+    fn busy_ticks_of_the_two_cores_are_added_up() {
+        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 10 0 5 80 5 0 0 0 0 0\ncpu1 1 1 1 50 0 1 1 1 0 0\ncpu11 7 7 7 7 7\n";
+        assert_eq!(ticks(stat, [0, 1]), Some((21.0, 156.0)));
+        assert_eq!(ticks(stat, [0, 2]), None);
     }
 
     #[test]
