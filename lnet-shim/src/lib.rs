@@ -11,6 +11,7 @@ pub mod error;
 pub mod network;
 pub mod nid;
 pub mod node;
+pub mod selftest;
 pub mod tcp;
 pub mod wire;
 

@@ -257,6 +257,11 @@ impl Engine {
         self.tracked.insert(md.handle(), Tracked { deadline, peer: Some(target.nid) });
     }
 
+    /// Ends a descriptor by itself, with [`Status::TimedOut`], unless it has gone by then.
+    pub fn expire(&mut self, now: Time, md: MdHandle, timeout: Time) {
+        self.tracked.insert(md, Tracked { deadline: now + timeout, peer: None });
+    }
+
     /// Does everything that can be done now.
     pub fn settle(&mut self, now: Time) {
         loop {

@@ -23,6 +23,7 @@ pub use fault::{FaultAction, FaultRule, Frequency};
 pub use oneshot::OneShot;
 pub use params::{NiConfig, NodeParams};
 pub use peers::{PeerInfo, PeerNiInfo};
+pub(crate) use runtime::wall_ns;
 pub use runtime::{Node, PingReport};
 pub use stats::{Counts, NiInfo, NodeStats};
 

@@ -268,6 +268,23 @@ impl Node {
         self.inner.with(|engine, now| engine.attach(now, entry, memory, options, sink))
     }
 
+    /// Attaches memory that goes by itself after `timeout`: its last event then says [`Status::TimedOut`].
+    pub fn attach_for(
+        &self,
+        entry: MeParams,
+        memory: Arc<dyn Memory>,
+        options: TargetOptions,
+        sink: &EventSink,
+        timeout: Duration,
+    ) -> Result<MdHandle> {
+        let sink = self.hooked(sink);
+        self.inner.with(|engine, now| {
+            let (_, md) = engine.attach(now, entry, memory, options, sink)?;
+            engine.expire(now, md, timeout);
+            Ok(md)
+        })
+    }
+
     /// Attaches new memory to an entry that was made to stay.
     pub fn attach_to(
         &self,

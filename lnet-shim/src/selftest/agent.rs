@@ -1,0 +1,463 @@
+//! The service side: one thread that takes requests from portals 50 and 51 and answers them.
+//!
+//! Nothing blocks: bulk is begun, and its end (an event) brings the reply. Requests wait in memory at the lazy portals when
+//! the thread is busy. A console that falls silent loses its session.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::errno;
+use super::jobs::{MAX_DESTINATIONS, Session};
+use super::pattern::{self, Check};
+use super::rpc::Rpc;
+use crate::core::*;
+use crate::error::{Error, Result};
+use crate::nid::{Nid, ProcessId};
+use crate::node::Node;
+use crate::wire::lst::*;
+
+/// Requests that fit in one buffer.
+const REQUESTS: usize = 256;
+/// Bytes of one destination in a list: 8-byte NID and pid.
+const DESTINATION_LEN: usize = 12;
+/// A request buffer's `user` is its portal; of all else, this.
+const USER_OTHER: u64 = 0;
+
+/// What can be chosen about a self-test node.
+#[derive(Debug, Clone, Copy)]
+pub struct AgentParams {
+    /// A console silent for this long loses its session. Zero: never.
+    pub session_timeout: Duration,
+    /// How long bulk may take.
+    pub bulk_timeout: Duration,
+    /// Requests in work at a time; beyond it they are dropped, and the client's time runs out.
+    pub max_pending: usize,
+}
+
+impl Default for AgentParams {
+    fn default() -> Self {
+        Self {
+            session_timeout: Duration::from_secs(100),
+            bulk_timeout: Duration::from_secs(64),
+            max_pending: 1024,
+        }
+    }
+}
+
+/// A self-test node. Dropping it ends its tests and its service.
+pub struct Agent {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A request whose bulk is on its way.
+struct Pending {
+    client: ProcessId,
+    request: LstMessage,
+    memory: SharedBytes,
+}
+
+struct Worker {
+    params: AgentParams,
+    rpc: Arc<Rpc>,
+    queue: EventQueue,
+    sink: EventSink,
+    buffers: HashMap<MdHandle, SharedBytes>,
+    pending: HashMap<MdHandle, Pending>,
+    session: Option<Session>,
+    stats: RpcStats,
+}
+
+impl Agent {
+    /// Begins to serve on `node`, which must not serve yet.
+    pub fn start(node: Node, params: AgentParams) -> Result<Self> {
+        let queue = EventQueue::new(4 * params.max_pending + 4 * REQUESTS);
+        let mut worker = Worker {
+            params,
+            sink: queue.sink(),
+            queue,
+            rpc: Arc::new(Rpc::new(node)),
+            buffers: HashMap::new(),
+            pending: HashMap::new(),
+            session: None,
+            stats: RpcStats::default(),
+        };
+        for portal in [PORTAL_REQUEST, PORTAL_FRAMEWORK] {
+            worker.rpc.node().set_lazy(portal, true)?;
+            worker.post(portal)?;
+            worker.post(portal)?;
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name("lst-agent".into())
+            .spawn(move || worker.run(&stopped))
+            .map_err(|e| Error::io("selftest", "starting the thread", e))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Worker {
+    /// Puts up a buffer for requests.
+    fn post(&mut self, portal: u32) -> Result<()> {
+        let memory = SharedBytes::zeroed(LEN * REQUESTS);
+        let entry = MeParams { ignore_bits: u64::MAX, ..MeParams::new(portal, 0) };
+        let options = TargetOptions {
+            max_size: Some(LEN as u32),
+            unlink: Unlink::Auto,
+            user: portal.into(),
+            ..TargetOptions::new(Access::Put)
+        };
+        let (_, md) = self.rpc.node().attach(entry, memory.memory(), options, &self.sink)?;
+        self.buffers.insert(md, memory);
+        Ok(())
+    }
+
+    fn run(mut self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Acquire) {
+            if self.session.as_ref().is_some_and(Session::is_stale) {
+                tracing::info!("the console is silent: session ended");
+                self.session = None;
+            }
+            if let Some(event) = self.queue.recv_timeout(Duration::from_millis(100)) {
+                self.on_event(&event);
+            }
+        }
+        self.session = None;
+        let left: Vec<MdHandle> = self.buffers.keys().chain(self.pending.keys()).copied().collect();
+        for md in left {
+            let _ = self.rpc.node().unlink_md(md);
+        }
+    }
+
+    fn on_event(&mut self, event: &Event) {
+        if event.user == USER_OTHER {
+            return self.on_bulk(event);
+        }
+        if event.kind == EventKind::Put {
+            self.on_request(event);
+        }
+        if event.unlinked {
+            self.buffers.remove(&event.md);
+            if let Err(error) = self.post(event.user as u32) {
+                tracing::error!(%error, "no request buffer");
+            }
+        }
+    }
+
+    fn on_request(&mut self, event: &Event) {
+        let Some(memory) = self.buffers.get(&event.md) else { return };
+        let mut bytes = vec![0; event.mlength as usize];
+        memory.read_at(event.offset, &mut bytes);
+        let client = ProcessId { nid: event.source, pid: event.initiator.pid };
+        self.stats.received = self.stats.received.wrapping_add(1);
+        match LstMessage::decode(&bytes) {
+            Ok(request) if self.pending.len() < self.params.max_pending => self.serve(client, request),
+            _ => self.stats.dropped = self.stats.dropped.wrapping_add(1),
+        }
+    }
+
+    fn serve(&mut self, client: ProcessId, request: LstMessage) {
+        let body = match request.body {
+            LstBody::Ping { seq, .. } => LstBody::PingReply { status: 0, seq },
+            LstBody::Brw { op, len, check, .. } => match self.begin_bulk(client, request, op, len, check) {
+                Ok(()) => return,
+                Err(status) => LstBody::BrwReply { status },
+            },
+            LstBody::Test(test) => match self.begin_test(client, request, test) {
+                None => return,
+                Some(status) => LstBody::TestReply { status, session: self.session_id() },
+            },
+            LstBody::MakeSession { session, force, name, .. } => {
+                self.make_session(session, force != 0, name, request.features)
+            }
+            LstBody::RemoveSession { session, .. } => self.remove_session(session),
+            LstBody::Batch { session, batch, op, test, .. } => self.batch(session, batch, op, test),
+            LstBody::Stat { session, .. } => self.stat(session),
+            LstBody::Debug { .. } => self.debug(),
+            LstBody::Join { .. } => self.join(),
+            _ => return,
+        };
+        self.reply(client, &request, body);
+    }
+
+    fn reply(&mut self, client: ProcessId, request: &LstMessage, body: LstBody) {
+        let Some(match_bits) = request.body.reply_id() else { return };
+        let message = LstMessage { features: request.features, ..LstMessage::new(body) };
+        let memory = SharedBytes::new(message.encode()).memory();
+        let put = PutParams {
+            target: client,
+            portal: PORTAL_REPLY,
+            match_bits,
+            offset: 0,
+            hdr_data: 0,
+            ack: false,
+        };
+        let node = self.rpc.node();
+        let sent =
+            node.bind(memory, SourceOptions::once(1), &self.sink).and_then(|md| node.put(md, put, None));
+        match sent {
+            Ok(()) => self.stats.sent = self.stats.sent.wrapping_add(1),
+            Err(_) => self.stats.errors = self.stats.errors.wrapping_add(1),
+        }
+    }
+
+    /// Begins to move the data of a read (we put) or write (we get).
+    fn begin_bulk(
+        &mut self,
+        client: ProcessId,
+        request: LstMessage,
+        op: u32,
+        len: u32,
+        check: u32,
+    ) -> std::result::Result<(), u32> {
+        let LstBody::Brw { bulk_id, .. } = request.body else { return Err(errno::INVALID) };
+        let check = Check::from_number(check).ok_or(errno::INVALID)?;
+        if len == 0 || len > 1 << 20 || !(1..=2).contains(&op) {
+            return Err(errno::INVALID);
+        }
+        let mut data = vec![0; len as usize];
+        if op == 1 {
+            pattern::fill(&mut data, check);
+        }
+        self.move_bulk(client, request, SharedBytes::new(data), bulk_id, op == 1)
+    }
+
+    fn move_bulk(
+        &mut self,
+        client: ProcessId,
+        request: LstMessage,
+        memory: SharedBytes,
+        bulk_id: u64,
+        put: bool,
+    ) -> std::result::Result<(), u32> {
+        let node = self.rpc.node();
+        let options = SourceOptions { truncate: true, ..SourceOptions::once(if put { 1 } else { 2 }) };
+        let md = node.bind(memory.memory(), options, &self.sink).map_err(|_| errno::BUSY)?;
+        let params = PutParams {
+            target: client,
+            portal: PORTAL_REPLY,
+            match_bits: bulk_id,
+            offset: 0,
+            hdr_data: 0,
+            ack: false,
+        };
+        let timeout = Some(self.params.bulk_timeout);
+        let begun = match put {
+            true => node.put(md, params, timeout),
+            false => node.get(md, client, PORTAL_REPLY, bulk_id, 0, timeout),
+        };
+        begun.map_err(|_| errno::IO)?;
+        self.pending.insert(md.handle(), Pending { client, request, memory });
+        Ok(())
+    }
+
+    /// Bulk has moved, or has not: the reply.
+    fn on_bulk(&mut self, event: &Event) {
+        let over = !event.status.is_ok() || event.kind == EventKind::Reply;
+        let put = matches!(self.pending.get(&event.md), Some(Pending { request, .. })
+            if matches!(request.body, LstBody::Brw { op: 1, .. }));
+        if !(over || put && event.kind == EventKind::Send) {
+            return;
+        }
+        let Some(Pending { client, request, memory }) = self.pending.remove(&event.md) else { return };
+        let mut status = if event.status.is_ok() { 0 } else { errno::IO };
+        if status != 0 && !event.unlinked {
+            let _ = self.rpc.node().unlink_md(event.md);
+        }
+        let body = match request.body {
+            LstBody::Test(test) => {
+                if status == 0 {
+                    status = self.end_test(test, &memory.to_vec()[..event.mlength as usize]);
+                }
+                LstBody::TestReply { status, session: self.session_id() }
+            }
+            LstBody::Brw { op, len, check, .. } => {
+                let moved = if op == 1 { &mut self.stats.bulk_put } else { &mut self.stats.bulk_get };
+                *moved += u64::from(len);
+                let check = Check::from_number(check).unwrap_or(Check::None);
+                let whole = event.mlength == len && pattern::check(&memory.to_vec(), check);
+                if op == 2 && status == 0 && !whole {
+                    status = errno::BAD_DATA;
+                }
+                LstBody::BrwReply { status }
+            }
+            _ => return,
+        };
+        self.reply(client, &request, body);
+    }
+
+    fn session_id(&self) -> SessionId {
+        self.session.as_ref().map_or(SessionId::NONE, |s| s.id)
+    }
+
+    /// The session, if it is the one named; its console has been heard.
+    fn named(&mut self, id: SessionId) -> Option<&mut Session> {
+        let session = self.session.as_mut().filter(|s| s.id == id)?;
+        session.heard = Instant::now();
+        Some(session)
+    }
+
+    /// `None`: the list of destinations is being fetched, the reply comes later.
+    fn begin_test(&mut self, client: ProcessId, request: LstMessage, test: TestRequest) -> Option<u32> {
+        let Some(session) = self.named(test.session) else { return Some(errno::NO_SESSION) };
+        if let Err(status) = session.check_test(&test) {
+            return Some(status);
+        }
+        if !test.is_client {
+            session.add_test(test, Vec::new());
+            return Some(0);
+        }
+        let len = test.destinations.min(MAX_DESTINATIONS) as usize * DESTINATION_LEN;
+        self.move_bulk(client, request, SharedBytes::zeroed(len), test.bulk_id, false).err()
+    }
+
+    fn end_test(&mut self, test: TestRequest, list: &[u8]) -> u32 {
+        let destinations: Option<Vec<ProcessId>> =
+            list.chunks_exact(DESTINATION_LEN).map(destination).collect();
+        let Some(destinations) = destinations.filter(|d| d.len() as u32 == test.destinations) else {
+            return errno::INVALID;
+        };
+        match self.named(test.session) {
+            Some(session) => {
+                session.add_test(test, destinations);
+                0
+            }
+            None => errno::NO_SESSION,
+        }
+    }
+
+    fn make_session(&mut self, id: SessionId, force: bool, name: [u8; 32], features: u32) -> LstBody {
+        let timeout = self.params.session_timeout;
+        let seconds = timeout.as_secs() as u32;
+        if id.nid4 == u64::MAX {
+            return LstBody::MakeSessionReply {
+                status: errno::INVALID,
+                session: SessionId::NONE,
+                timeout: 0,
+                name,
+            };
+        }
+        if let Some(current) = self.session.as_ref().filter(|s| s.id != id && !force) {
+            let (session, name) = (current.id, current.name);
+            return LstBody::MakeSessionReply { status: errno::BUSY, session, timeout: seconds, name };
+        }
+        if self.named(id).is_none() {
+            self.session = Some(Session::new(id, name, features, timeout));
+        }
+        LstBody::MakeSessionReply { status: 0, session: id, timeout: seconds, name }
+    }
+
+    fn remove_session(&mut self, id: SessionId) -> LstBody {
+        let status = match &self.session {
+            None => errno::NO_SESSION,
+            Some(s) if s.id != id => errno::BUSY,
+            Some(_) => 0,
+        };
+        if status == 0 {
+            self.session = None;
+        }
+        LstBody::RemoveSessionReply { status, session: self.session_id() }
+    }
+
+    fn batch(&mut self, id: SessionId, batch: u64, op: u32, test: u32) -> LstBody {
+        let rpc = self.rpc.clone();
+        let Some(session) = self.named(id) else {
+            let session = self.session_id();
+            return LstBody::BatchReply { status: errno::NO_SESSION, session, active: 0, time: 0 };
+        };
+        let result = match op {
+            1 => session.run(batch, &rpc),
+            2 => session.stop(batch),
+            3 => Ok(()),
+            _ => Err(errno::INVALID),
+        };
+        let active = session.active(batch, test);
+        let status = result.and(active.map(drop)).err().unwrap_or(0);
+        let time = session.elapsed().as_secs() as u32;
+        LstBody::BatchReply { status, session: id, active: active.unwrap_or(0), time }
+    }
+
+    fn stat(&mut self, id: SessionId) -> LstBody {
+        let (rpc, lnet) = (self.stats, self.lnet_stats());
+        let (status, framework) = match self.named(id) {
+            Some(session) => (0, session.stats()),
+            None => (errno::NO_SESSION, FrameworkStats::default()),
+        };
+        LstBody::StatReply { status, session: self.session_id(), framework, rpc, lnet }
+    }
+
+    fn lnet_stats(&self) -> LnetStats {
+        let s = self.rpc.node().with_engine(|engine, _| engine.stats());
+        LnetStats {
+            msgs_alloc: s.messages as u32,
+            msgs_max: s.messages_max as u32,
+            errors: s.send_failures as u32,
+            send_count: s.sent.total() as u32,
+            recv_count: s.received.total() as u32,
+            route_count: 0,
+            drop_count: s.core.drop_count as u32,
+            send_len: s.sent.bytes,
+            recv_len: s.received.bytes,
+            route_len: 0,
+            drop_len: s.core.drop_length,
+        }
+    }
+
+    fn debug(&self) -> LstBody {
+        let session = self.session_id();
+        match &self.session {
+            None => LstBody::DebugReply {
+                status: errno::NO_SESSION,
+                session,
+                timeout: 0,
+                batches: 0,
+                name: [0; 32],
+            },
+            Some(s) => {
+                let (timeout, batches) = (s.timeout.as_secs() as u32, s.batches());
+                LstBody::DebugReply { status: 0, session, timeout, batches, name: s.name }
+            }
+        }
+    }
+
+    fn join(&self) -> LstBody {
+        let session = self.session_id();
+        match &self.session {
+            None => LstBody::JoinReply { status: errno::NO_SESSION, session, timeout: 0, name: [0; 32] },
+            Some(s) => {
+                tracing::debug!(features = s.features, "join");
+                LstBody::JoinReply { status: 0, session, timeout: s.timeout.as_secs() as u32, name: s.name }
+            }
+        }
+    }
+}
+
+/// One entry of a list of destinations.
+fn destination(raw: &[u8]) -> Option<ProcessId> {
+    let nid4 = u64::from_le_bytes(raw.get(..8)?.try_into().ok()?);
+    let pid = u32::from_le_bytes(raw.get(8..12)?.try_into().ok()?);
+    Some(ProcessId { nid: Nid::from_nid4(nid4)?, pid })
+}
+
+/// A list of destinations; `None` if one has no 8-byte NID.
+pub(super) fn destinations(ids: &[ProcessId]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(ids.len() * DESTINATION_LEN);
+    for id in ids {
+        out.extend(id.nid.to_nid4()?.to_le_bytes());
+        out.extend(id.pid.to_le_bytes());
+    }
+    Some(out)
+}

@@ -1,0 +1,203 @@
+//! The console side: sessions, tests and batches on self-test nodes, ours or Lustre's.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::agent::destinations;
+use super::load::Kind;
+use super::pattern::Check;
+use super::rpc::{Bulk, Ids, Rpc, status_of};
+use crate::core::SharedBytes;
+use crate::error::{Error, ErrorKind, Result};
+use crate::nid::ProcessId;
+use crate::node::Node;
+use crate::wire::lst::*;
+
+/// A test: what the clients do to the servers.
+#[derive(Debug, Clone, Copy)]
+pub struct TestSpec {
+    /// What each call does.
+    pub kind: Kind,
+    /// Bytes of bulk.
+    pub size: u32,
+    /// How bulk is checked.
+    pub check: Check,
+    /// Calls in flight from each client to each server.
+    pub concurrency: u32,
+    /// Calls of each of these; 0: until stopped.
+    pub loops: u32,
+}
+
+/// Counters of a self-test node.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct NodeStat {
+    /// Of the framework.
+    pub framework: FrameworkStats,
+    /// Of RPCs.
+    pub rpc: RpcStats,
+    /// Of LNet: messages, not RPCs.
+    pub lnet: LnetStats,
+}
+
+/// A session on several nodes. [`Console::end`] ends it; nodes that hear nothing of it end it themselves.
+pub struct Console {
+    rpc: Rpc,
+    session: SessionId,
+    name: [u8; 32],
+    nodes: Vec<ProcessId>,
+    timeout: Duration,
+}
+
+impl Console {
+    /// A session named `name` (cut to 31 bytes), made from `node`. `timeout` is that of each call.
+    pub fn new(node: Node, name: &str, timeout: Duration) -> Self {
+        let nid4 = node.primary().to_nid4().unwrap_or(0);
+        let stamp = (crate::node::wall_ns() / 1_000_000) as i64;
+        let mut short = [0; 32];
+        let len = name.len().min(31);
+        short[..len].copy_from_slice(&name.as_bytes()[..len]);
+        Self {
+            rpc: Rpc::new(node),
+            session: SessionId { nid4, stamp },
+            name: short,
+            nodes: Vec::new(),
+            timeout,
+        }
+    }
+
+    /// The calls of this console; [`super::load::run`] wants them.
+    pub fn rpc(&self) -> &Rpc {
+        &self.rpc
+    }
+
+    async fn call(
+        &self,
+        target: ProcessId,
+        service: Service,
+        body: impl FnOnce(Ids) -> LstBody,
+        bulk: Bulk,
+    ) -> Result<LstBody> {
+        let reply = self.rpc.call(target, service, body, bulk, self.timeout).await?;
+        match status_of(&reply) {
+            0 => Ok(reply),
+            status => {
+                let kind = if status == super::errno::BUSY { ErrorKind::Denied } else { ErrorKind::Io };
+                Err(Error::new(kind, "lst", format!("{target} refuses {service:?} with error {status}")))
+            }
+        }
+    }
+
+    /// Takes a node into the session; `force` ends another session it is in.
+    pub async fn add_node(&mut self, target: ProcessId, force: bool) -> Result<()> {
+        let (session, name) = (self.session, self.name);
+        let force = force.into();
+        let body = |ids: Ids| LstBody::MakeSession { reply_id: ids.reply_id, session, force, name };
+        self.call(target, Service::MakeSession, body, Bulk::None).await?;
+        self.nodes.push(target);
+        Ok(())
+    }
+
+    /// Adds a test to a batch: told to the servers first, then to each client with the list of servers.
+    pub async fn add_test(
+        &self,
+        batch: u64,
+        clients: &[ProcessId],
+        servers: &[ProcessId],
+        spec: TestSpec,
+    ) -> Result<()> {
+        let Some(list) = destinations(servers) else {
+            return Err(Error::new(ErrorKind::Invalid, "lst", "a server without an 8-byte NID"));
+        };
+        for server in servers {
+            let body = |ids: Ids| LstBody::Test(self.test(ids, batch, spec, None));
+            self.call(*server, Service::Test, body, Bulk::None).await?;
+        }
+        for client in clients {
+            let bulk = Bulk::From(SharedBytes::new(list.clone()).memory());
+            let body = |ids: Ids| LstBody::Test(self.test(ids, batch, spec, Some(servers.len() as u32)));
+            self.call(*client, Service::Test, body, bulk).await?;
+        }
+        Ok(())
+    }
+
+    fn test(&self, ids: Ids, batch: u64, spec: TestSpec, servers: Option<u32>) -> TestRequest {
+        let ping = TestParams::Ping { size: 0, flags: 0 };
+        let check = spec.check.number() as u16;
+        let bulk = |op| TestParams::Bulk { op, check, len: spec.size, offset: 0 };
+        let (service, params) = match spec.kind {
+            Kind::Ping => (Service::Ping, ping),
+            Kind::Read => (Service::Brw, bulk(1)),
+            Kind::Write => (Service::Brw, bulk(2)),
+        };
+        TestRequest {
+            reply_id: ids.reply_id,
+            bulk_id: ids.bulk_id,
+            session: self.session,
+            batch,
+            service: service as u32,
+            loops: spec.loops,
+            concurrency: spec.concurrency,
+            is_client: servers.is_some(),
+            stop_on_error: false,
+            destinations: servers.unwrap_or(0),
+            params,
+        }
+    }
+
+    async fn batch(&self, target: ProcessId, batch: u64, op: u32) -> Result<u32> {
+        let session = self.session;
+        let body = |ids: Ids| LstBody::Batch { reply_id: ids.reply_id, session, batch, op, test: 0, arg: 0 };
+        match self.call(target, Service::Batch, body, Bulk::None).await? {
+            LstBody::BatchReply { active, .. } => Ok(active),
+            _ => Err(Error::new(ErrorKind::Protocol, "lst", "not the reply of a batch")),
+        }
+    }
+
+    /// Starts a batch on its clients.
+    pub async fn run(&self, batch: u64, clients: &[ProcessId]) -> Result<()> {
+        for client in clients {
+            self.batch(*client, batch, 1).await?;
+        }
+        Ok(())
+    }
+
+    /// Stops a batch on its clients; what is in flight ends first.
+    pub async fn stop(&self, batch: u64, clients: &[ProcessId]) -> Result<()> {
+        for client in clients {
+            self.batch(*client, batch, 2).await?;
+        }
+        Ok(())
+    }
+
+    /// How many tests of a batch run on its clients.
+    pub async fn active(&self, batch: u64, clients: &[ProcessId]) -> Result<u32> {
+        let mut active = 0;
+        for client in clients {
+            active += self.batch(*client, batch, 3).await?;
+        }
+        Ok(active)
+    }
+
+    /// The counters of a node.
+    pub async fn stat(&self, target: ProcessId) -> Result<NodeStat> {
+        let session = self.session;
+        let body = |ids: Ids| LstBody::Stat { reply_id: ids.reply_id, session, kind: 0 };
+        match self.call(target, Service::Stat, body, Bulk::None).await? {
+            LstBody::StatReply { framework, rpc, lnet, .. } => Ok(NodeStat { framework, rpc, lnet }),
+            _ => Err(Error::new(ErrorKind::Protocol, "lst", "not the reply of a stat")),
+        }
+    }
+
+    /// Ends the session on all its nodes; the first error is given once all have been told.
+    pub async fn end(self) -> Result<()> {
+        let mut first = Ok(());
+        for target in &self.nodes {
+            let session = self.session;
+            let body = |ids: Ids| LstBody::RemoveSession { reply_id: ids.reply_id, session };
+            let ended = self.call(*target, Service::RemoveSession, body, Bulk::None).await;
+            first = first.and(ended.map(drop));
+        }
+        first
+    }
+}

@@ -1,0 +1,149 @@
+use super::load::{Kind, LoadSpec, Progress};
+use super::*;
+use crate::core::*;
+use crate::nid::{Nid, ProcessId};
+use crate::node::{NiConfig, Node, NodeParams};
+use crate::tcp::TcpParams;
+use crate::wire::lst::{LstBody, Service};
+use futures_lite::future::block_on;
+use std::time::{Duration, Instant};
+
+const WAIT: Duration = Duration::from_secs(20);
+
+fn node(text: &str, port: u16) -> (Node, ProcessId) {
+    let nid: Nid = text.parse().unwrap();
+    let node = Node::new(NodeParams::default()).unwrap();
+    node.add_tcp(NiConfig::new(nid), TcpParams::unprivileged(port)).unwrap();
+    (node, ProcessId::lnet(nid))
+}
+
+fn until(what: &str, mut f: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !f() {
+        assert!(start.elapsed() < WAIT, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn patterns_hold_and_break() {
+    for len in [1usize, 8, 12, 4096, 5000, 1 << 20] {
+        for how in [Check::None, Check::Simple, Check::Full] {
+            let mut data = vec![0x55; len];
+            fill(&mut data, how);
+            assert!(check(&data, how), "{len} {how:?}");
+            data[0] ^= 1;
+            assert_eq!(check(&data, how), how == Check::None);
+            data[0] ^= 1;
+            *data.last_mut().unwrap() ^= 1;
+            assert_eq!(check(&data, how), how == Check::None, "{len} {how:?}");
+            assert_eq!(Check::from_number(how.number()), Some(how));
+        }
+    }
+    let mut data = vec![0; 16];
+    fill(&mut data, Check::Full);
+    assert_eq!(data[..8], [0xb3, 0xee, 0xb2, 0xee, 0xb1, 0xee, 0xb0, 0xee]);
+}
+
+#[test]
+fn loads_run_without_errors_and_damage_is_seen() {
+    let ((a, _), (b, b_id)) = (node("127.0.5.1@tcp", 19885), node("127.0.5.2@tcp", 19885));
+    let agent = Agent::start(b.clone(), AgentParams::default()).unwrap();
+    let rpc = Rpc::new(a);
+    for (kind, size, check, concurrency) in [
+        (Kind::Ping, 8, Check::None, 8),
+        (Kind::Read, 1 << 20, Check::Full, 1),
+        (Kind::Write, 1 << 20, Check::Full, 4),
+        (Kind::Read, 1, Check::Simple, 8),
+        (Kind::Write, 4096, Check::Simple, 8),
+    ] {
+        let spec =
+            LoadSpec { kind, size, check, concurrency, loops: 5, timeout: WAIT, ..LoadSpec::default() };
+        let report = load::run(&rpc, &[b_id], spec, &Progress::default()).unwrap();
+        assert_eq!((report.calls, report.errors), (5 * u64::from(concurrency), 0), "{spec:?}");
+        assert!(report.latency_us[0] > 0.0 && report.latency_us[4] >= report.latency_us[0]);
+        serde_json::to_string(&report).unwrap();
+    }
+    // Data that does not hold the pattern is refused by the server.
+    let bad = SharedBytes::zeroed(4096);
+    let body = |ids: rpc::Ids| LstBody::Brw {
+        reply_id: ids.reply_id,
+        bulk_id: ids.bulk_id,
+        op: 2,
+        len: 4096,
+        check: 3,
+    };
+    let reply = block_on(rpc.call(b_id, Service::Brw, body, Bulk::From(bad.memory()), WAIT)).unwrap();
+    assert_eq!(reply, LstBody::BrwReply { status: errno::BAD_DATA });
+    let body = |ids: rpc::Ids| LstBody::Brw {
+        reply_id: ids.reply_id,
+        bulk_id: ids.bulk_id,
+        op: 2,
+        len: 0,
+        check: 3,
+    };
+    let reply = block_on(rpc.call(b_id, Service::Brw, body, Bulk::None, WAIT)).unwrap();
+    assert_eq!(reply, LstBody::BrwReply { status: errno::INVALID });
+    drop(agent);
+    let objects = b.with_engine(|e, _| e.core().objects());
+    until("descriptors go", || b.with_engine(|e, _| e.core().objects().1) == 2 || objects.1 == 2);
+}
+
+#[test]
+fn a_console_makes_sessions_and_drives_tests_between_others() {
+    let (console_node, _) = node("127.0.6.1@tcp", 19886);
+    let ((b, b_id), (c, c_id)) = (node("127.0.6.2@tcp", 19886), node("127.0.6.3@tcp", 19886));
+    let _agents = [b, c].map(|n| Agent::start(n, AgentParams::default()).unwrap());
+    let mut console = Console::new(console_node.clone(), "rw", WAIT);
+    block_on(async {
+        console.add_node(b_id, false).await.unwrap();
+        console.add_node(c_id, false).await.unwrap();
+        let mut other = Console::new(console_node.clone(), "other", WAIT);
+        assert_eq!(other.add_node(b_id, false).await.unwrap_err().kind(), crate::ErrorKind::Denied);
+        let spec = |kind| TestSpec { kind, size: 65536, check: Check::Full, concurrency: 2, loops: 10 };
+        for kind in [Kind::Ping, Kind::Read, Kind::Write] {
+            console.add_test(1, &[b_id], &[c_id], spec(kind)).await.unwrap();
+        }
+        console.run(1, &[b_id]).await.unwrap();
+        until("the batch ends", || block_on(console.active(1, &[b_id])).unwrap() == 0);
+        let (client, server) = (console.stat(b_id).await.unwrap(), console.stat(c_id).await.unwrap());
+        assert_eq!((client.framework.brw_errors, client.framework.ping_errors), (0, 0));
+        assert_eq!((server.rpc.bulk_put, server.rpc.bulk_get), (20 * 65536, 20 * 65536));
+        assert!(server.rpc.received >= 60);
+        // For ever, until stopped.
+        console.add_test(2, &[c_id], &[b_id], TestSpec { loops: 0, ..spec(Kind::Ping) }).await.unwrap();
+        console.run(2, &[c_id]).await.unwrap();
+        assert_eq!(console.active(2, &[c_id]).await.unwrap(), 1);
+        console.stop(2, &[c_id]).await.unwrap();
+        until("the batch stops", || block_on(console.active(2, &[c_id])).unwrap() == 0);
+        assert!(console.run(99, &[c_id]).await.is_err());
+        let session = console.stat(b_id).await;
+        assert!(session.is_ok());
+        console.end().await.unwrap();
+        other.add_node(b_id, false).await.unwrap();
+        other.end().await.unwrap();
+    });
+}
+
+#[test]
+fn silent_consoles_lose_their_session() {
+    let ((a, _), (b, b_id)) = (node("127.0.7.1@tcp", 19887), node("127.0.7.2@tcp", 19887));
+    let params = AgentParams { session_timeout: Duration::from_millis(300), ..AgentParams::default() };
+    let _agent = Agent::start(b, params).unwrap();
+    let mut first = Console::new(a.clone(), "first", WAIT);
+    block_on(first.add_node(b_id, false)).unwrap();
+    let mut second = Console::new(a, "second", WAIT);
+    until("the session dies", || block_on(second.add_node(b_id, false)).is_ok());
+    assert!(block_on(first.stat(b_id)).is_err());
+    block_on(first.add_node(b_id, true)).unwrap();
+}
+
+#[test]
+fn calls_to_nobody_end() {
+    let ((a, _), (_b, b_id)) = (node("127.0.8.1@tcp", 19888), node("127.0.8.2@tcp", 19888));
+    let rpc = Rpc::new(a.clone());
+    let spec = LoadSpec { loops: 1, timeout: Duration::from_millis(200), ..LoadSpec::default() };
+    let report = load::run(&rpc, &[b_id], spec, &Progress::default()).unwrap();
+    assert_eq!((report.calls, report.errors), (0, 1));
+    until("nothing is left", || a.with_engine(|e, _| e.core().objects().1) == 2);
+}
