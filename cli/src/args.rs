@@ -1,0 +1,186 @@
+//! Arguments that several commands share, parsed to values that make sense or refused by name.
+
+use crate::failure::{Failure, Result};
+use crate::place::Pin;
+use clap::{Args, ValueEnum};
+use kfab::{EndpointConfig, Fabric, FabricConfig, FabricKey, Progress, Wait};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The largest message that the measuring commands send, bytes.
+pub(crate) const MAX_SIZE: usize = 256 << 20;
+/// The most operations under way at once.
+pub(crate) const MAX_WINDOW: usize = 16_384;
+/// Bytes that all operations under way together may need.
+pub(crate) const MAX_WINDOW_BYTES: usize = 2 << 30;
+
+/// How a side waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WaitArg {
+    /// Spin: lowest latency, a whole core.
+    Spin,
+    /// Spin for 50 us, then sleep.
+    Adaptive,
+    /// Sleep at once.
+    Sleep,
+}
+
+impl WaitArg {
+    pub(crate) fn wait(self) -> Wait {
+        match self {
+            WaitArg::Spin => Wait::Spin,
+            WaitArg::Adaptive => Wait::default(),
+            WaitArg::Sleep => Wait::Sleep,
+        }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            WaitArg::Spin => "spin",
+            WaitArg::Adaptive => "adaptive",
+            WaitArg::Sleep => "sleep",
+        }
+    }
+
+    /// Whoever spins needs no helper thread; a sleeper's timers do.
+    pub(crate) fn progress(self) -> Progress {
+        if self == WaitArg::Spin { Progress::Inline } else { Progress::Helper }
+    }
+}
+
+/// The fabric to take part in.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct FabricArgs {
+    /// Only these providers (names as `kfab info` lists them; sockets is another name of tcp)
+    #[arg(long, value_name = "P,..", value_delimiter = ',')]
+    pub(crate) provider: Vec<String>,
+    /// The fabric's key (made by `kfab keygen`)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// With a key: authenticate, but do not encrypt
+    #[arg(long, requires = "key_file")]
+    pub(crate) plain: bool,
+}
+
+impl FabricArgs {
+    pub(crate) fn key(&self) -> Result<Option<FabricKey>> {
+        let Some(path) = &self.key_file else { return Ok(None) };
+        let shown = path.display();
+        let text = std::fs::read_to_string(path).map_err(|e| Failure::unavailable(format!("key file {shown}: {e}")))?;
+        let key = FabricKey::from_hex(&text).map_err(|e| Failure::usage(format!("key file {shown}: {}", e.context())))?;
+        Ok(Some(key))
+    }
+
+    pub(crate) fn fabric(&self) -> Result<Fabric> {
+        let config = FabricConfig { key: self.key()?, plain: self.plain };
+        Ok(Fabric::with_config(crate::providers::providers(), config))
+    }
+
+    /// An endpoint over these schemes.
+    pub(crate) fn config(schemes: &[&str], wait: WaitArg) -> EndpointConfig {
+        EndpointConfig {
+            providers: schemes.iter().map(|s| (*s).to_owned()).collect(),
+            wait: wait.wait(),
+            progress: wait.progress(),
+            ..Default::default()
+        }
+    }
+}
+
+/// What to measure, how often, and where.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct LoadArgs {
+    /// Message sizes: a list (8,4KiB,1M) or powers of two (8..1MiB)
+    #[arg(long, value_name = "LIST|A..B", value_parser = sizes)]
+    pub(crate) size: Option<Sizes>,
+    /// Operations under way at once
+    #[arg(long, value_name = "N", value_parser = window)]
+    pub(crate) window: Option<usize>,
+    /// Stop after so many operations per size
+    #[arg(long, value_name = "N", conflicts_with = "duration", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(crate) iterations: Option<u64>,
+    /// Stop after so many seconds per size
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub(crate) duration: Option<Duration>,
+    /// Operations before the measurement (default: as many as it takes to settle)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=1_000_000_000))]
+    pub(crate) warmup: Option<u64>,
+    /// Do not look at the contents of what arrives
+    #[arg(long)]
+    pub(crate) no_check: bool,
+    /// CPUs of this side and the other (A,B), `auto` or `none`
+    #[arg(long, value_name = "A,B", default_value = "auto")]
+    pub(crate) pin: Pin,
+    /// How both sides wait
+    #[arg(long, value_enum, default_value = "spin")]
+    pub(crate) wait: WaitArg,
+}
+
+/// A list of sizes, bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes(pub(crate) Vec<usize>);
+
+/// `8`, `4KiB`, `4k`, `1M`, `1MiB`; 1 to [`MAX_SIZE`] bytes.
+fn size(text: &str) -> std::result::Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" | "kb" => 1 << 10,
+        "m" | "mib" | "mb" => 1 << 20,
+        "g" | "gib" | "gb" => 1 << 30,
+        u => return Err(format!("{u:?} is not a unit of size (B, KiB, MiB, GiB)")),
+    };
+    let n: usize = digits.parse().map_err(|_| format!("{text:?} is not a size in bytes"))?;
+    match n.checked_mul(unit) {
+        Some(n) if (1..=MAX_SIZE).contains(&n) => Ok(n),
+        _ => Err(format!("{text} is out of range: a message of these tests has 1 B to 256 MiB")),
+    }
+}
+
+fn sizes(text: &str) -> std::result::Result<Sizes, String> {
+    if let Some((a, b)) = text.split_once("..") {
+        let (a, b) = (size(a)?, size(b.trim_start_matches('='))?);
+        if a > b {
+            return Err(format!("{text}: the first size is larger than the last"));
+        }
+        let list: Vec<usize> = std::iter::successors(Some(a), |n| n.checked_mul(2)).take_while(|n| *n <= b).collect();
+        return Ok(Sizes(list));
+    }
+    text.split(',').map(|t| size(t.trim())).collect::<std::result::Result<_, _>>().map(Sizes)
+}
+
+fn window(text: &str) -> std::result::Result<usize, String> {
+    let n: usize = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if (1..=MAX_WINDOW).contains(&n) {
+        return Ok(n);
+    }
+    Err(format!("{n} is out of range: 1 to {MAX_WINDOW} operations can be under way at once"))
+}
+
+fn seconds(text: &str) -> std::result::Result<Duration, String> {
+    let s: f64 = text.trim_end_matches('s').parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    if (0.01..=86_400.0).contains(&s) { Ok(Duration::from_secs_f64(s)) } else { Err("0.01 to 86400 seconds".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_as_lists_ranges_and_units() {
+        assert_eq!(sizes("8,4KiB,1M").unwrap().0, [8, 4096, 1 << 20]);
+        assert_eq!(sizes("8..64").unwrap().0, [8, 16, 32, 64]);
+        for (bad, word) in [("0", "256 MiB"), ("1T", "unit"), ("x", "unit"), ("64..8", "larger"), ("300M", "256 MiB")] {
+            let e = sizes(bad).unwrap_err();
+            assert!(e.contains(word), "{bad}: {e}");
+        }
+    }
+
+    #[test]
+    fn windows_and_durations_have_bounds() {
+        assert_eq!(window("64"), Ok(64));
+        assert!(window("0").unwrap_err().contains("16384"));
+        assert_eq!(seconds("0.5s"), Ok(Duration::from_millis(500)));
+        assert!(seconds("0").is_err());
+    }
+}

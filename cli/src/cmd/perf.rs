@@ -1,0 +1,1 @@
+//! `kfab perf`: one test, many sizes.

@@ -1,0 +1,3 @@
+//! `kfab serve`.
+
+pub(crate) mod session;

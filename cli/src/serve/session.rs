@@ -1,0 +1,185 @@
+//! The server's side of a measurement: takes requests one by one and serves each to its end. One client at a time; others wait
+//! in the fabric's queue. A client that dies ends its request with an error, and the server goes on.
+
+use crate::control::{self, REPLY, REQUEST, Reply, Request, VERSION};
+use crate::failure::Result;
+use crate::payload::{Incoming, Outgoing, SMALL, is_intact, stamp_of};
+use kfab::{Endpoint, Kind, Message, Op, Peer, Rights, Window};
+use rustix::time::{ClockId, clock_gettime};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// How often an idle server looks whether it should stop.
+const LOOK: Duration = Duration::from_millis(200);
+/// Of large messages every so manieth is compared whole.
+const SAMPLE: u64 = 64;
+/// How long a client may leave a sleeping server waiting.
+const WAKE_LIMIT: Duration = Duration::from_secs(30);
+
+/// A server on an endpoint.
+pub(crate) struct Server<'a> {
+    endpoint: &'a Endpoint,
+    window: Option<Window>,
+    /// Requests served, and those that failed.
+    pub(crate) served: u64,
+    pub(crate) failed: u64,
+}
+
+/// Nanoseconds on the clock that all processes of this machine share.
+pub(crate) fn clock_ns(id: ClockId) -> u64 {
+    let t = clock_gettime(id);
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+impl<'a> Server<'a> {
+    pub(crate) fn new(endpoint: &'a Endpoint) -> Server<'a> {
+        Server { endpoint, window: None, served: 0, failed: 0 }
+    }
+
+    /// Serves until `stop` says so.
+    pub(crate) fn run(&mut self, stop: impl Fn() -> bool) -> Result<()> {
+        while !stop() {
+            let message = match self.endpoint.recv_tagged(REQUEST, 0).wait_timeout(LOOK) {
+                Ok(m) => m,
+                Err(e) if e.kind() == Kind::TimedOut => continue,
+                Err(e) => return Err(e.into()),
+            };
+            self.answer(&message);
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, message: &Message) {
+        let peer = message.from();
+        let request = control::parse::<Request>(message).and_then(|r| r.check().map(|()| r));
+        let reply = match request {
+            Ok(r) => self.serve(&peer, r).unwrap_or_else(|e| Reply::Refused { why: e.to_string() }),
+            Err(why) => Reply::Refused { why },
+        };
+        match &reply {
+            Reply::Refused { .. } => self.failed += 1,
+            _ => self.served += 1,
+        }
+        // A client that is gone needs no reply.
+        let _ = control::send(&peer, REPLY, &reply);
+    }
+
+    fn serve(&mut self, peer: &Peer, request: Request) -> Result<Reply> {
+        match request {
+            Request::Hello { .. } => Ok(Reply::Hello {
+                version: VERSION,
+                pid: std::process::id(),
+                address: self.endpoint.address().to_string(),
+            }),
+            Request::Echo { size, count, check } => self.echo(peer, size, count, check),
+            Request::Sink { size, count, depth, check } => self.sink(peer, size, count, depth, check),
+            Request::Window { size } => self.open(size),
+            Request::Inspect { stamp } => self.inspect(stamp),
+            Request::Close => {
+                self.window = None;
+                Ok(Reply::Ready)
+            }
+            Request::Wake { count } => self.wake(peer, count),
+            Request::Idle => self.idle(peer),
+        }
+    }
+
+    fn ready(peer: &Peer) -> Result<()> {
+        control::send(peer, REPLY, &Reply::Ready)
+    }
+
+    fn echo(&mut self, peer: &Peer, size: usize, count: u64, check: bool) -> Result<Reply> {
+        let mut incoming = Incoming::new(self.endpoint, size, 1)?;
+        let mut out = Outgoing::new(self.endpoint, size)?;
+        let (mut stamps, mut damaged) = (0u64, 0);
+        Self::ready(peer)?;
+        let started = Instant::now();
+        let mut sent: Option<Op<()>> = None;
+        for i in 0..count {
+            let m = incoming.post(self.endpoint, peer).wait()?;
+            if let Some(op) = sent.take() {
+                op.wait()?;
+            }
+            let stamp = stamp_of(&m);
+            stamps = stamps.wrapping_add(stamp);
+            out.stamp(stamp);
+            let op = out.send(peer);
+            damaged += u64::from(m.len() != size || (check && i % SAMPLE == 0 && !is_intact(&m)));
+            incoming.reuse(m)?;
+            sent = Some(op);
+        }
+        if let Some(op) = sent {
+            op.wait()?;
+        }
+        Ok(Reply::Counted { count, elapsed_ns: started.elapsed().as_nanos() as u64, stamps, damaged })
+    }
+
+    fn sink(&mut self, peer: &Peer, size: usize, count: u64, depth: usize, check: bool) -> Result<Reply> {
+        let large = size > SMALL;
+        let depth = if large { depth } else { 1 };
+        let mut incoming = Incoming::new(self.endpoint, size, depth)?;
+        let mut posted: VecDeque<Op<Message>> = VecDeque::with_capacity(depth);
+        for _ in 0..depth.min(count as usize) {
+            posted.push_back(incoming.post(self.endpoint, peer));
+        }
+        let (mut stamps, mut damaged, mut started) = (0u64, 0, Instant::now());
+        Self::ready(peer)?;
+        for i in 0..count {
+            let op = posted.pop_front().unwrap_or_else(|| incoming.post(self.endpoint, peer));
+            let m = op.wait()?;
+            if i == 0 {
+                started = Instant::now();
+            }
+            stamps = stamps.wrapping_add(stamp_of(&m));
+            damaged += u64::from(m.len() != size || (check && i % SAMPLE == 0 && !is_intact(&m)));
+            incoming.reuse(m)?;
+            if i + (depth as u64) < count {
+                posted.push_back(incoming.post(self.endpoint, peer));
+            }
+        }
+        Ok(Reply::Counted { count, elapsed_ns: started.elapsed().as_nanos() as u64, stamps, damaged })
+    }
+
+    fn open(&mut self, size: usize) -> Result<Reply> {
+        self.window = None;
+        let window = self.endpoint.window(size, Rights::READ | Rights::WRITE)?;
+        let mut bytes = vec![0; size];
+        crate::payload::stamp(&mut bytes, 0);
+        crate::payload::fill(&mut bytes);
+        window.write_at(0, &bytes);
+        let key = control::to_hex(&window.key().to_bytes());
+        self.window = Some(window);
+        Ok(Reply::Window { key })
+    }
+
+    fn inspect(&mut self, stamp: u64) -> Result<Reply> {
+        let Some(window) = &self.window else {
+            return Ok(Reply::Refused { why: "no window is open".into() });
+        };
+        let mut bytes = vec![0; window.len()];
+        window.read_at(0, &mut bytes);
+        let want = crate::payload::cut(stamp, bytes.len());
+        Ok(Reply::Inspected { stamp_is_right: stamp_of(&bytes) == want, intact: is_intact(&bytes) })
+    }
+
+    fn wake(&mut self, peer: &Peer, count: u64) -> Result<Reply> {
+        Self::ready(peer)?;
+        let mut ns = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            let m = self.endpoint.recv_with().from(peer).post().wait_timeout(WAKE_LIMIT)?;
+            let now = clock_ns(ClockId::Monotonic);
+            ns.push(now.saturating_sub(stamp_of(&m)));
+            peer.send(&m).wait()?;
+        }
+        ns.sort_unstable();
+        Ok(Reply::Woken { ns })
+    }
+
+    fn idle(&mut self, peer: &Peer) -> Result<Reply> {
+        Self::ready(peer)?;
+        let (cpu, wall) = (clock_ns(ClockId::ProcessCPUTime), clock_ns(ClockId::Monotonic));
+        self.endpoint.recv_with().from(peer).post().wait_timeout(WAKE_LIMIT)?;
+        let cpu_ns = clock_ns(ClockId::ProcessCPUTime) - cpu;
+        Ok(Reply::Slept { cpu_ns, wall_ns: clock_ns(ClockId::Monotonic) - wall })
+    }
+}
