@@ -3,7 +3,7 @@
 //! Steps look here for what they have to run, so that a new test is picked up, and a step whose tests
 //! are not there yet says so instead of passing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -72,6 +72,32 @@ pub(crate) fn tests_named(prefix: &str) -> anyhow::Result<Vec<Test>> {
     Ok(found)
 }
 
+/// The integration test programs whose source names `variable`: package and program.
+///
+/// # Errors
+/// When the tree cannot be read.
+pub(crate) fn programs_reading(variable: &str) -> anyhow::Result<BTreeSet<(String, String)>> {
+    let packages = packages()?;
+    let mut found = BTreeSet::new();
+    for path in crate::tidy::tree::rust_files()? {
+        let program =
+            packages.iter().find_map(|p| Some((p, program_of(path.strip_prefix(&p.folder).ok()?)?)));
+        let Some((package, program)) = program else { continue };
+        let text = std::fs::read_to_string(root().join(&path)).with_context(|| path.display().to_string())?;
+        if text.contains(&format!("\"{variable}\"")) {
+            found.insert((package.name.clone(), program));
+        }
+    }
+    Ok(found)
+}
+
+/// The test program that a file belongs to, by its path inside the package.
+fn program_of(path: &Path) -> Option<String> {
+    let inside = path.strip_prefix("tests").ok()?;
+    let first = Path::new(inside.components().next()?.as_os_str());
+    Some(first.file_stem()?.to_string_lossy().into_owned())
+}
+
 /// The functions marked `#[test]` whose name begins so.
 fn names_in(text: &str, prefix: &str) -> Vec<String> {
     let code = crate::tidy::code::blank(text);
@@ -102,6 +128,14 @@ mod tests {
         let text = "#[test]\nfn loom_two() {}\nfn loom_helper() {}\n// #[test] fn loom_comment() {}\n\
             #[test]\nfn other() { \"fn loom_text\"; }\n#[test]\n#[ignore = \"long\"]\nfn loom_one() {}";
         assert_eq!(names_in(text, "loom_"), ["loom_two", "loom_one"]);
+    }
+
+    #[test]
+    fn a_test_program_is_known_by_its_path() {
+        let of = |path: &str| program_of(Path::new(path));
+        assert_eq!(of("tests/simulation/node.rs").as_deref(), Some("simulation"));
+        assert_eq!(of("tests/api.rs").as_deref(), Some("api"));
+        assert_eq!(of("src/lib.rs"), None);
     }
 
     #[test]

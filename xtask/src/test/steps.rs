@@ -12,7 +12,7 @@ use crate::{apt, fuzz as fuzzing, tidy as tidying};
 /// Optional features that are linted and tested: package, feature, and the native package it needs.
 const FEATURES: &[(&str, &str, &str)] = &[("kfab-topo", "hwloc", "libhwloc-dev")];
 
-/// Seeds that each simulator test runs here.
+/// Seeds for each scenario of a simulator.
 const SEEDS: &str = "2000";
 
 pub(super) fn packages(_: &Options) -> anyhow::Result<Outcome> {
@@ -85,18 +85,18 @@ fn usable_features() -> anyhow::Result<Vec<(&'static str, &'static str)>> {
     Ok(usable)
 }
 
-/// Tests named `seeds_*` read how many seeds to run from `KFAB_SIM_SEEDS`.
+/// Test programs that read how many seeds to run from `KFAB_SEEDS` run again, with many.
 pub(super) fn seeds(_: &Options) -> anyhow::Result<Outcome> {
-    let found = find::tests_named("seeds_")?;
+    let found = find::programs_reading(concat!("KFAB_", "SEEDS"))?;
     if found.is_empty() {
-        return Ok(Outcome::Skipped("the tree has no test named seeds_*".into()));
+        return Ok(Outcome::Skipped("no test program reads how many seeds to run".into()));
     }
     let mut sum = Counts::default();
-    for (package, names) in find::by_package(&found) {
-        let cargo = Sh::line("cargo test --locked -p").args([&package, "--tests", "--lib"]);
-        let cargo = cargo.args(["--", "--include-ignored", "seeds_"]).env("KFAB_SIM_SEEDS", SEEDS);
+    for (package, program) in found {
+        let cargo = Sh::line("cargo test --locked -p").args([&package, "--test", &program]);
+        let cargo = cargo.args(optimised()).env(concat!("KFAB_", "SEEDS"), SEEDS);
         let counts = Counts::read(&cargo.tee()?);
-        ensure!(counts.passed >= names.len() as u64, "{package}: {counts}, but it has {}", names.join(", "));
+        ensure!(counts.passed > 0, "{package}: no test of {program} ran");
         sum.add(&counts);
     }
     Ok(Outcome::Tests(sum))
@@ -119,6 +119,15 @@ pub(super) fn fuzz(options: &Options) -> anyhow::Result<Outcome> {
 pub(super) fn benches(_: &Options) -> anyhow::Result<Outcome> {
     Sh::line("cargo bench --locked --workspace --benches --no-run --profile dev").run()?;
     Ok(Outcome::Passed)
+}
+
+/// Our own crates optimised, with assertions and overflow checks on; what they depend on is taken as built for
+/// the other tests.
+fn optimised() -> Vec<String> {
+    let ours = ["kfab-core", "kfab-proto", "kfab-sim", "kfab"];
+    ours.iter()
+        .flat_map(|name| ["--config".into(), format!("profile.dev.package.{name}.opt-level=2")])
+        .collect()
 }
 
 /// Runs a test command; it must have run something.
