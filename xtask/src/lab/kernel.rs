@@ -51,6 +51,12 @@ impl Kernel {
 /// # Errors
 /// When apt cannot fetch it, or the package is not as expected.
 pub(crate) fn prepare(cache: &Path, line: KernelLine, renew: bool) -> Result<Kernel> {
+    let kernel = fetch(cache, line, renew)?;
+    // The guest mounts from a place where the host's absolute links lead nowhere.
+    Ok(Kernel { root: kernel.root.canonicalize()? })
+}
+
+fn fetch(cache: &Path, line: KernelLine, renew: bool) -> Result<Kernel> {
     let kernel = Kernel { root: cache.join(format!("{}-v{FORMAT}", line.version())) };
     let ready = kernel.root.join("release").exists();
     if ready && !renew {

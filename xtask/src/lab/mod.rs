@@ -39,7 +39,7 @@ const NO_STATUS: u8 = 125;
 /// The status is the command's, or 125 when there is none.
 ///
 /// # Errors
-/// When the options do not fit together, packages or kernels cannot be had, or QEMU does not start.
+/// When standard output or error cannot be written. All else that goes wrong is told there and gives 125.
 pub(crate) fn run(args: Vec<String>) -> Result<ExitCode> {
     let options = match Options::read(args) {
         Ok(options) => options,
@@ -52,6 +52,17 @@ pub(crate) fn run(args: Vec<String>) -> Result<ExitCode> {
         list_packages(options.verbose)?;
         return Ok(ExitCode::SUCCESS);
     }
+    Ok(carry_out(&options).unwrap_or_else(|error| {
+        eprintln!("lab: {error:#}");
+        ExitCode::from(NO_STATUS)
+    }))
+}
+
+/// Does what the options ask for.
+///
+/// # Errors
+/// When they do not fit together, packages or kernels cannot be had, or QEMU does not start.
+fn carry_out(options: &Options) -> Result<ExitCode> {
     packages::ensure_installed()?;
     let kernel = kernel::prepare(&cache(), options.kernel, options.renew)?;
     if options.prepare {
@@ -59,7 +70,7 @@ pub(crate) fn run(args: Vec<String>) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if options.selftest {
-        return selftest::run(&options, &kernel);
+        return selftest::run(options, &kernel);
     }
     let plan = options.plan()?;
     let accel = accel::choose(plan.accel, &cache(), &kernel)?;

@@ -76,7 +76,7 @@ pub(crate) enum AccelChoice {
 /// The command runs in the current folder, its output is shown as it comes, and its exit status becomes
 /// this program's. Status 125 means that the guest gave none: it did not start, died or ran past its limit.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "cargo xtask lab", disable_version_flag = true)]
+#[command(name = "cargo xtask lab", bin_name = "cargo xtask lab", disable_version_flag = true)]
 pub(crate) struct Options {
     /// Debian kernel to boot
     #[arg(long, value_enum, default_value = "6.1", value_name = "LINE")]

@@ -201,7 +201,9 @@ impl Session<'_> {
     fn gone(&self, side: Side) -> Option<Ending> {
         let known = self.statuses[self.index(side)].is_some();
         let when = if self.started.is_some() { "before its command did" } else { "while it started" };
-        (!known).then(|| Ending::Lost(format!("guest {:?} ended {when}: a kernel panic?", side.name())))
+        (!known).then(|| {
+            Ending::Lost(format!("guest {:?} ended {when}: a kernel panic, or QEMU failed", side.name()))
+        })
     }
 
     fn index(&self, side: Side) -> usize {
