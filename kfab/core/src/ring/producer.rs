@@ -30,7 +30,12 @@ impl Producer {
 
     /// Copies a frame into the ring: `false` if there is no room now. A body longer than the shape's `max_body` never fits.
     #[inline(always)]
-    pub fn push(&mut self, header: &[u8; HEADER_LEN], inline: &Inline, body: &Body<'_>) -> Result<bool, Hostile> {
+    pub fn push(
+        &mut self,
+        header: &[u8; HEADER_LEN],
+        inline: &Inline,
+        body: &Body<'_>,
+    ) -> Result<bool, Hostile> {
         if let Body::Empty = body {
             if !self.has_line()? {
                 return Ok(false);
@@ -41,7 +46,12 @@ impl Producer {
         self.push_body(header, inline, body)
     }
 
-    fn push_body(&mut self, header: &[u8; HEADER_LEN], inline: &Inline, body: &Body<'_>) -> Result<bool, Hostile> {
+    fn push_body(
+        &mut self,
+        header: &[u8; HEADER_LEN],
+        inline: &Inline,
+        body: &Body<'_>,
+    ) -> Result<bool, Hostile> {
         let len = body.len();
         let shape = self.parts.shape;
         if len > shape.max_body() || !self.has_line()? {
