@@ -245,7 +245,11 @@ pub fn fault_add(node: &Node, add: &FaultAdd) -> Result<u64> {
         (Some(n), None) if n > 0 => Frequency::OneIn(n),
         (None, Some(span)) if !span.is_zero() => Frequency::Every(span),
         _ => {
-            return Err(Error::new(ErrorKind::Invalid, "fault", "a rate or an interval above zero, not both"));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "fault",
+                "a rate or an interval above zero, not both",
+            ));
         }
     };
     let rule = FaultRule {

@@ -1,0 +1,143 @@
+//! Nodes in network namespaces of their own, with the real ports: large NIDs, port 988, privileged source ports; and two
+//! namespaces joined by a virtual cable. Skipped, with a word, where namespaces cannot be made.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use futures_lite::future::block_on;
+use lnet_shim::core::{Access, EventQueue, MeParams, SharedBytes, TargetOptions, Unlink};
+use lnet_shim::nid::{Nid, ProcessId};
+use lnet_shim::node::{NiConfig, Node, NodeParams};
+use lnet_shim::tcp::TcpParams;
+
+const WAIT: Duration = Duration::from_secs(20);
+const ROLE: &str = "LNET_SHIM_TEST_ROLE";
+
+fn role() -> Option<String> {
+    std::env::var(ROLE).ok()
+}
+
+fn can_make_namespaces() -> bool {
+    let made =
+        Command::new("unshare").args(["-n", "ip", "link", "set", "lo", "up"]).stderr(Stdio::null()).status();
+    let can = made.is_ok_and(|s| s.success());
+    if !can {
+        eprintln!("skipped: no network namespaces here");
+    }
+    can
+}
+
+/// This test again, as `role`, after the shell commands `setup`, in the namespace that `enter` enters.
+fn again(test: &str, role: &str, enter: &str, setup: &str) -> Command {
+    let me = std::env::current_exe().unwrap();
+    let script = format!("{setup} && exec {} --exact {test} --nocapture", me.display());
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("exec {enter} sh -c '{script}'")]).env(ROLE, role);
+    command
+}
+
+fn node(nids: &[&str]) -> Node {
+    let node = Node::new(NodeParams::default()).unwrap();
+    for text in nids {
+        let nid: Nid = text.parse().unwrap();
+        // A fresh IPv6 address may still be tentative for a moment.
+        let start = Instant::now();
+        while let Err(error) = node.add_tcp(NiConfig::new(nid), TcpParams::default()) {
+            assert!(start.elapsed() < WAIT, "{error}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    node
+}
+
+fn serve(node: &Node) -> SharedBytes {
+    let memory = SharedBytes::zeroed(1 << 20);
+    let options = TargetOptions { manage_remote: true, ..TargetOptions::new(Access::PutGet) };
+    let entry = MeParams { unlink: Unlink::Retain, ..MeParams::new(9, 7) };
+    // Nobody reads the events: drop the queue, and they are discarded.
+    let sink = EventQueue::new(4).sink();
+    node.attach(entry, memory.memory(), options, &sink).unwrap();
+    memory
+}
+
+fn use_peer(a: &Node, b: Nid, rails: usize) {
+    let start = Instant::now();
+    while let Err(error) = block_on(a.discover(b, false)) {
+        assert!(start.elapsed() < WAIT, "{error}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let info = block_on(a.discover(b, false)).unwrap();
+    assert!(info.multi_rail && info.interfaces.len() == rails, "{info:?}");
+    assert_eq!(block_on(a.ping(b, WAIT)).unwrap().info.entries().len(), rails);
+    let target = ProcessId::lnet(b);
+    let bytes: Vec<u8> = (0..1usize << 20).map(|i| (i * 31) as u8).collect();
+    for _ in 0..8 {
+        assert_eq!(block_on(a.put_bytes(target, 9, 7, bytes.clone(), WAIT)).unwrap() as usize, bytes.len());
+    }
+    assert_eq!(block_on(a.get_bytes(target, 9, 7, 0, bytes.len(), WAIT)).unwrap(), bytes);
+}
+
+#[test]
+fn large_nids_on_port_988() {
+    if role().is_some() {
+        let (a, b) = (node(&["fd77::11@tcp"]), node(&["fd77::12@tcp"]));
+        let _memory = serve(&b);
+        use_peer(&a, "fd77::12@tcp".parse().unwrap(), 1);
+        let all = a.connections();
+        assert!(all.len() == 3 && all.iter().all(|c| c.version == 4), "{all:?}");
+        return;
+    }
+    if !can_make_namespaces() {
+        return;
+    }
+    let setup = "ip link set lo up && ip addr add fd77::11/128 dev lo && ip addr add fd77::12/128 dev lo";
+    assert!(again("large_nids_on_port_988", "both", "unshare -n", setup).status().unwrap().success());
+}
+
+#[test]
+fn two_namespaces_with_two_rails() {
+    match role().as_deref() {
+        Some("server") => {
+            let node = node(&["10.77.0.12@tcp", "10.78.0.12@tcp"]);
+            let _memory = serve(&node);
+            // Until the parent closes our standard input.
+            let _ = std::io::stdin().read_line(&mut String::new());
+            return;
+        }
+        Some(_) => {
+            let a = node(&["10.77.0.11@tcp", "10.78.0.11@tcp"]);
+            return use_peer(&a, "10.77.0.12@tcp".parse().unwrap(), 2);
+        }
+        None => {}
+    }
+    if !can_make_namespaces() {
+        return;
+    }
+    let name = "two_namespaces_with_two_rails";
+    // The server's namespace is the process's own; the cable is made inside it and one end pushed into a child of it.
+    let server_setup = "ip link set lo up && for i in 7 8; do ip link add v$i type veth peer name w$i && \
+        ip addr add 10.7$i.0.12/24 dev v$i && ip link set v$i up; done";
+    let mut server = again(name, "server", "unshare -n", server_setup).stdin(Stdio::piped()).spawn().unwrap();
+    let (up, pid) = (Instant::now(), server.id());
+    let ready = || {
+        let inside =
+            Command::new("nsenter").args(["-t", &pid.to_string(), "-n", "ip", "link", "show", "v8"]).output();
+        inside.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("UP"))
+    };
+    while !ready() {
+        assert!(up.elapsed() < WAIT, "the server's namespace is not there");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // The client makes its namespace from within the server's, then is given the other ends.
+    let client_setup = "ip link set lo up && for i in 7 8; do n=0; until ip link show w$i >/dev/null 2>&1 || \
+        test $n -gt 100; do sleep 0.1; n=$((n+1)); done; ip addr add 10.7$i.0.11/24 dev w$i && ip link set w$i up; done";
+    let mut client = again(name, "client", "unshare -n", client_setup).spawn().unwrap();
+    let give = format!("for i in 7 8; do ip link set w$i netns {}; done", client.id());
+    std::thread::sleep(Duration::from_millis(300));
+    let given =
+        Command::new("nsenter").args(["-t", &pid.to_string(), "-n", "sh", "-c", &give]).status().unwrap();
+    let result = client.wait().unwrap();
+    drop(server.stdin.take());
+    let _ = server.wait();
+    assert!(given.success() && result.success());
+}
