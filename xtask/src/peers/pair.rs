@@ -55,10 +55,14 @@ fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// True when a socket of this machine listens on `port`, as the kernel's table says.
+/// True when a socket of this machine listens on `port`, as the kernel's tables say.
 fn listens(port: u16) -> bool {
-    let mut table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
-    table.push_str(&std::fs::read_to_string("/proc/net/tcp6").unwrap_or_default());
+    let table = |name: &str| std::fs::read_to_string(name).unwrap_or_default();
+    ["/proc/net/tcp", "/proc/net/tcp6"].iter().any(|name| listed(&table(name), port))
+}
+
+/// True when `table` has a socket in the state of listening (0A) with this local port.
+fn listed(table: &str, port: u16) -> bool {
     let local = format!(":{port:04X}");
     table.lines().any(|line| {
         let mut words = line.split_whitespace().skip(1);
@@ -117,8 +121,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         assert!(listens(port));
-        drop(listener);
-        assert!(!listens(port));
+        let table = "  sl  local_address rem_address   st\n   0: 0100007F:1F90 00000000:0000 0A 0\n\
+            1: 0100007F:1F91 0100007F:1F90 01 0\n";
+        assert!(listed(table, 0x1f90));
+        assert!(!listed(table, 0x1f91));
     }
 
     #[test]

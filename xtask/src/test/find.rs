@@ -91,6 +91,21 @@ pub(crate) fn programs_reading(variable: &str) -> anyhow::Result<BTreeSet<(Strin
     Ok(found)
 }
 
+/// The Rust files that contain `text`, from the root.
+///
+/// # Errors
+/// When the tree cannot be read.
+pub(crate) fn files_saying(text: &str) -> anyhow::Result<Vec<String>> {
+    let mut found = Vec::new();
+    for path in crate::tidy::tree::rust_files()? {
+        let said = std::fs::read_to_string(root().join(&path)).with_context(|| path.display().to_string())?;
+        if said.contains(text) {
+            found.push(path.to_string_lossy().into_owned());
+        }
+    }
+    Ok(found)
+}
+
 /// The test program that a file belongs to, by its path inside the package.
 fn program_of(path: &Path) -> Option<String> {
     let inside = path.strip_prefix("tests").ok()?;

@@ -9,6 +9,12 @@ use crate::sh::{Sh, target_dir};
 pub(super) fn run(_: &Options) -> anyhow::Result<Outcome> {
     let found = find::tests_named("loom_")?;
     if found.is_empty() {
+        let prepared = find::files_saying(concat!("cfg(", "loom)"))?;
+        ensure!(
+            prepared.is_empty(),
+            "{} is built for loom, but no test is named loom_*",
+            prepared.join(", ")
+        );
         return Ok(Outcome::Skipped("the tree has no test named loom_*".into()));
     }
     let mut sum = Counts::default();
