@@ -116,7 +116,6 @@ impl Conn {
         if self.written == self.out.len() {
             self.out.clear();
             self.written = 0;
-            self.out.shrink_to(4 * BATCH);
             while self.out.len() < BATCH {
                 let Some(item) = self.queue.pop_front() else { break };
                 self.encode(item, checksum);

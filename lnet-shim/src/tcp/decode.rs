@@ -119,6 +119,10 @@ impl Decoder {
     fn feed_payload(&mut self, input: &mut &[u8]) -> Result<Option<Item>, WireError> {
         let Some((_, header, payload)) = &mut self.message else { return Ok(None) };
         let left = header.payload_len as usize - payload.len();
+        if payload.capacity() == 0 && !input.is_empty() {
+            // Once, at most 1 MiB; pages are touched only as bytes arrive.
+            payload.reserve_exact(left);
+        }
         let (now, later) = input.split_at(left.min(input.len()));
         payload.extend_from_slice(now);
         *input = later;
