@@ -11,12 +11,14 @@ mod cmd;
 mod control;
 mod failure;
 mod limits;
+mod monitor;
 mod payload;
 mod place;
 mod providers;
 mod serve;
 mod show;
 mod stop;
+mod system;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -31,8 +33,18 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Providers, devices, limits, the machine, and why something is unavailable
+    Info(cmd::info::InfoArgs),
     /// Latency, bandwidth and message rate between two processes, over every provider
     Pingpong(cmd::pingpong::PingpongArgs),
+    /// One test at a time: latency, bandwidth, rate, one-sided access, limits, wake-up
+    Perf(cmd::perf::PerfArgs),
+    /// Answer pingpong and perf of others until Ctrl-C
+    Serve(serve::ServeArgs),
+    /// Watch the counters of a running endpoint
+    Top(cmd::top::TopArgs),
+    /// Make a fabric key
+    Keygen(cmd::keygen::KeygenArgs),
     #[command(hide = true)]
     PeerProcess(child::PeerArgs),
 }
@@ -42,15 +54,32 @@ fn main() -> ExitCode {
     if !matches!(cli.command, Command::PeerProcess(_)) {
         stop::install();
     }
-    let outcome = match &cli.command {
-        Command::Pingpong(a) => cmd::pingpong::run(a),
-        Command::PeerProcess(a) => child::run(a),
-    };
+    logs();
+    let outcome = system::raise_fd_limit().and_then(|()| run(&cli.command));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(f) => {
             eprintln!("kfab: {f}");
             ExitCode::from(f.code)
         }
+    }
+}
+
+/// What the fabric says goes to standard error: warnings, and more with `KFAB_LOG=debug`.
+fn logs() {
+    let level = std::env::var("KFAB_LOG").ok().and_then(|l| l.parse().ok());
+    let level = level.unwrap_or(tracing_subscriber::filter::LevelFilter::WARN);
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
+}
+
+fn run(command: &Command) -> failure::Result<()> {
+    match command {
+        Command::Info(a) => cmd::info::run(a),
+        Command::Perf(a) => cmd::perf::run(a),
+        Command::Serve(a) => serve::run(a),
+        Command::Top(a) => cmd::top::run(a),
+        Command::Keygen(a) => cmd::keygen::run(a),
+        Command::Pingpong(a) => cmd::pingpong::run(a),
+        Command::PeerProcess(a) => child::run(a),
     }
 }

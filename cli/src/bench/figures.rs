@@ -22,6 +22,12 @@ impl Histogram {
         self.inner.saturating_record((ns * PER_NS) as u64);
     }
 
+    /// Takes in what another saw.
+    pub(crate) fn add(&mut self, other: &Histogram) {
+        // Both have the same bounds.
+        let _ = self.inner.add(&other.inner);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.inner.is_empty()
     }

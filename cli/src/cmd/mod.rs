@@ -1,4 +1,8 @@
 //! The commands, one per file.
 
+pub(crate) mod info;
+pub(crate) mod keygen;
 pub(crate) mod perf;
 pub(crate) mod pingpong;
+pub(crate) mod top;
+pub(crate) mod wake;

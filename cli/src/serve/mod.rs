@@ -1,3 +1,70 @@
-//! `kfab serve`.
+//! `kfab serve`: an endpoint that answers measurements until Ctrl-C, and can be watched meanwhile.
 
+pub(crate) mod prometheus;
 pub(crate) mod session;
+
+use crate::args::{FabricArgs, WaitArg};
+use crate::failure::{Failure, Result};
+use crate::monitor::Monitor;
+use crate::stop;
+use clap::Args;
+use session::Server;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+#[derive(Args, Debug)]
+pub(crate) struct ServeArgs {
+    /// Where to listen (tcp:0.0.0.0:7000, shm:NAME); may be given several times
+    #[arg(long, value_name = "WAY")]
+    listen: Vec<String>,
+    #[command(flatten)]
+    fabric: FabricArgs,
+    /// How to wait for messages
+    #[arg(long, value_enum, default_value = "adaptive")]
+    wait: WaitArg,
+    /// Serve counters as text for Prometheus at http://ADDR/metrics
+    #[arg(long, value_name = "ADDR")]
+    prometheus: Option<SocketAddr>,
+}
+
+pub(crate) fn run(args: &ServeArgs) -> Result<()> {
+    let schemes = crate::providers::chosen(&args.fabric.provider)?;
+    let mut config = FabricArgs::config(&schemes, args.wait);
+    config.listen = args.listen.iter().map(|w| way(w)).collect();
+    if args.fabric.provider.is_empty() {
+        // All that work; those not asked for by name may be missing.
+        config.providers.clear();
+    }
+    let endpoint = Arc::new(args.fabric.fabric()?.open(config)?);
+    for why in endpoint.unavailable() {
+        eprintln!("kfab: left out: {why}");
+    }
+    let monitor = Monitor::serve(&endpoint);
+    let monitor = monitor.map_err(|e| eprintln!("kfab: `kfab top` will not find this server: {e}")).ok();
+    let exporter = args.prometheus.map(|at| prometheus::Exporter::serve(&endpoint, at)).transpose();
+    let exporter = exporter.map_err(|e| Failure::unavailable(format!("--prometheus: {e}")))?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", endpoint.address())?;
+    out.flush()?;
+    drop(out);
+    if let Some(e) = &exporter {
+        eprintln!("kfab: counters at http://{}/metrics", e.address());
+    }
+    eprintln!("kfab: serving; measure with `kfab pingpong ADDRESS`, watch with `kfab top {}`, end with Ctrl-C", std::process::id());
+    let mut server = Server::new(&endpoint);
+    let outcome = server.run(stop::pressed);
+    let totals = endpoint.stats().lane.totals;
+    eprintln!(
+        "kfab: served {} requests, refused {}; {} messages in, {} out",
+        server.served, server.failed, totals.rx_messages, totals.tx_messages
+    );
+    drop((monitor, exporter));
+    outcome?;
+    stop::check()
+}
+
+/// A way with the provider's other name put right.
+fn way(text: &str) -> String {
+    text.strip_prefix("sockets:").map_or_else(|| text.to_owned(), |rest| format!("tcp:{rest}"))
+}

@@ -1,0 +1,216 @@
+//! Counters as text for Prometheus (exposition format 0.0.4), behind the smallest HTTP server that answers `GET /metrics`.
+//! Written by hand: the mapping from [`EndpointStats`] is the point of it, and the rest is fifty lines.
+
+use kfab::{Endpoint, EndpointStats, PeerCounters};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The longest request head, bytes.
+const MAX_HEAD: usize = 8 << 10;
+/// How long one scrape may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A running exporter; ends when dropped.
+pub(crate) struct Exporter {
+    address: SocketAddr,
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Exporter {
+    pub(crate) fn serve(endpoint: &Arc<Endpoint>, at: SocketAddr) -> io::Result<Exporter> {
+        let listener = TcpListener::bind(at).map_err(|e| io::Error::new(e.kind(), format!("{at}: {e}")))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (endpoint, end) = (Arc::downgrade(endpoint), stop.clone());
+        let thread = std::thread::Builder::new().name("kfab-metrics".into()).stack_size(256 << 10);
+        let thread = Some(thread.spawn(move || run(&endpoint, &listener, &end))?);
+        Ok(Exporter { address, stop, thread })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        // Nothing else writes to it, so there is room.
+        let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+        if let Some(t) = self.thread.take() {
+            let _ = t.join();
+        }
+    }
+}
+
+fn run(endpoint: &Weak<Endpoint>, listener: &TcpListener, stop: &OwnedFd) {
+    loop {
+        let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return,
+            Ok(_) => {}
+        }
+        if !fds[0].revents().is_empty() {
+            return;
+        }
+        let (Ok((stream, _)), Some(endpoint)) = (listener.accept(), endpoint.upgrade()) else { continue };
+        // A scraper that fails tries again.
+        let _ = answer(stream, &endpoint);
+    }
+}
+
+fn answer(mut s: TcpStream, endpoint: &Endpoint) -> io::Result<()> {
+    s.set_nonblocking(false)?;
+    s.set_write_timeout(Some(PATIENCE))?;
+    let until = Instant::now() + PATIENCE;
+    let mut head = Vec::new();
+    while !head.windows(4).any(|w| w == b"\r\n\r\n") {
+        let left = until.saturating_duration_since(Instant::now());
+        if head.len() > MAX_HEAD || left.is_zero() {
+            return Ok(());
+        }
+        s.set_read_timeout(Some(left))?;
+        let mut part = [0; 1024];
+        match s.read(&mut part)? {
+            0 => return Ok(()),
+            n => head.extend_from_slice(&part[..n]),
+        }
+    }
+    let (status, body) = if head.starts_with(b"GET /metrics ") {
+        ("200 OK", text(&endpoint.stats()))
+    } else {
+        ("404 Not Found", "try /metrics\n".to_owned())
+    };
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    let len = body.len();
+    write!(s, "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{body}")
+}
+
+/// A text under construction: each metric's head is followed by all its samples, as the format wants.
+struct Text(String);
+
+impl Text {
+    fn metric(&mut self, name: &str, kind: &str, help: &str, samples: impl IntoIterator<Item = (String, f64)>) {
+        // Writing to a String cannot fail.
+        let _ = write!(self.0, "# HELP kfab_{name} {help}\n# TYPE kfab_{name} {kind}\n");
+        for (labels, value) in samples {
+            let _ = writeln!(self.0, "kfab_{name}{labels} {value}");
+        }
+    }
+
+    fn one(&mut self, name: &str, kind: &str, help: &str, value: usize) {
+        self.metric(name, kind, help, [(String::new(), value as f64)]);
+    }
+}
+
+fn label(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// All of an endpoint's counters.
+pub(crate) fn text(stats: &EndpointStats) -> String {
+    let mut t = Text(String::new());
+    let lane = &stats.lane;
+    t.one("peers", "gauge", "Peers known.", lane.peers);
+    t.one("connections", "gauge", "Connections open.", lane.conns);
+    t.one("operations", "gauge", "Operations under way.", lane.ops);
+    t.one("receives_posted", "gauge", "Receives that wait for a message.", lane.posted);
+    t.one("messages_unexpected", "gauge", "Messages that wait for a receive.", lane.unexpected);
+    t.one("messages_deferred", "gauge", "Messages that wait for credit.", lane.deferred);
+    t.one("frames_unacked", "gauge", "Frames that wait for an acknowledgement.", lane.unacked);
+    t.one("windows", "gauge", "Windows open.", lane.windows);
+    t.one("pool_regions", "gauge", "Regions of the memory pool.", stats.pool.regions);
+    t.one("pool_bytes", "gauge", "Bytes of the memory pool.", stats.pool.bytes);
+    t.one("pool_used_bytes", "gauge", "Bytes of the memory pool in use.", stats.pool.in_use);
+    counters(&mut t, stats);
+    peers(&mut t, stats);
+    rails(&mut t, stats);
+    t.0
+}
+
+type Pick = fn(&PeerCounters) -> u64;
+
+fn counters(t: &mut Text, stats: &EndpointStats) {
+    let all: [(&str, &str, Pick); 10] = [
+        ("tx_messages_total", "Messages sent.", |c| c.tx_messages),
+        ("tx_bytes_total", "Bytes of messages sent.", |c| c.tx_bytes),
+        ("rx_messages_total", "Messages received.", |c| c.rx_messages),
+        ("rx_bytes_total", "Bytes of messages received.", |c| c.rx_bytes),
+        ("coalesced_total", "Messages that left with others in one frame.", |c| c.coalesced),
+        ("credit_stalls_total", "Times a send waited for credit.", |c| c.credit_stalls),
+        ("resent_total", "Frames sent again.", |c| c.resent),
+        ("duplicates_total", "Frames that came twice.", |c| c.duplicates),
+        ("failovers_total", "Times traffic moved to another rail.", |c| c.failovers),
+        ("losses_total", "Times a peer was lost.", |c| c.lost),
+    ];
+    for (name, help, pick) in all {
+        t.metric(name, "counter", help, [(String::new(), pick(&stats.lane.totals) as f64)]);
+        let of = |p: &kfab::PeerStats| (format!("{{peer=\"{}\"}}", label(&p.name)), pick(&p.info.counters) as f64);
+        t.metric(&format!("peer_{name}"), "counter", help, stats.peers.iter().map(of));
+    }
+}
+
+fn peers(t: &mut Text, stats: &EndpointStats) {
+    let mut gauge = |name: &str, help: &str, pick: fn(&kfab::PeerInfo) -> f64| {
+        let of = |p: &kfab::PeerStats| (format!("{{peer=\"{}\"}}", label(&p.name)), pick(&p.info));
+        t.metric(name, "gauge", help, stats.peers.iter().map(of));
+    };
+    gauge("peer_up", "1 if the peer can be reached now.", |i| f64::from(u8::from(i.up)));
+    gauge("peer_credits", "Credits free.", |i| f64::from(i.credits));
+    gauge("peer_deferred", "Messages to the peer that wait for credit.", |i| i.deferred as f64);
+    gauge("peer_rtt_seconds", "Smoothed round trip; 0 where never measured.", |i| i.rtt_ns as f64 / 1e9);
+}
+
+fn rails(t: &mut Text, stats: &EndpointStats) {
+    let mut metric = |name: &str, kind: &str, help: &str, pick: fn(&kfab::RailInfo) -> f64| {
+        let of = |p: &kfab::PeerStats| {
+            let peer = label(&p.name);
+            let one = move |r: &kfab::RailInfo| (format!("{{peer=\"{peer}\",rail=\"{}\"}}", r.rail), pick(r));
+            p.info.rails.iter().map(one).collect::<Vec<_>>()
+        };
+        t.metric(name, kind, help, stats.peers.iter().flat_map(of));
+    };
+    metric("rail_active", "gauge", "1 if traffic goes over the rail now.", |r| f64::from(u8::from(r.active)));
+    metric("rail_tx_bytes_total", "counter", "Bytes sent over the rail.", |r| r.tx_bytes as f64);
+    metric("rail_rx_bytes_total", "counter", "Bytes received over the rail.", |r| r.rx_bytes as f64);
+    metric("rail_tx_frames_total", "counter", "Frames sent over the rail.", |r| r.tx_frames as f64);
+    metric("rail_rx_frames_total", "counter", "Frames received over the rail.", |r| r.rx_frames as f64);
+    metric("rail_unacked_bytes", "gauge", "Bytes sent and not acknowledged.", |r| r.unacked_bytes as f64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sample_belongs_to_a_metric_that_was_declared_once() {
+        let fabric = kfab::Fabric::with_config(crate::providers::providers(), Default::default());
+        let endpoint = fabric.endpoint().unwrap();
+        let text = text(&endpoint.stats());
+        let mut declared = std::collections::HashSet::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                assert!(declared.insert(rest.split(' ').next().unwrap().to_owned()), "{line} twice");
+            } else if !line.starts_with('#') {
+                let name = line.split([' ', '{']).next().unwrap();
+                assert!(declared.contains(name), "{line}");
+                assert!(line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(), "{line}");
+            }
+        }
+        assert!(declared.contains("kfab_tx_messages_total") && declared.contains("kfab_peer_tx_messages_total"));
+        assert!(declared.contains("kfab_rail_tx_bytes_total") && declared.contains("kfab_peer_losses_total"));
+    }
+
+    #[test]
+    fn labels_are_escaped() {
+        assert_eq!(label("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+    }
+}
