@@ -78,3 +78,39 @@ fn records(data: &[u8], step: usize, mut session: Option<Box<Session>>) {
         at += n;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire;
+    use kfab_core::spi::Inline;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(data in prop::collection::vec(any::<u8>(), 0..600)) {
+            fuzz_stream(&data);
+        }
+
+        #[test]
+        fn bytes_that_start_well_and_go_bad_are_survived(
+            how in 0u8..16, step: u8, keyed in any::<bool>(), body in 0usize..300, flip in 0usize..400, bit in 0u8..8,
+        ) {
+            let policy = Policy { key: keyed.then(|| FabricKey::from_bytes([7; 32])), encrypt: how & 4 != 0 };
+            let mut data = vec![how, step];
+            if how & 8 == 0 {
+                Greeter::connector(&policy, &mut data).unwrap();
+            }
+            for _ in 0..3 {
+                let (head, n) = wire::frame_head(&[1; 16], &Inline::new(b"inline").unwrap(), body);
+                data.extend_from_slice(&head[..n]);
+                data.resize(data.len() + body, 0);
+            }
+            data.extend_from_slice(&wire::goodbye());
+            if let Some(b) = data.get_mut(flip) {
+                *b ^= 1 << bit;
+            }
+            fuzz_stream(&data);
+        }
+    }
+}

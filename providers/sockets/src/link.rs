@@ -105,6 +105,8 @@ pub(crate) struct Link {
     pub(crate) refused: bool,
     pub(crate) in_ready: bool,
     pub(crate) dirty: bool,
+    /// Taken out of epoll: hot, and polled for a long while without sleep.
+    pub(crate) detached: bool,
     got_goodbye: bool,
     /// Connecting side: counted against `max_connecting`.
     pub(crate) attempt: bool,
@@ -137,6 +139,7 @@ impl Link {
             refused: false,
             in_ready: false,
             dirty: false,
+            detached: false,
             got_goodbye: false,
             attempt: false,
             known: to.is_some(),

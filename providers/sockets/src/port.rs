@@ -24,9 +24,13 @@ const EVENTS_MAX: usize = 256;
 /// Readiness reports taken from epoll at once.
 const EPOLL_BATCH: usize = 64;
 /// While links are hot, epoll is asked at every Nth poll at most.
-const EPOLL_EVERY: u32 = 32;
+const EPOLL_EVERY: u32 = 64;
 /// The same while a link waits for room in its socket.
 const EPOLL_EVERY_BLOCKED: u32 = 4;
+/// Polls without sleep after which hot links leave epoll: each arrival then costs the kernel one wake-up call less.
+const DETACH_AFTER: u32 = 1024;
+/// A detached link that waits for room in its socket tries at every Nth poll.
+const RETRY_EVERY: u32 = 8;
 /// The epoll name of the listener; no link has it.
 pub(crate) const LISTENER: u64 = u64::MAX;
 
@@ -48,6 +52,8 @@ pub(crate) struct TcpPort {
     /// The last link that had to wait for room in its socket.
     blocked: Option<Conn>,
     ticks: u32,
+    /// Polls since the last sleep or detachment.
+    awake: u32,
     every: u32,
     pub(crate) attempts: Attempts,
     pub(crate) timers: Timers,
@@ -75,6 +81,7 @@ impl TcpPort {
             hot: Hot::default(),
             blocked: None,
             ticks: 0,
+            awake: 0,
             every: 1,
             attempts: Attempts::default(),
             timers: Timers::default(),
@@ -82,12 +89,9 @@ impl TcpPort {
         })
     }
 
-    /// Lets epoll watch a link's socket from now on, by edges.
+    /// Lets epoll watch a link's socket from now on.
     pub(crate) fn watch(&self, id: Conn, fd: &OwnedFd) -> std::result::Result<(), End> {
-        use epoll::EventFlags as F;
-        let flags = F::IN | F::OUT | F::RDHUP | F::ET;
-        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(id.0), flags)
-            .map_err(|e| End::broken("watch the socket", e))
+        watch(&self.epoll, id, fd)
     }
 
     /// Puts a link in the list of those with work.
@@ -203,6 +207,10 @@ impl TcpPort {
                 continue;
             }
             link.readable = true;
+            if link.detached && link.tx_blocked && self.awake.is_multiple_of(RETRY_EVERY) {
+                link.tx_blocked = false;
+                self.push_out(id, events);
+            }
             let now = self.serve(id, events, limit);
             moved |= now;
             if let Some(cold) = self.hot.note(i, now) {
@@ -214,9 +222,37 @@ impl TcpPort {
 
     /// A link is hot no longer: it gets one more turn, in case an edge was seen but not followed.
     fn cool(&mut self, id: Conn) {
+        self.attach(id);
         if let Some(link) = self.links.get(id) {
             link.readable = true;
             self.make_ready(id);
+        }
+    }
+
+    /// Puts a link back into epoll, which reports at once what it missed.
+    fn attach(&mut self, id: Conn) {
+        let Some(link) = self.links.get(id).filter(|l| l.detached) else { return };
+        link.detached = false;
+        let Some(fd) = &link.fd else { return };
+        if let Err(end) = watch(&self.epoll, id, fd) {
+            self.finish_later(id, end);
+        }
+    }
+
+    /// Counts polls; after many without sleep the hot links leave epoll.
+    fn stay_awake(&mut self) {
+        self.awake += 1;
+        if self.awake < DETACH_AFTER {
+            return;
+        }
+        self.awake = 0;
+        for i in 0..HOT_MAX {
+            let Some(link) = self.hot.at(i).and_then(|id| self.links.get(id)).filter(|l| !l.detached) else {
+                continue;
+            };
+            if let Some(fd) = link.fd.as_ref().filter(|_| link.is_open()) {
+                link.detached = epoll::delete(&self.epoll, fd).is_ok();
+            }
         }
     }
 
@@ -340,6 +376,14 @@ impl TcpPort {
     }
 }
 
+/// By edges: a report for each arrival, and when a full socket has room again.
+fn watch(epoll: &OwnedFd, id: Conn, fd: &OwnedFd) -> std::result::Result<(), End> {
+    use epoll::EventFlags as F;
+    let flags = F::IN | F::OUT | F::RDHUP | F::ET;
+    epoll::add(epoll, fd, epoll::EventData::new_u64(id.0), flags)
+        .map_err(|e| End::broken("watch the socket", e))
+}
+
 impl Port for TcpPort {
     fn caps(&self) -> &Caps {
         &self.caps
@@ -425,6 +469,7 @@ impl Port for TcpPort {
     fn poll(&mut self, now_ns: u64, events: &mut Vec<Event>) -> bool {
         let before = events.len();
         let limit = before + EVENTS_MAX;
+        self.stay_awake();
         self.push_out_dirty(events);
         if self.timers.is_due(now_ns) {
             self.expire(now_ns, events);
@@ -483,6 +528,12 @@ impl Port for TcpPort {
 
     fn arm(&mut self) -> bool {
         let mut events = Vec::new();
+        self.awake = 0;
+        for i in 0..HOT_MAX {
+            if let Some(id) = self.hot.at(i) {
+                self.attach(id);
+            }
+        }
         self.push_out_dirty(&mut events);
         self.harvest(&mut events);
         self.pending.extend(events);
