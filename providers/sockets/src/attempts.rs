@@ -108,7 +108,7 @@ impl TcpPort {
     }
 
     /// Starts queued connections up to the bound.
-    fn next_attempts(&mut self, events: &mut Vec<Event>) {
+    pub(crate) fn next_attempts(&mut self, events: &mut Vec<Event>) {
         while self.attempts.running < self.config.max_connecting.max(1) {
             let Some(id) = self.attempts.queue.pop_front() else { return };
             let Some(to) = self.links.get(id).and_then(|l| l.to) else { continue };

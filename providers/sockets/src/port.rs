@@ -420,7 +420,10 @@ impl Port for TcpPort {
             _ => Err(End::new(DownReason::Closed, "closed before it was up")),
         };
         if let Err(end) = ended {
-            self.finish_later(conn, end);
+            let mut events = Vec::new();
+            self.finish(conn, end, &mut events);
+            self.next_attempts(&mut events);
+            self.pending.extend(events);
         }
     }
 
@@ -470,13 +473,15 @@ impl Port for TcpPort {
         let before = events.len();
         let limit = before + EVENTS_MAX;
         self.stay_awake();
+        // What is pending came first: nothing may overtake it.
+        let n = self.pending.len().min(EVENTS_MAX);
+        events.extend(self.pending.drain(..n));
+        if !self.pending.is_empty() {
+            return true;
+        }
         self.push_out_dirty(events);
         if self.timers.is_due(now_ns) {
             self.expire(now_ns, events);
-        }
-        while events.len() < limit {
-            let Some(e) = self.pending.pop_front() else { break };
-            events.push(e);
         }
         let mut moved = self.serve_ready(events, limit);
         moved |= self.serve_hot(events, limit);

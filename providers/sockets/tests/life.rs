@@ -115,6 +115,25 @@ fn a_listener_that_never_answers_times_out() {
 }
 
 #[test]
+fn closing_an_attempt_lets_the_next_one_begin() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let c = PortConfig { max_connecting: 1, connect_timeout: LIMIT * 2, ..config() };
+    let (mut a, mut b) = (Side::new(&c), Side::new(&c));
+    let first = a.port.connect(&Way::new("tcp", silent.local_addr().unwrap().to_string())).unwrap();
+    let second = a.port.connect(&b.way()).unwrap();
+    for _ in 0..100 {
+        b.poll();
+        assert!(a.next().is_none(), "the bound on attempts was passed");
+    }
+    a.port.close(first);
+    assert!(matches!(a.next(), Some(Event::Down { conn, reason: DownReason::Closed, .. }) if conn == first));
+    until("the second", || {
+        b.poll();
+        matches!(a.next(), Some(Event::Up { conn }) if conn == second).then_some(())
+    });
+}
+
+#[test]
 fn other_keys_are_denied_and_the_other_side_never_hears_of_it() {
     let all = [config(), keyed(1, true), keyed(1, false), keyed(2, true)];
     for (i, x) in all.iter().enumerate() {
