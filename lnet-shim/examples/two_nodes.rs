@@ -36,11 +36,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{:?}: {}", events.try_recv().map(|e| e.kind), String::from_utf8_lossy(&back));
 
     let _agent = Agent::start(server, AgentParams::default())?;
-    for (kind, concurrency) in
-        [(Kind::Ping, 1), (Kind::Ping, 8), (Kind::Read, 1), (Kind::Read, 8), (Kind::Write, 1), (Kind::Write, 8)]
-    {
+    for (kind, concurrency) in [
+        (Kind::Ping, 1),
+        (Kind::Ping, 8),
+        (Kind::Read, 1),
+        (Kind::Read, 8),
+        (Kind::Write, 1),
+        (Kind::Write, 8),
+    ] {
         let (duration, check) = (Duration::from_secs(1), Check::Simple);
-        let spec = LoadSpec { kind, size: 1 << 20, check, concurrency, duration, timeout, ..LoadSpec::default() };
+        let spec =
+            LoadSpec { kind, size: 1 << 20, check, concurrency, duration, timeout, ..LoadSpec::default() };
         let r = command::lst(&client, &[b], spec, false, &Progress::default())?.report;
         println!(
             "{kind:?} x{concurrency}: {:.0} RPC/s, {:.0} MiB/s, p50 {:.0} us, p99 {:.0} us, {} errors",

@@ -149,6 +149,8 @@ pub struct CoreCounters {
     pub drop_length: u64,
     /// Messages waiting at lazy portals now.
     pub parked: u64,
+    /// Their payload, bytes.
+    pub parked_bytes: u64,
 }
 
 /// The machine. `H` is where events go.
@@ -163,12 +165,13 @@ pub struct Core<H> {
     sequence: u64,
     counters: CoreCounters,
     max_waiting: usize,
+    max_waiting_bytes: usize,
 }
 
 impl<H: Handler> Core<H> {
     /// A machine whose handles carry `interface_cookie`, which must differ at each start. At most `max_waiting` messages
-    /// wait at each lazy portal.
-    pub fn new(interface_cookie: u64, max_waiting: usize) -> Self {
+    /// wait at each lazy portal, and `max_waiting_bytes` of payload at all of them.
+    pub fn new(interface_cookie: u64, max_waiting: usize, max_waiting_bytes: usize) -> Self {
         let portal = || Portal { table: Table::Unset, lazy: false, waiting: VecDeque::new() };
         Self {
             interface_cookie,
@@ -181,6 +184,7 @@ impl<H: Handler> Core<H> {
             sequence: 0,
             counters: CoreCounters::default(),
             max_waiting,
+            max_waiting_bytes,
         }
     }
 

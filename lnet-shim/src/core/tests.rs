@@ -69,7 +69,7 @@ fn drain(core: &mut Core<Room>) -> Drained {
 }
 
 fn core() -> Core<Room> {
-    Core::new(0xabc, 4)
+    Core::new(0xabc, 4, 100)
 }
 
 #[test]
@@ -218,6 +218,10 @@ fn lazy_portal_keeps_puts_until_there_is_memory() {
     assert_eq!(core.counters().parked, 1);
     core.set_lazy(5, false).unwrap();
     assert_eq!((core.counters().parked, core.counters().drop_count), (0, 3));
+    core.set_lazy(5, true).unwrap();
+    core.receive(incoming(1, put_body(5, 1, 0, false), &[0; 60])).unwrap();
+    assert_eq!(core.receive(incoming(1, put_body(5, 1, 0, false), &[0; 60])), Err(DropReason::TooMany));
+    assert_eq!(core.counters().parked_bytes, 60);
 }
 
 #[test]

@@ -368,15 +368,18 @@ impl<H: Handler> Core<H> {
         if !slot.lazy {
             return Err(DropReason::NoMatch);
         }
-        if slot.waiting.len() >= max {
+        let bytes = self.counters.parked_bytes + incoming.payload.len() as u64;
+        if slot.waiting.len() >= max || bytes > self.max_waiting_bytes as u64 {
             return Err(DropReason::TooMany);
         }
+        self.counters.parked_bytes = bytes;
         self.outputs.push_back(Output::Parked { via: incoming.via, bytes: incoming.payload.len() });
         slot.waiting.push_back(incoming);
         Ok(())
     }
 
     pub(super) fn release_parked(&mut self, incoming: &Incoming) {
+        self.counters.parked_bytes -= incoming.payload.len() as u64;
         self.outputs.push_back(Output::Unparked { via: incoming.via, bytes: incoming.payload.len() });
     }
 

@@ -133,7 +133,7 @@ impl Engine {
     /// A node without interfaces. `interface_cookie` must differ at each start.
     pub fn new(params: NodeParams, interface_cookie: u64) -> Self {
         let mut engine = Self {
-            core: Core::new(interface_cookie, params.max_waiting),
+            core: Core::new(interface_cookie, params.max_waiting, params.max_waiting_bytes),
             faults: Faults::new(params.seed),
             nis: Vec::new(),
             peers: HashMap::new(),
@@ -253,13 +253,22 @@ impl Engine {
 
     /// Sets until when an answer is waited for. The latest operation of a descriptor counts.
     pub(super) fn track(&mut self, now: Time, md: SourceMd, target: ProcessId, timeout: Option<Time>) {
+        self.start_ticking(now);
         let deadline = now + timeout.unwrap_or(self.params.transaction_timeout);
         self.tracked.insert(md.handle(), Tracked { deadline, peer: Some(target.nid) });
     }
 
     /// Ends a descriptor by itself, with [`Status::TimedOut`], unless it has gone by then.
     pub fn expire(&mut self, now: Time, md: MdHandle, timeout: Time) {
+        self.start_ticking(now);
         self.tracked.insert(md, Tracked { deadline: now + timeout, peer: None });
+    }
+
+    /// After a rest the next tick is one tick away, not overdue.
+    fn start_ticking(&mut self, now: Time) {
+        if self.next_tick < now {
+            self.next_tick = now + self.params.tick();
+        }
     }
 
     /// Does everything that can be done now.

@@ -32,6 +32,8 @@ pub struct NodeParams {
     pub fail_on_peer_lost: bool,
     /// Messages that wait at one lazy portal.
     pub max_waiting: usize,
+    /// Bytes of messages that wait at all lazy portals together.
+    pub max_waiting_bytes: usize,
     /// Messages that wait for the discovery of one peer.
     pub max_parked: usize,
     /// Peers known at a time.
@@ -59,6 +61,7 @@ impl Default for NodeParams {
             discovery_timeout: Duration::from_secs(50),
             fail_on_peer_lost: false,
             max_waiting: 4096,
+            max_waiting_bytes: 256 << 20,
             max_parked: 4096,
             max_peers: 65536,
             max_messages: 65536,

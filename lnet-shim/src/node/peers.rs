@@ -119,12 +119,34 @@ impl Engine {
             return Some(ni.peer);
         }
         if self.peers.len() >= self.params.max_peers {
+            self.forget_strangers();
+        }
+        if self.peers.len() >= self.params.max_peers {
             return None;
         }
         let id = self.id();
         self.peers.insert(id, Peer::new(nid));
         self.add_peer_ni(id, nid);
         Some(id)
+    }
+
+    /// Makes room: of peers that only ever sent something, and with which nothing is under way, a part is forgotten.
+    fn forget_strangers(&mut self) {
+        let busy: std::collections::HashSet<Nid> = self.messages.values().filter_map(|m| m.peer).collect();
+        let idle = |p: &Peer| {
+            p.discovery == Discovery::Unknown
+                && !p.configured
+                && p.parked.is_empty()
+                && p.waiters.is_empty()
+                && p.nids.iter().all(|n| !busy.contains(n))
+        };
+        let some = self.params.max_peers / 16 + 1;
+        let strangers: Vec<PeerId> =
+            self.peers.iter().filter(|(_, p)| idle(p)).map(|(id, _)| *id).take(some).collect();
+        for id in strangers {
+            let nids = self.peers.remove(&id).map(|p| p.nids).unwrap_or_default();
+            nids.iter().for_each(|n| drop(self.peer_nis.remove(n)));
+        }
     }
 
     fn add_peer_ni(&mut self, peer: PeerId, nid: Nid) {

@@ -415,6 +415,32 @@ fn peers_without_discovery_keep_one_rail() {
 }
 
 #[test]
+fn strangers_do_not_crowd_out_peers() {
+    let mut w = World::new(&[&[A1], &[B1]], NodeParams { max_peers: 32, ..NodeParams::default() });
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    let (_, _served) = w.serve(0, 9, 64);
+    for i in 0..1000u32 {
+        let src = ProcessId::lnet(Nid::small(crate::nid::Net::TCP, 0x0c00_0000 + i));
+        let body = crate::wire::lnet::Body::Put {
+            handle: crate::wire::lnet::WireHandle::NONE,
+            match_bits: 7,
+            hdr_data: 0,
+            portal: 9,
+            offset: 0,
+        };
+        let header =
+            crate::wire::lnet::LnetHeader { dest: ProcessId::lnet(nid(A1)), src, payload_len: 1, body };
+        let rx = Rx { via: 1, peer: src, header, payload: vec![i as u8] };
+        w.engines[0].upcall(w.now, nid(A1), Upcall::Received(rx));
+        w.run();
+    }
+    assert_eq!(w.engines[0].stats().received.put, 1001, "the push, and all the rest");
+    assert_eq!(w.engines[0].stats().core.drop_count, 0);
+    assert!(w.engines[0].peers().len() <= 32);
+    assert!(w.engines[0].peer(nid(B1)).unwrap().discovered);
+}
+
+#[test]
 fn messages_to_ourselves_need_no_network() {
     let mut w = World::new(&[&[A1]], NodeParams::default());
     let (memory, _served) = w.serve(0, 9, 4);

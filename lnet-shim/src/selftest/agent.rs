@@ -186,7 +186,7 @@ impl Worker {
             LstBody::RemoveSession { session, .. } => self.remove_session(session),
             LstBody::Batch { session, batch, op, test, .. } => self.batch(session, batch, op, test),
             LstBody::Stat { session, .. } => self.stat(session),
-            LstBody::Debug { .. } => self.debug(),
+            LstBody::Debug { session, .. } => self.debug(session),
             LstBody::Join { .. } => self.join(),
             _ => return,
         };
@@ -416,7 +416,9 @@ impl Worker {
         }
     }
 
-    fn debug(&self) -> LstBody {
+    /// Also how a console says that it is still there.
+    fn debug(&mut self, id: SessionId) -> LstBody {
+        let _ = self.named(id);
         let session = self.session_id();
         match &self.session {
             None => LstBody::DebugReply {

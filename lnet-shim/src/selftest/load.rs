@@ -160,7 +160,8 @@ pub fn run(rpc: &Rpc, targets: &[ProcessId], spec: LoadSpec, progress: &Progress
 
 fn new_histogram() -> Result<Histogram<u64>> {
     // One nanosecond to an hour.
-    Histogram::new_with_bounds(1, 3_600_000_000_000, 3).map_err(|e| Error::new(ErrorKind::Invalid, "load", e.to_string()))
+    Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
+        .map_err(|e| Error::new(ErrorKind::Invalid, "load", e.to_string()))
 }
 
 fn worker(

@@ -389,7 +389,7 @@ impl Machine {
 
     /// When [`Machine::handle_timeout`] wants to be called.
     pub fn next_timeout(&self) -> Option<Time> {
-        (!self.conns.is_empty() || self.peers.values().any(|p| p.campaign)).then_some(self.next_scan)
+        (!self.conns.is_empty() || !self.peers.is_empty()).then_some(self.next_scan)
     }
 
     /// Looks at all deadlines that have passed.
@@ -412,6 +412,10 @@ impl Machine {
 
     fn check_peer(&mut self, now: Time, id: ProcessId) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
+        if peer.is_forgotten(now, &self.params) {
+            self.peers.remove(&id);
+            return;
+        }
         if peer.zero_copy.values().any(|(_, deadline)| *deadline <= now) {
             return self.break_peer(now, id, Failure::NetworkTimeout);
         }

@@ -79,6 +79,14 @@ impl Peer {
         Some(known.iter().filter_map(|c| self.zero_copy.remove(c)).map(|(id, _)| id).collect())
     }
 
+    /// Whether nothing is left of it: no connection, no message, no pause that matters. A stranger's claim to a name is
+    /// not kept.
+    pub(super) fn is_forgotten(&self, now: Time, params: &TcpParams) -> bool {
+        let idle = self.conns.is_empty() && self.queue.is_empty() && self.dialing.is_none();
+        let paused = self.backoff.is_some() && now < self.next_dial + params.max_reconnect;
+        idle && self.zero_copy.is_empty() && !paused && !self.campaign
+    }
+
     /// How long to wait after a failure.
     pub(super) fn next_backoff(&mut self, params: &TcpParams) -> Time {
         let next = self.backoff.map_or(params.min_reconnect, |b| (b * 2).min(params.max_reconnect));

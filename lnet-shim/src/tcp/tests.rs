@@ -463,6 +463,39 @@ fn a_dead_host_fails_at_once_and_pauses_grow() {
 }
 
 #[test]
+fn numbers_and_kinds_of_connections_can_be_chosen() {
+    for (typed, per_peer, want) in [(true, 3, 7), (false, 2, 2)] {
+        let mut w =
+            World::new(&[A, B], TcpParams { typed, conns_per_peer: per_peer, ..TcpParams::default() });
+        for id in 1..=20 {
+            w.send(0, message(id, A, B, 3000));
+        }
+        w.run();
+        assert_eq!((w.kinds(0).len(), w.kinds(1).len()), (want, want));
+        assert_eq!(w.nodes[1].got.len(), 20);
+        w.send(1, message(99, B, A, 3000));
+        w.run();
+        assert_eq!(w.outcome(1, 99), Some(Ok(())));
+    }
+}
+
+#[test]
+fn strangers_claims_are_not_kept() {
+    let mut m = passive();
+    for i in 0..50u32 {
+        let mut h = hello(ByteOrder::Little, ConnType::Control, 5);
+        h.src_nid = Nid::small(crate::nid::Net::TCP, i + 1);
+        let (conn, _) = greet(&mut m, 1023, &h);
+        m.closed(sec(2), conn);
+    }
+    actions(&mut m);
+    assert!(m.next_timeout().is_some());
+    m.handle_timeout(sec(10));
+    m.handle_timeout(sec(100));
+    assert_eq!(m.next_timeout(), None);
+}
+
+#[test]
 fn held_bytes_stop_reading() {
     let mut m = passive();
     let (conn, _) = greet(&mut m, 1023, &hello(ByteOrder::Little, ConnType::Control, 5));
