@@ -62,7 +62,7 @@ impl Machine {
             }
         }
         self.free_idle_peers();
-        due = due.min(self.close_silent_strangers(io));
+        due = due.min(self.see_to_greetings(io));
         self.next_tick = self.next_tick.min(due.max(io.now + GRAIN)).min(self.expire(io));
     }
 
@@ -78,8 +78,8 @@ impl Machine {
         u64::MAX
     }
 
-    /// A connection that sends no hello costs its place only for so long.
-    fn close_silent_strangers(&mut self, io: &mut Io<'_>) -> u64 {
+    /// A connection that sends no hello costs its place only for so long; on lossy rails ours is repeated until it is answered.
+    fn see_to_greetings(&mut self, io: &mut Io<'_>) -> u64 {
         let limit = ns(self.limits.peer_timeout);
         let mut next = u64::MAX;
         for ci in std::mem::take(&mut self.greeting) {
@@ -87,12 +87,17 @@ impl Machine {
             if !c.live || c.up || c.closing {
                 continue;
             }
-            if c.opened_at + limit <= io.now {
+            let give_up = c.opened_at + limit;
+            if give_up <= io.now {
                 self.close_conn(io, ci);
-            } else {
-                next = next.min(c.opened_at + limit);
-                self.greeting.push(ci);
+                continue;
             }
+            next = next.min(give_up);
+            if c.dialed {
+                self.send_hello(io, ci);
+                next = next.min(io.now + ns(self.limits.resend_after));
+            }
+            self.greeting.push(ci);
         }
         next
     }

@@ -116,6 +116,11 @@ impl Machine {
     pub(crate) fn on_up(&mut self, io: &mut Io<'_>, port: usize, conn: Conn) {
         if let Some(ci) = self.conn_at(port, conn) {
             self.send_hello(io, ci);
+            if self.conns[ci as usize].delivery == Delivery::Datagram {
+                // The hello itself may be lost: `clock` repeats it until it is answered.
+                self.greeting.push(ci);
+                self.next_tick = self.next_tick.min(io.now + self.limits.resend_after.as_nanos() as u64);
+            }
         }
     }
 
@@ -126,7 +131,7 @@ impl Machine {
         // The answer waits for the peer's hello: until then we do not know for which state to speak.
     }
 
-    fn send_hello(&mut self, io: &mut Io<'_>, ci: u32) {
+    pub(crate) fn send_hello(&mut self, io: &mut Io<'_>, ci: u32) {
         let c = &self.conns[ci as usize];
         let Some(pi) = c.peer else { return };
         let h = Hello {
@@ -162,7 +167,15 @@ impl Machine {
         if (h.flags.get() & 1 != 0) != self.keyed {
             return self.hostile(io, ci, "one side has a fabric key and the other has none");
         }
-        if self.conns[ci as usize].up || body_len > Address::MAX_LEN {
+        let c = &self.conns[ci as usize];
+        if c.up && c.delivery == Delivery::Datagram {
+            // It came twice, or our answer was lost.
+            if !c.dialed {
+                self.send_hello(io, ci);
+            }
+            return self.discard(io, ci, None, body_len);
+        }
+        if c.up || body_len > Address::MAX_LEN {
             return self.hostile(io, ci, "a bad hello");
         }
         if body_len == 0 {

@@ -454,6 +454,9 @@ impl Machine {
         let mut list = std::mem::take(&mut self.dirty);
         for pi in list.drain(..) {
             self.peers[pi as usize].dirty = false;
+            if !self.peers[pi as usize].rx.held.is_empty() {
+                self.release_held(io, pi);
+            }
             self.drain(io, pi);
         }
         if self.dirty.is_empty() {
@@ -556,6 +559,12 @@ impl Machine {
             rails: p.rails.iter().map(rail).collect(),
             counters: p.counters,
         })
+    }
+
+    /// The protocol's side of an operation as text, for the reports of simulations.
+    #[doc(hidden)]
+    pub fn describe(&mut self, op: OpId) -> String {
+        format!("{:?}", self.ops.proto(op))
     }
 
     // ---- faults ----

@@ -89,7 +89,7 @@ impl Machine {
             return self.on_hello(io, ci, inline, body_len);
         }
         let Some(pi) = c.peer.filter(|_| c.up) else {
-            if c.closing {
+            if c.closing || c.delivery == kfab_core::spi::Delivery::Datagram {
                 return self.discard(io, ci, None, body_len);
             }
             return self.hostile(io, ci, "a frame before the hello");

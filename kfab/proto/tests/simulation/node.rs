@@ -1,0 +1,259 @@
+//! One simulated process: a machine, its ports, and an application that sends, receives and keeps books.
+
+use crate::run::{Book, Rng};
+use kfab_core::mem::{Buffer, Pool, PoolConfig};
+use kfab_core::spi::{Address, Port, Rights};
+use kfab_core::{Error, Kind};
+use kfab_proto::*;
+use kfab_sim::World;
+use std::collections::HashMap;
+
+/// What an operation of the application was for.
+#[derive(Debug)]
+pub(crate) enum Job {
+    Send { id: u64, delivered: bool },
+    Recv { tagged: bool },
+    Read { at: usize, len: usize, owner: (u32, u32) },
+    Write,
+}
+
+pub(crate) struct Node {
+    pub(crate) host: u32,
+    pub(crate) life: u32,
+    pub(crate) machine: Machine,
+    pub(crate) ports: Vec<Box<dyn Port>>,
+    pub(crate) pool: Pool,
+    pub(crate) jobs: HashMap<OpId, Job>,
+    pub(crate) peers: HashMap<u32, PeerId>,
+    pub(crate) window: Option<(WindowId, WindowKey)>,
+    pub(crate) sent: u64,
+    /// Receives posted: untagged and tagged.
+    pub(crate) posted: [usize; 2],
+    held: Vec<Message>,
+}
+
+/// Bytes of every node's window: byte i is `i * 7 + host`.
+pub(crate) const WINDOW: usize = 100_000;
+
+pub(crate) fn limits() -> Limits {
+    let ms = std::time::Duration::from_millis;
+    Limits {
+        credits: 64,
+        probe_after: ms(50),
+        peer_timeout: ms(3000),
+        reconnect: (ms(5), ms(100)),
+        max_unacked_bytes: 256 << 10,
+        ..Limits::default()
+    }
+}
+
+/// The contents of message `id`.
+pub(crate) fn contents(id: u64, len: usize) -> Vec<u8> {
+    let mut v: Vec<u8> = (0..len).map(|i| (id as usize * 131 + i * 7 + i / 251) as u8).collect();
+    v[..8].copy_from_slice(&id.to_le_bytes());
+    v
+}
+
+impl Node {
+    pub(crate) fn new(world: &World, host: u32, life: u32, rails: u32, seed: u64) -> Node {
+        let ports: Vec<_> = (0..rails).map(|r| world.port(host, r)).collect();
+        let mut machine = Machine::new(limits(), seed ^ (u64::from(host) << 32) ^ u64::from(life) << 48 | 1, false);
+        machine.set_address(&Address::new(ports.iter().flat_map(|p| p.ways()).collect()));
+        let pool = Pool::new(PoolConfig { region_bytes: 1 << 20, max_bytes: 64 << 20, node: None });
+        let mut n = Node {
+            host,
+            life,
+            machine,
+            ports,
+            pool,
+            jobs: HashMap::new(),
+            peers: HashMap::new(),
+            window: None,
+            sent: 0,
+            posted: [0; 2],
+            held: Vec::new(),
+        };
+        let bytes: Vec<u8> = (0..WINDOW).map(|i| (i * 7 + host as usize) as u8).collect();
+        let memory = n.pool.alloc_window(WINDOW).unwrap();
+        memory.write(0, &bytes);
+        let (id, key) = n.with(1, |m, io| m.open_window(io, WindowMemory::Shared(memory), Rights::READ | Rights::WRITE)).unwrap();
+        n.window = Some((id, key));
+        n
+    }
+
+    pub(crate) fn with<R>(&mut self, now: u64, f: impl FnOnce(&mut Machine, &mut Io<'_>) -> R) -> R {
+        let mut io = Io { ports: &mut self.ports, now: now + 1, pool: &self.pool };
+        f(&mut self.machine, &mut io)
+    }
+
+    pub(crate) fn meet(&mut self, now: u64, host: u32, rails: u32) -> PeerId {
+        let ways: Vec<String> = (0..rails).map(|r| format!("sim:{host}.{r}")).collect();
+        let address: Address = ways.join(",").parse().unwrap();
+        let id = self.with(now, |m, io| m.peer(io, &address)).unwrap();
+        self.peers.insert(host, id);
+        id
+    }
+
+    fn start(&mut self, r: kfab_core::Result<Started>, job: Job, book: &mut Book) {
+        match r {
+            Ok(Started::Pending(op)) => {
+                assert!(self.jobs.insert(op, job).is_none(), "an operation's name is used twice");
+            }
+            Ok(Started::Done(o)) => self.ended(job, Ok(o), book),
+            Err(e) => self.ended(job, Err(e), book),
+        }
+    }
+
+    pub(crate) fn send(&mut self, now: u64, to: u32, rng: &mut Rng, book: &mut Book) {
+        let len = match rng.below(10) {
+            0..=4 => 8 + rng.below(33) as usize,
+            5..=7 => 41 + rng.below(5000) as usize,
+            _ => 9000 + rng.below(200_000) as usize,
+        };
+        let id = book.new_message((self.host, self.life), to, len);
+        let bytes = contents(id, len);
+        let options = SendOptions {
+            tag: rng.chance(0.5).then(|| id & 3),
+            ordered: rng.chance(0.3),
+            delivered: rng.chance(0.3),
+        };
+        let peer = self.peers[&to];
+        let in_slab = rng.chance(0.5);
+        let job = Job::Send { id, delivered: options.delivered };
+        let r = if in_slab {
+            let b = self.pool.copy_from(&bytes).unwrap();
+            self.with(now, |m, io| m.send(io, peer, b.into(), options))
+        } else {
+            self.with(now, |m, io| m.send(io, peer, bytes.as_slice().into(), options))
+        };
+        self.sent += 1;
+        self.start(r, job, book);
+    }
+
+    /// Keeps a few receives of either kind posted.
+    pub(crate) fn keep_receiving(&mut self, now: u64, rng: &mut Rng, book: &mut Book) {
+        for tagged in [false, true] {
+            while self.posted[usize::from(tagged)] < 3 {
+                self.receive(now, tagged, rng, book);
+            }
+        }
+    }
+
+    /// Posts a receive, sometimes with a buffer.
+    fn receive(&mut self, now: u64, tagged: bool, rng: &mut Rng, book: &mut Book) {
+        let tag = tagged.then_some((0, 3));
+        let into = rng.chance(0.3).then(|| self.pool.alloc(300_000).unwrap());
+        self.posted[usize::from(tagged)] += 1;
+        let r = self.with(now, |m, io| m.recv(io, Want { tag, from: None }, into));
+        self.start(r, Job::Recv { tagged }, book);
+    }
+
+    pub(crate) fn one_sided(&mut self, now: u64, owner: (u32, u32), key: &WindowKey, rng: &mut Rng, book: &mut Book) {
+        let peer = self.peers[&owner.0];
+        // Writes stay in the second half, each writing what is there already; so reads know what to expect.
+        let at = rng.below(WINDOW as u64 - 1) as usize;
+        let len = 1 + rng.below((WINDOW - at) as u64) as usize;
+        if rng.chance(0.5) {
+            let bytes: Vec<u8> = (at..at + len).map(|i| (i * 7 + owner.0 as usize) as u8).collect();
+            let r = self.with(now, |m, io| m.write(io, peer, key, at as u64, bytes.as_slice().into()));
+            self.start(r, Job::Write, book);
+        } else {
+            let into = self.pool.alloc(len).unwrap();
+            let r = self.with(now, |m, io| m.read(io, peer, key, at as u64, into));
+            self.start(r, Job::Read { at, len, owner }, book);
+        }
+    }
+
+    /// Some operations are cancelled or given up.
+    pub(crate) fn disturb(&mut self, now: u64, rng: &mut Rng) {
+        let recv = |(op, j): (&OpId, &Job)| if let Job::Recv { tagged } = j { Some((*op, *tagged)) } else { None };
+        let Some((op, tagged)) = self.jobs.iter().filter_map(recv).min() else { return };
+        if rng.chance(0.5) {
+            self.with(now, |m, io| m.cancel(io, op, Kind::Canceled));
+        } else {
+            self.with(now, |m, io| m.detach(io, op));
+            self.jobs.remove(&op);
+            self.posted[usize::from(tagged)] -= 1;
+        }
+    }
+
+    pub(crate) fn poll(&mut self, now: u64, book: &mut Book) {
+        self.with(now, |m, io| m.poll(io));
+        self.reap(book);
+    }
+
+    pub(crate) fn reap(&mut self, book: &mut Book) {
+        let ops: Vec<OpId> = self.jobs.keys().copied().collect();
+        for op in ops {
+            if let Some(r) = self.machine.take(op) {
+                let job = self.jobs.remove(&op).unwrap();
+                assert!(self.machine.take(op).is_none(), "an operation ended twice");
+                self.ended(job, r, book);
+            }
+        }
+    }
+
+    fn ended(&mut self, job: Job, r: kfab_core::Result<Outcome>, book: &mut Book) {
+        match (job, r) {
+            (Job::Send { id, delivered }, Ok(Outcome::Unit)) => book.sent(id, delivered),
+            (Job::Send { id, .. }, Err(e)) => book.send_failed(id, &e),
+            (Job::Recv { tagged }, Ok(Outcome::Message(m))) => {
+                self.posted[usize::from(tagged)] -= 1;
+                book.received((self.host, self.life), m.bytes());
+                // A slow application: keeps some messages a while.
+                self.held.push(m);
+                if self.held.len() > 8 {
+                    self.held.clear();
+                }
+            }
+            (Job::Recv { tagged }, Err(e)) => {
+                self.posted[usize::from(tagged)] -= 1;
+                assert!(matches!(e.kind(), Kind::Canceled | Kind::PeerLost | Kind::Protocol), "a receive failed: {e:?}");
+                book.disturbed |= e.kind() == Kind::Canceled;
+            }
+            (Job::Read { at, len, owner }, Ok(Outcome::Buffer(b))) => check_window(&b, at, len, owner.0),
+            (Job::Write, Ok(Outcome::Unit)) => book.one_sided += 1,
+            (Job::Read { .. } | Job::Write, Err(e)) => book.one_sided_failed(&e),
+            (j, o) => panic!("{j:?} ended with {o:?}"),
+        }
+    }
+
+    /// After everything: nothing may be left.
+    pub(crate) fn check_empty(&mut self, now: u64) -> Result<(), String> {
+        self.held.clear();
+        let s = self.machine.stats();
+        let lost = |what: &str, n: usize| if n == 0 { Ok(()) } else { Err(format!("host {}: {n} {what} left: {s:?}", self.host)) };
+        lost("operations of the application", self.jobs.len())?;
+        lost("operations", s.ops)?;
+        lost("deferred messages", s.deferred)?;
+        lost("unexpected messages", s.unexpected)?;
+        for (host, id) in &self.peers {
+            let Some(i) = self.machine.peer_info(*id).filter(|i| i.up) else { continue };
+            // Up to a quarter comes back only with the next traffic: no message is spent on it.
+            if i.credits <= i.credit_limit * 3 / 4 {
+                return Err(format!("host {}: {} of {} credits to {host}", self.host, i.credits, i.credit_limit));
+            }
+        }
+        let (id, _) = self.window.take().unwrap();
+        self.with(now, |m, io| {
+            m.close_window(io, id);
+            m.close(io);
+        });
+        self.ports.clear();
+        self.machine = Machine::new(limits(), 1, false);
+        let p = self.pool.stats();
+        if p.in_use != 0 { Err(format!("host {}: {} bytes of memory left", self.host, p.in_use)) } else { Ok(()) }
+    }
+}
+
+fn check_window(b: &Buffer, at: usize, len: usize, host: u32) {
+    assert_eq!(b.len(), len);
+    for (i, x) in b.iter().enumerate() {
+        assert_eq!(*x, ((at + i) * 7 + host as usize) as u8, "byte {} of host {host}'s window", at + i);
+    }
+}
+
+/// What an error may be while peers crash.
+pub(crate) fn is_loss(e: &Error) -> bool {
+    matches!(e.kind(), Kind::PeerLost | Kind::Unreachable | Kind::AccessDenied | Kind::Protocol | Kind::Canceled)
+}

@@ -1,0 +1,383 @@
+//! A run: hosts, traffic, faults, time; and the book that knows what must be true.
+
+use crate::node::{Node, contents, is_loss};
+use kfab_core::Error;
+use kfab_core::spi::Delivery;
+use kfab_proto::WindowKey;
+use kfab_sim::{Faults, Path, World, WorldConfig};
+use std::collections::HashMap;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    None,
+    Lossy,
+    Cuts,
+    Crashes,
+    Everything,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) name: &'static str,
+    pub(crate) delivery: Delivery,
+    pub(crate) rails: u32,
+    pub(crate) hosts: u32,
+    pub(crate) rma: bool,
+    pub(crate) trouble: Trouble,
+    /// Messages per host.
+    pub(crate) messages: u64,
+}
+
+pub(crate) struct Rng(u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let x = self.0 ^ (self.0 >> 33);
+        x.wrapping_mul(0xff51_afd7_ed55_8ccd) ^ (x >> 29)
+    }
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+    pub(crate) fn chance(&mut self, p: f64) -> bool {
+        (self.next() >> 11) as f64 / ((1u64 << 53) as f64) < p
+    }
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    from: (u32, u32),
+    to: u32,
+    len: usize,
+    ended: bool,
+    failed: bool,
+    delivered: bool,
+    /// By which lives of the receiver it was received.
+    received: Vec<u32>,
+}
+
+/// What was sent, how each send ended, who received what.
+#[derive(Default)]
+pub(crate) struct Book {
+    entries: Vec<Entry>,
+    pub(crate) crashed: Vec<(u32, u32)>,
+    pub(crate) one_sided: u64,
+    pub(crate) disturbed: bool,
+    losses_allowed: bool,
+}
+
+impl Book {
+    pub(crate) fn new_message(&mut self, from: (u32, u32), to: u32, len: usize) -> u64 {
+        self.entries.push(Entry { from, to, len, ..Default::default() });
+        self.entries.len() as u64 - 1
+    }
+
+    fn end(&mut self, id: u64) -> &mut Entry {
+        let e = &mut self.entries[id as usize];
+        assert!(!e.ended, "send {id} ended twice");
+        e.ended = true;
+        e
+    }
+
+    pub(crate) fn sent(&mut self, id: u64, delivered: bool) {
+        self.end(id).delivered = delivered;
+    }
+
+    pub(crate) fn send_failed(&mut self, id: u64, e: &Error) {
+        let allowed = (self.losses_allowed && is_loss(e)) || (self.disturbed && e.kind() == kfab_core::Kind::Canceled);
+        assert!(allowed, "send {id} failed: {e:?}");
+        self.end(id).failed = true;
+    }
+
+    pub(crate) fn one_sided_failed(&mut self, e: &Error) {
+        assert!(self.losses_allowed && is_loss(e), "one-sided access failed: {e:?}");
+    }
+
+    pub(crate) fn received(&mut self, by: (u32, u32), bytes: &[u8]) {
+        let id = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+        let e = self.entries.get_mut(id as usize).unwrap_or_else(|| panic!("message {id} was never sent"));
+        assert_eq!(e.to, by.0, "message {id} went to the wrong host");
+        assert_eq!(bytes.len(), e.len, "message {id} has another length");
+        assert_eq!(bytes, contents(id, e.len), "message {id} has other contents");
+        assert!(!e.received.contains(&by.1), "message {id} was delivered twice");
+        e.received.push(by.1);
+    }
+
+    fn all_received(&self) -> bool {
+        self.entries.iter().all(|e| e.failed || !e.received.is_empty())
+    }
+
+    fn check(&self) -> Result<(), String> {
+        for (id, e) in self.entries.iter().enumerate() {
+            let sender_died = self.crashed.contains(&e.from);
+            if !e.ended && !sender_died {
+                return Err(format!("send {id} never ended: {e:?}"));
+            }
+            if e.received.len() > 1 {
+                return Err(format!("message {id} was delivered to two lives of its receiver"));
+            }
+            let receiver_died = self.crashed.iter().any(|(h, _)| *h == e.to);
+            if e.delivered && e.received.is_empty() && !receiver_died && !sender_died {
+                return Err(format!("message {id} was reported delivered and never was: {e:?}"));
+            }
+            if !self.losses_allowed && !e.failed && e.received.is_empty() {
+                return Err(format!("message {id} was lost: {e:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All of a run's state.
+struct Run {
+    world: World,
+    nodes: Vec<Option<Node>>,
+    lives: Vec<u32>,
+    rng: Rng,
+    book: Book,
+    plan: Plan,
+    seed: u64,
+}
+
+const MS: u64 = 1_000_000;
+
+pub(crate) fn run(seed: u64, plan: &Plan, trace: bool) -> Result<(), String> {
+    let mut r = Run::new(seed, plan, trace);
+    let out = r.play(false);
+    if trace {
+        r.world.trace().iter().for_each(|l| eprintln!("{l}"));
+        for n in r.nodes.iter_mut().flatten() {
+            eprintln!("host {}: {:?}", n.host, n.machine);
+            for (op, j) in &n.jobs {
+                let text: String = n.machine.describe(*op).chars().take(300).collect();
+                eprintln!("  {j:?}: {text}");
+            }
+            for (h, p) in &n.peers {
+                eprintln!("  to {h}: {:?}", n.machine.peer_info(*p));
+            }
+        }
+    }
+    out
+}
+
+/// The same, but one message is taken from the book's view of the world.
+pub(crate) fn run_with_a_lost_message(seed: u64, plan: &Plan) -> Result<(), String> {
+    Run::new(seed, plan, false).play(true)
+}
+
+impl Run {
+    fn new(seed: u64, plan: &Plan, trace: bool) -> Run {
+        let mut c = WorldConfig::new(plan.delivery);
+        c.rma = plan.rma;
+        c.trace = if trace { 300 } else { 0 };
+        c.sees_rail_death = seed % 2 == 0;
+        let world = World::new(seed, c);
+        let new = |h| Some(Node::new(&world, h, 0, plan.rails, seed));
+        let nodes = (0..plan.hosts).map(new).collect();
+        let losses_allowed = matches!(plan.trouble, Trouble::Crashes | Trouble::Everything);
+        Run {
+            nodes,
+            lives: vec![0; plan.hosts as usize],
+            rng: Rng(seed.wrapping_mul(0x9e37_79b9) ^ 0x5eed),
+            book: Book { losses_allowed, ..Default::default() },
+            plan: plan.clone(),
+            seed,
+            world,
+        }
+    }
+
+    fn play(&mut self, lose_one: bool) -> Result<(), String> {
+        let hosts = self.plan.hosts;
+        for a in 0..hosts {
+            for b in (0..hosts).filter(|b| *b != a) {
+                self.nodes[a as usize].as_mut().unwrap().meet(0, b, self.plan.rails);
+            }
+        }
+        let trouble_ends = 1500 * MS;
+        let mut next_trouble = 20 * MS;
+        let mut steps = 0u64;
+        loop {
+            let now = self.world.now();
+            self.act(now);
+            if now >= next_trouble && now < trouble_ends {
+                self.trouble();
+                next_trouble = now + self.rng.below(150 * MS);
+            } else if now >= trouble_ends && next_trouble != u64::MAX {
+                self.heal();
+                next_trouble = u64::MAX;
+            }
+            self.settle(now)?;
+            if next_trouble == u64::MAX && self.quiet() {
+                break;
+            }
+            steps += 1;
+            if now > 60_000 * MS || steps > 3_000_000 {
+                return Err(format!("not quiet after {} ms and {steps} steps", now / MS));
+            }
+            self.pass_time(now);
+        }
+        self.finish(lose_one)
+    }
+
+    /// What the applications do at this moment.
+    fn act(&mut self, now: u64) {
+        let keys: HashMap<u32, (u32, WindowKey)> = self
+            .nodes
+            .iter()
+            .flatten()
+            .filter_map(|n| Some((n.host, (n.life, n.window.as_ref()?.1.clone()))))
+            .collect();
+        let (rng, book, messages) = (&mut self.rng, &mut self.book, self.plan.messages);
+        let may_disturb = self.plan.trouble == Trouble::Everything;
+        for n in self.nodes.iter_mut().flatten() {
+            n.keep_receiving(now, rng, book);
+            if n.sent < messages && rng.chance(0.3) {
+                let others: Vec<u32> = n.peers.keys().copied().collect();
+                let mut others = others;
+                others.sort_unstable();
+                let to = others[rng.below(others.len() as u64) as usize];
+                for _ in 0..=rng.below(12) {
+                    n.send(now, to, rng, book);
+                }
+                if rng.chance(0.2)
+                    && let Some((life, key)) = keys.get(&to)
+                {
+                    n.one_sided(now, (to, *life), key, rng, book);
+                }
+            }
+            if may_disturb && rng.chance(0.002) {
+                n.disturb(now, rng);
+            }
+        }
+    }
+
+    fn settle(&mut self, now: u64) -> Result<(), String> {
+        let bound = 64 * self.plan.hosts as usize;
+        for n in self.nodes.iter_mut().flatten() {
+            n.poll(now, &mut self.book);
+            let s = n.machine.stats();
+            if s.unexpected > bound {
+                return Err(format!("host {} holds {} unexpected messages; credits allow {bound}", n.host, s.unexpected));
+            }
+        }
+        Ok(())
+    }
+
+    fn pass_time(&mut self, now: u64) {
+        let timers = self.nodes.iter().flatten().filter_map(|n| n.machine.deadline(&n.ports));
+        let due = timers.chain(self.world.next_event()).min().unwrap_or(now + MS);
+        // Applications act at least every 50 us of virtual time; a due timer must be reached, not approached.
+        let step = due.saturating_sub(now).clamp(1, 50_000);
+        self.world.advance(step);
+    }
+
+    fn quiet(&self) -> bool {
+        let idle = |n: &Node| {
+            let done = n.sent >= self.plan.messages;
+            let only_receives = n.jobs.values().all(|j| matches!(j, crate::node::Job::Recv { .. }));
+            let s = n.machine.stats();
+            done && only_receives && s.unacked == 0 && s.deferred == 0 && s.unexpected == 0
+        };
+        self.nodes.iter().all(|n| n.as_ref().is_some_and(idle)) && (self.book.losses_allowed || self.book.all_received())
+    }
+
+    fn trouble(&mut self) {
+        let (a, b) = (self.rng.below(u64::from(self.plan.hosts)) as u32, self.rng.below(u64::from(self.plan.hosts)) as u32);
+        let kind = match self.plan.trouble {
+            Trouble::None => return,
+            Trouble::Lossy => 0,
+            Trouble::Cuts => 1 + self.rng.below(4),
+            Trouble::Crashes => 5 + self.rng.below(2),
+            Trouble::Everything => self.rng.below(7),
+        };
+        let r = &mut self.rng;
+        match kind {
+            0 => {
+                let f = Faults {
+                    loss: r.below(30) as f64 / 100.0,
+                    duplicate: r.below(20) as f64 / 100.0,
+                    reorder: r.below(40) as f64 / 100.0,
+                    reorder_ns: r.below(3 * MS),
+                    delay_max_ns: 2_000 + r.below(MS),
+                    ..Faults::default()
+                };
+                self.world.set_faults(Path::rail(r.below(u64::from(self.plan.rails)) as u32), f);
+            }
+            1 => self.world.cut(Path::one_way(a, b)),
+            2 => self.world.rail_down(r.below(u64::from(self.plan.rails)) as u32),
+            3 => {
+                self.world.heal_all();
+                (0..self.plan.rails).for_each(|r| self.world.rail_up(r));
+            }
+            4 => self.world.stall_for(a, r.below(300 * MS)),
+            _ => self.crash_or_restart(a),
+        }
+    }
+
+    fn crash_or_restart(&mut self, host: u32) {
+        let h = host as usize;
+        if let Some(n) = self.nodes[h].take() {
+            self.book.crashed.push((host, n.life));
+            self.world.crash(host);
+            drop(n);
+        } else {
+            self.revive(host);
+        }
+    }
+
+    fn revive(&mut self, host: u32) {
+        let h = host as usize;
+        self.world.restart(host);
+        self.lives[h] += 1;
+        let now = self.world.now();
+        let mut n = Node::new(&self.world, host, self.lives[h], self.plan.rails, self.seed);
+        for b in (0..self.plan.hosts).filter(|b| *b != host) {
+            n.meet(now, b, self.plan.rails);
+        }
+        self.nodes[h] = Some(n);
+    }
+
+    fn heal(&mut self) {
+        self.world.clear_faults();
+        self.world.heal_all();
+        (0..self.plan.rails).for_each(|r| self.world.rail_up(r));
+        for h in 0..self.plan.hosts {
+            self.world.resume(h);
+            if self.nodes[h as usize].is_none() {
+                self.revive(h);
+            }
+        }
+    }
+
+    fn finish(&mut self, lose_one: bool) -> Result<(), String> {
+        if lose_one {
+            self.book.entries[0].received.clear();
+        }
+        // Late acknowledgements and credits may still be on their way.
+        for _ in 0..400 {
+            let now = self.world.now();
+            for n in self.nodes.iter_mut().flatten() {
+                n.keep_receiving(now, &mut self.rng, &mut self.book);
+            }
+            self.settle(now)?;
+            self.world.advance(MS);
+        }
+        self.book.check()?;
+        let v = self.world.violations();
+        if !v.is_empty() {
+            return Err(format!("the machine broke the port's contract: {v:?}"));
+        }
+        let now = self.world.now();
+        for n in self.nodes.iter_mut().flatten() {
+            let ops: Vec<_> = n.jobs.keys().copied().collect();
+            for op in ops {
+                n.with(now, |m, io| m.cancel(io, op, kfab_core::Kind::Canceled));
+            }
+            n.reap(&mut self.book);
+        }
+        for n in self.nodes.iter_mut().flatten() {
+            n.check_empty(now)?;
+        }
+        Ok(())
+    }
+}
