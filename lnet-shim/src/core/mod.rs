@@ -335,6 +335,14 @@ impl<H: Handler> Core<H> {
         Ok(())
     }
 
+    /// Ends all descriptors, as [`Core::md_unlink`] does.
+    pub fn unlink_all(&mut self, status: Status) {
+        let all: Vec<MdHandle> = self.descriptors.keys().copied().collect();
+        for md in all {
+            let _ = self.md_unlink(md, status);
+        }
+    }
+
     /// Parts a descriptor from its match entry, which goes too if it was to.
     fn detach_entry(&mut self, md: MdHandle) {
         let Some(Descriptor { role: Role::Target { me, .. }, .. }) = self.descriptors.get_mut(&md) else {

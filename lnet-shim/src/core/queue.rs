@@ -85,7 +85,7 @@ impl EventSink {
         self.0.lock().hook = Some(hook);
     }
 
-    /// Adds an event for which room was reserved.
+    /// Adds an event for which room was reserved. Whoever takes it is told by [`EventSink::run`].
     pub(crate) fn push(&self, event: Event) {
         let mut state = self.0.lock();
         state.reserved = state.reserved.saturating_sub(1);
@@ -93,19 +93,17 @@ impl EventSink {
             return;
         }
         state.queue.push_back(event);
-        let waker = state.waker.take();
-        drop(state);
-        self.0.ready.notify_one();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
     }
 
-    /// Runs the callback for all waiting events, unless another thread is doing so.
+    /// Wakes who waits for events, or runs the callback for all of them, unless another thread is doing so. To be called
+    /// with no lock of the node held.
     pub(crate) fn run(&self) {
         let mut state = self.0.lock();
         if !state.has_callback {
-            return;
+            let waker = state.waker.take();
+            drop(state);
+            self.0.ready.notify_one();
+            return waker.into_iter().for_each(Waker::wake);
         }
         while let Some(mut callback) = state.callback.take() {
             let (event, hook) = state.pop();

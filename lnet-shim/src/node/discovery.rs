@@ -4,7 +4,7 @@
 //! multi-rail, tell the peer about us (PUT with ACK). A peer that pushes at us is taken at its word and pushed back to.
 
 use super::Time;
-use super::engine::{Engine, Purpose, SendFlags, Sink};
+use super::engine::{Effect, Engine, Purpose, SendFlags, Sink};
 use super::oneshot::OneShot;
 use super::peers::{Discovery, PeerId, PeerInfo};
 use crate::core::*;
@@ -99,7 +99,8 @@ impl Engine {
         let id = if self.is_local(nid) { None } else { self.peer_for(nid) };
         let Some(peer) = id.and_then(|id| self.peers.get_mut(&id)) else {
             let words = format!("{nid} is this node's own, or too many peers are known");
-            return waiter.complete(Err(Error::new(ErrorKind::Invalid, "discover", words)));
+            let error = Error::new(ErrorKind::Invalid, "discover", words);
+            return self.effects.push_back(Effect::Discovered(waiter, Err(error)));
         };
         peer.waiters.push(waiter);
         if peer.discovery == Discovery::Done && !force {
@@ -293,7 +294,8 @@ impl Engine {
         self.ready.extend(std::mem::take(&mut peer.parked));
         for waiter in std::mem::take(&mut peer.waiters) {
             if let Some(info) = info.clone() {
-                waiter.complete(Ok(PeerInfo { discovered: true, ..info }));
+                let info = PeerInfo { discovered: true, ..info };
+                self.effects.push_back(Effect::Discovered(waiter, Ok(info)));
             }
         }
     }
@@ -309,7 +311,7 @@ impl Engine {
         let kind = if status == Status::TimedOut { ErrorKind::TimedOut } else { ErrorKind::Unreachable };
         let error = Error::new(kind, "discover", format!("{}: {status:?}", peer.primary));
         for waiter in std::mem::take(&mut peer.waiters) {
-            waiter.complete(Err(error.clone()));
+            self.effects.push_back(Effect::Discovered(waiter, Err(error.clone())));
         }
         for message in std::mem::take(&mut peer.parked) {
             self.fail_message(message, status);

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::fault::Faults;
 use super::health::{Credits, Health};
-use super::peers::{Peer, PeerId, PeerNi};
+use super::oneshot::OneShot;
+use super::peers::{Peer, PeerId, PeerInfo, PeerNi};
 use super::send::{Message, Stage};
 use super::stats::{Counts, NiInfo, NodeStats};
 use super::{NiConfig, NodeParams, Time};
@@ -62,6 +63,8 @@ pub enum Effect {
     Command(Nid, Command),
     /// Give an event to its owner.
     Event(EventSink, Event),
+    /// Tell who waits for a discovery.
+    Discovered(OneShot<Result<PeerInfo>>, Result<PeerInfo>),
 }
 
 /// A local interface.
@@ -376,6 +379,17 @@ impl Engine {
             }
             let _ = self.core.md_unlink(md, Status::TimedOut);
         }
+    }
+
+    /// Ends everything: messages fail, and each descriptor gets its last event, with [`Status::Shutdown`].
+    pub fn shutdown(&mut self, now: Time) {
+        let messages: Vec<TxId> = self.messages.keys().copied().collect();
+        for id in messages {
+            self.fail_message(id, Status::Shutdown);
+        }
+        self.settle(now);
+        self.core.unlink_all(Status::Shutdown);
+        self.settle(now);
     }
 
     /// Tries messages that wait at lazy portals again: event queues have room.

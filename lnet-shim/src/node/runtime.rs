@@ -2,7 +2,7 @@
 //!
 //! Threads: one for timers, and those of the networks. Calls never block on the network; futures and queues do the waiting.
 //! Callbacks of event sinks run on whichever thread brought the event, with no lock held. Dropping the last [`Node`] ends
-//! all of it.
+//! all of it: every descriptor gets its last event, with [`Status::Shutdown`].
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,6 +63,7 @@ pub struct PingReport {
 struct Work {
     commands: Vec<(Nid, Vec<Command>)>,
     sinks: Vec<EventSink>,
+    discovered: Vec<(OneShot<Result<PeerInfo>>, Result<PeerInfo>)>,
 }
 
 impl Work {
@@ -77,6 +78,7 @@ impl Work {
                     sink.push(event);
                     self.sinks.push(sink);
                 }
+                Effect::Discovered(waiter, result) => self.discovered.push((waiter, result)),
             }
         }
     }
@@ -115,12 +117,7 @@ impl Inner {
 
     /// Does all work, and the work that comes of it, with no lock held.
     fn perform(&self, mut work: Work) {
-        let mut sinks = Vec::new();
-        loop {
-            sinks.append(&mut work.sinks);
-            if work.commands.is_empty() {
-                break;
-            }
+        while !work.commands.is_empty() {
             let mut upcalls = Vec::new();
             for (nid, commands) in std::mem::take(&mut work.commands) {
                 let mut these = Vec::new();
@@ -140,8 +137,11 @@ impl Inner {
             }
             work.collect(&mut engine);
         }
-        for sink in sinks {
+        for sink in work.sinks {
             sink.run();
+        }
+        for (waiter, result) in work.discovered {
+            waiter.complete(result);
         }
     }
 
@@ -171,6 +171,7 @@ impl Inner {
         for network in networks.into_values() {
             network.shutdown();
         }
+        self.with(|engine, now| engine.shutdown(now));
     }
 }
 

@@ -78,6 +78,7 @@ impl World {
                 Effect::Command(local, Command::Transmit(tx)) => self.transmit(i, local, tx),
                 Effect::Command(_, other) => self.commands.push(other),
                 Effect::Event(sink, event) => sink.push(event),
+                Effect::Discovered(waiter, result) => waiter.complete(result),
             }
         }
         panic!("does not come to rest");
@@ -581,6 +582,25 @@ mod real {
             block_on(a.ping(b1, WAIT)).is_ok()
         });
         assert!(again);
+    }
+
+    #[test]
+    fn a_node_that_goes_tells_everyone() {
+        let params = TcpParams::unprivileged(19883);
+        let (a, b) = (node(&["127.0.4.1@tcp"], &params), node(&["127.0.4.2@tcp"], &params));
+        b.set_lazy(9, true).unwrap();
+        let queue = EventQueue::new(16);
+        let entry = MeParams::new(5, 7);
+        a.attach(entry, SharedBytes::zeroed(4).memory(), TargetOptions::new(Access::Put), &queue.sink())
+            .unwrap();
+        let md = a.bind(SharedBytes::zeroed(4).memory(), SourceOptions::once(2), &queue.sink()).unwrap();
+        let target = ProcessId::lnet(nid("127.0.4.2@tcp"));
+        let put = PutParams { target, portal: 9, match_bits: 1, offset: 0, hdr_data: 0, ack: true };
+        a.put(md, put, None).unwrap();
+        assert_eq!(queue.recv_timeout(WAIT).unwrap().kind, EventKind::Send);
+        drop(a);
+        let last: Vec<Event> = (0..2).map(|_| queue.recv_timeout(WAIT).unwrap()).collect();
+        assert!(last.iter().all(|e| e.unlinked && e.status == Status::Shutdown), "{last:?}");
     }
 
     #[test]
