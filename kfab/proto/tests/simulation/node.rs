@@ -6,7 +6,7 @@ use kfab_core::spi::{Address, Port, Rights};
 use kfab_core::{Error, Kind};
 use kfab_proto::*;
 use kfab_sim::World;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// What an operation of the application was for.
 #[derive(Debug)]
@@ -23,8 +23,8 @@ pub(crate) struct Node {
     pub(crate) machine: Machine,
     pub(crate) ports: Vec<Box<dyn Port>>,
     pub(crate) pool: Pool,
-    pub(crate) jobs: HashMap<OpId, Job>,
-    pub(crate) peers: HashMap<u32, PeerId>,
+    pub(crate) jobs: BTreeMap<OpId, Job>,
+    pub(crate) peers: BTreeMap<u32, PeerId>,
     pub(crate) window: Option<(WindowId, WindowKey)>,
     pub(crate) sent: u64,
     /// Receives posted: untagged and tagged.
@@ -66,8 +66,8 @@ impl Node {
             machine,
             ports,
             pool,
-            jobs: HashMap::new(),
-            peers: HashMap::new(),
+            jobs: BTreeMap::new(),
+            peers: BTreeMap::new(),
             window: None,
             sent: 0,
             posted: [0; 2],

@@ -5,7 +5,7 @@ use kfab_core::Error;
 use kfab_core::spi::Delivery;
 use kfab_proto::WindowKey;
 use kfab_sim::{Faults, Path, World, WorldConfig};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
@@ -221,7 +221,7 @@ impl Run {
 
     /// What the applications do at this moment.
     fn act(&mut self, now: u64) {
-        let keys: HashMap<u32, (u32, WindowKey)> = self
+        let keys: BTreeMap<u32, (u32, WindowKey)> = self
             .nodes
             .iter()
             .flatten()
