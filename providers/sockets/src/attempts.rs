@@ -273,7 +273,10 @@ impl TcpPort {
                 DownReason::Refused,
                 format!("{to}: not begun within {after:?}, {waiting} wait (PortConfig::max_connecting)"),
             ),
-            Phase::Closing if link.tx.is_empty() && !link.is_untaken() => {
+            Phase::Closing if link.is_untaken() => {
+                End::new(DownReason::Broken, "a body waited to be taken for too long after the close")
+            }
+            Phase::Closing if link.tx.is_empty() => {
                 End::new(DownReason::Closed, "all was sent; the peer did not answer the goodbye")
             }
             Phase::Closing => End::new(DownReason::Broken, "the peer did not take the last frames"),

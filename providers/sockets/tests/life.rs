@@ -83,6 +83,26 @@ fn an_untaken_body_comes_before_the_end() {
 }
 
 #[test]
+fn an_untaken_body_outlives_even_the_time_limit_of_a_close() {
+    let mut p = Pair::new(&config());
+    let body = pattern(3000, 8);
+    p.a.send(p.ab, 1, b"x", Body::Borrowed(&body));
+    let e = until("the frame", || p.b.next());
+    assert!(matches!(e, Event::Frame { body_len: 3000, .. }));
+    p.b.port.close(p.ba);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(2500) {
+        p.a.poll();
+        assert!(p.b.next().is_none(), "the end overtook the body");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let l = p.b.port.take(p.ba, Some(landing(3000))).expect("all of it had arrived").unwrap();
+    assert_eq!(l.into_buffer().unwrap()[..], body);
+    let (reason, detail) = down("b", &mut p.b, &mut p.a);
+    assert!(reason == DownReason::Broken && detail.contains("body"), "{reason:?} {detail}");
+}
+
+#[test]
 fn nobody_there_is_refused() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut a = Side::new(&config());
