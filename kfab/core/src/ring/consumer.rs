@@ -121,4 +121,18 @@ impl Consumer {
     pub fn is_armed(&self) -> bool {
         self.parts.words().armed.0.load(Ordering::Relaxed) != 0
     }
+
+    /// As if so many lines had passed already.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn start_at(&mut self, line: u32) {
+        (self.line, self.published) = (line, line);
+    }
+
+    /// [`Consumer::publish`] with too weak an order: what loom must find out.
+    #[cfg(all(test, loom))]
+    pub(super) fn publish_weakly(&mut self) {
+        let consumed = &self.parts.words().consumed.0;
+        consumed.lines.store(self.line, Ordering::Relaxed);
+        consumed.data.store(self.data, Ordering::Relaxed);
+    }
 }

@@ -144,4 +144,16 @@ impl Producer {
     pub fn want_room(&self) {
         self.parts.words().wants_room.0.store(1, Ordering::Relaxed);
     }
+
+    /// As if so many lines had passed already.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn start_at(&mut self, line: u32) {
+        (self.line, self.freed_line) = (line, line);
+    }
+
+    /// [`Producer::take_bell`] without its barrier: what loom must find out.
+    #[cfg(all(test, loom))]
+    pub(super) fn take_bell_weakly(&self) -> bool {
+        self.parts.words().armed.0.swap(0, Ordering::Relaxed) != 0
+    }
 }

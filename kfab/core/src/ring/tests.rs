@@ -1,1 +1,396 @@
+//! The ring under loom (`RUSTFLAGS="--cfg loom" cargo test -p kfab-core --release loom_`) and against a naive queue.
 
+use super::primitive::Block;
+#[cfg(not(loom))]
+use super::shape::Consumed;
+use super::*;
+use std::ptr::NonNull;
+
+/// A ring in ordinary memory, made of the very types that lie in shared memory.
+struct Memory {
+    words: Box<Words>,
+    lines: Box<[Line]>,
+    data: Box<[Block]>,
+    shape: Shape,
+}
+
+impl Memory {
+    fn ends(&mut self) -> (Producer, Consumer) {
+        let data = NonNull::new(self.data.as_mut_ptr()).unwrap();
+        let lines = NonNull::new(self.lines.as_mut_ptr()).unwrap();
+        let words = NonNull::from(&mut *self.words);
+        let parts = Parts { words, lines, data, shape: self.shape };
+        // SAFETY: the boxes outlive the ends in each test below, and hold as many lines and blocks as the shape says; one
+        // producer and one consumer are made.
+        unsafe { (Producer::new(parts), Consumer::new(parts)) }
+    }
+}
+
+#[cfg(not(loom))]
+mod plain {
+    use super::*;
+    use crate::mem::{Buffer, Landing};
+    use crate::spi::{Body, Inline};
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    fn memory(lines: u32, data: usize, max_body: usize) -> Memory {
+        let shape = Shape::new(lines, data, max_body).unwrap();
+        // SAFETY: all of these are atomics and plain bytes, for which zeros are a value.
+        unsafe {
+            Memory {
+                words: Box::new(std::mem::zeroed()),
+                lines: (0..lines).map(|_| std::mem::zeroed()).collect(),
+                data: (0..data / 64).map(|_| [0; 64]).collect(),
+                shape,
+            }
+        }
+    }
+
+    fn take(c: &mut Consumer, len: usize) -> Vec<u8> {
+        let mut l = Landing::whole(Buffer::adopt(vec![0; len])).unwrap();
+        c.take(len, Some(&mut l));
+        l.into_buffer().map_or(Vec::new(), |b| b.to_vec())
+    }
+
+    #[test]
+    fn shapes_outside_the_limits_are_none() {
+        assert!(Shape::new(512, 256 << 10, 64 << 10).is_some());
+        for (lines, data, body) in
+            [(3, 64, 1), (1, 64, 1), (4, 96, 1), (4, 32, 1), (4, 128, 65), (4, 1 << 30, 1 << 24)]
+        {
+            assert!(Shape::new(lines, data, body).is_none(), "{lines} {data} {body}");
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Push(usize, usize),
+        Take,
+        Publish,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0usize..=40, prop_oneof![Just(0usize), 1usize..=256]).prop_map(|(i, b)| Step::Push(i, b)),
+            3 => Just(Step::Take),
+            1 => Just(Step::Publish),
+        ]
+    }
+
+    proptest! {
+        /// Whatever the order of calls: what comes out is what went in, and "full" is said only when it is.
+        #[test]
+        fn like_a_queue(steps in proptest::collection::vec(step(), 1..400)) {
+            let mut m = memory(8, 512, 256);
+            let (mut p, mut c) = m.ends();
+            let mut queue = VecDeque::new();
+            let mut unpublished = 0;
+            for (i, s) in steps.into_iter().enumerate() {
+                match s {
+                    Step::Push(inline, body) => {
+                        let bytes: Vec<u8> = (0..body).map(|k| (i + k) as u8).collect();
+                        let inline = vec![i as u8; inline];
+                        let b = if body == 0 { Body::Empty } else { Body::Borrowed(&bytes) };
+                        let went = p.push(&[i as u8; 16], &Inline::new(&inline).unwrap(), &b).unwrap();
+                        if went {
+                            queue.push_back((i as u8, inline, bytes));
+                            prop_assert!(queue.len() + unpublished <= 8);
+                        } else {
+                            prop_assert!(!queue.is_empty() || unpublished > 0, "full while empty");
+                        }
+                    }
+                    Step::Take => match (c.peek().unwrap(), queue.pop_front()) {
+                        (None, None) => prop_assert!(c.is_empty()),
+                        (Some(rx), Some((h, inline, body))) => {
+                            prop_assert_eq!(rx.header, [h; 16]);
+                            prop_assert_eq!(rx.inline.as_slice(), &inline[..]);
+                            prop_assert_eq!(rx.body_len, body.len());
+                            if body.is_empty() { c.advance() } else { prop_assert_eq!(take(&mut c, body.len()), body) }
+                            unpublished += 1;
+                        }
+                        (got, want) => prop_assert!(false, "{:?} instead of {:?}", got, want),
+                    },
+                    Step::Publish => {
+                        c.publish(false);
+                        unpublished = 0;
+                    }
+                }
+            }
+        }
+
+        /// Any bytes anywhere: limits are kept, nothing panics or hangs.
+        #[test]
+        fn garbage_is_hostile_or_within_limits(
+            words in proptest::collection::vec(any::<u32>(), 8),
+            stamps in proptest::collection::vec((0u32..12, any::<u32>()), 8),
+        ) {
+            let mut m = memory(8, 512, 256);
+            for (line, (stamp, lens)) in m.lines.iter_mut().zip(&stamps) {
+                line.stamp = (*stamp).into();
+                // SAFETY: nobody else has the line.
+                unsafe { line.rest.set(shape::Rest { lens: *lens, header: [9; 16], inline: [8; 40] }) };
+            }
+            let counters = Consumed { lines: words[0].into(), data: (u64::from(words[1]) << (words[2] & 31)).into() };
+            m.words.consumed.0 = counters;
+            let (mut p, mut c) = m.ends();
+            for _ in 0..40 {
+                match c.peek() {
+                    Ok(Some(rx)) => {
+                        prop_assert!(rx.body_len <= 256 && rx.inline.as_slice().len() <= 40);
+                        c.take(rx.body_len, None);
+                    }
+                    Ok(None) => break,
+                    Err(Hostile(_)) => break,
+                }
+            }
+            for i in 0..40usize {
+                let body = vec![1; i * 7 % 257];
+                if p.push(&[0; 16], &Inline::EMPTY, &Body::Borrowed(&body)).is_err() {
+                    break;
+                }
+            }
+            let _ = p.has_room();
+        }
+    }
+
+    #[test]
+    fn positions_wrap_around_2_to_the_32() {
+        let mut m = memory(4, 64, 32);
+        let (mut p, mut c) = m.ends();
+        let start = u32::MAX - 5;
+        p.start_at(start);
+        c.start_at(start);
+        m.words.consumed.0.lines = start.into();
+        for (i, l) in m.lines.iter_mut().enumerate() {
+            // As the lap before left them.
+            l.stamp = (start - 3 + (i as u32 + 4 - (start & 3)) % 4).wrapping_sub(3).into();
+        }
+        for i in 0..20u8 {
+            assert!(c.peek().unwrap().is_none(), "{i}: old bytes are no news");
+            assert!(p.push(&[i; 16], &Inline::EMPTY, &Body::Empty).unwrap());
+            assert_eq!(c.peek().unwrap().unwrap().header, [i; 16]);
+            c.advance();
+            c.publish(false);
+        }
+    }
+
+    #[test]
+    fn counters_ahead_of_what_was_sent_are_hostile() {
+        for (lines, data) in [(5, 0), (u32::MAX, 0), (0, 64), (4, 1 << 40)] {
+            let mut m = memory(4, 128, 64);
+            let (mut p, _) = m.ends();
+            for _ in 0..4 {
+                assert!(p.push(&[0; 16], &Inline::EMPTY, &Body::Empty).unwrap());
+            }
+            assert!(!p.push(&[0; 16], &Inline::EMPTY, &Body::Empty).unwrap());
+            m.words.consumed.0 = Consumed { lines: lines.into(), data: data.into() };
+            assert!(p.push(&[0; 16], &Inline::EMPTY, &Body::Empty).is_err(), "{lines} {data}");
+        }
+    }
+
+    /// For ThreadSanitizer and for the processor: two real threads, every byte checked.
+    #[test]
+    fn two_threads_pass_everything() {
+        const N: usize = if cfg!(miri) { 200 } else { 100_000 };
+        let mut m = memory(16, 4096, 1024);
+        let (mut p, mut c) = m.ends();
+        let len = |i: usize| if i.is_multiple_of(4) { 1 + i * 131 % 1024 } else { 0 };
+        std::thread::scope(|s| {
+            s.spawn(move || {
+                let mut i = 0;
+                while i < N {
+                    let bytes = vec![i as u8; len(i)];
+                    let b = if bytes.is_empty() { Body::Empty } else { Body::Borrowed(&bytes) };
+                    if p.push(&[i as u8; 16], &Inline::new(&i.to_le_bytes()).unwrap(), &b).unwrap() {
+                        i += 1;
+                    } else {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+            let mut i = 0;
+            while i < N {
+                match c.peek().unwrap() {
+                    None => std::thread::yield_now(),
+                    Some(rx) => {
+                        assert_eq!((rx.header, rx.inline.as_slice()), ([i as u8; 16], &i.to_le_bytes()[..]));
+                        assert_eq!(rx.body_len, len(i));
+                        match rx.body_len {
+                            0 => c.advance(),
+                            n => assert!(take(&mut c, n).iter().all(|b| *b == i as u8), "body {i}"),
+                        }
+                        i += 1;
+                        c.publish(false);
+                    }
+                }
+            }
+        });
+    }
+}
+
+#[cfg(loom)]
+mod model {
+    use super::super::primitive::{AtomicU32, AtomicU64, Cell, Ordering, WEAK};
+    use super::super::shape::{Consumed, Padded, Rest};
+    use super::*;
+    use crate::mem::{Buffer, Landing};
+    use crate::spi::{Body, Inline};
+
+    fn memory(lines: u32, data: usize, max_body: usize) -> Memory {
+        let line = || Line {
+            stamp: AtomicU32::new(0),
+            rest: Cell::new(Rest { lens: 0, header: [0; 16], inline: [0; 40] }),
+        };
+        let words = Words {
+            consumed: Padded(Consumed { lines: AtomicU32::new(0), data: AtomicU64::new(0) }),
+            armed: Padded(AtomicU32::new(0)),
+            wants_room: Padded(AtomicU32::new(0)),
+        };
+        Memory {
+            words: Box::new(words),
+            lines: (0..lines).map(|_| line()).collect(),
+            data: (0..data / 64).map(|_| Cell::new([0; 64])).collect(),
+            shape: Shape::new(lines, data, max_body).unwrap(),
+        }
+    }
+
+    fn check(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
+        let mut b = loom::model::Builder::new();
+        b.preemption_bound = Some(preemptions);
+        b.check(f);
+    }
+
+    fn read(c: &mut Consumer, want: u8, body: usize) -> bool {
+        let Some(rx) = c.peek().unwrap() else { return false };
+        assert_eq!((rx.header, rx.inline.as_slice(), rx.body_len), ([want; 16], &[want, want][..], body));
+        if body == 0 {
+            c.advance();
+        } else {
+            let mut l = Landing::whole(Buffer::adopt(vec![0; body])).unwrap();
+            c.take(body, Some(&mut l));
+            assert_eq!(l.into_buffer().unwrap()[..], vec![want; body][..]);
+        }
+        true
+    }
+
+    fn write(p: &mut Producer, n: u8, body: usize) -> bool {
+        let bytes = vec![n; body];
+        let b = if body == 0 { Body::Empty } else { Body::Borrowed(&bytes) };
+        p.push(&[n; 16], &Inline::new(&[n, n]).unwrap(), &b).unwrap()
+    }
+
+    /// `n` frames through a ring of two lines and two blocks: publish, consume, full, wrap of lines and of data.
+    fn pass(n: u8, body: usize) {
+        let mut m = memory(2, 128, 64);
+        let (mut p, mut c) = m.ends();
+        let t = loom::thread::spawn(move || {
+            for i in 1..=n {
+                while !write(&mut p, i, body) {
+                    loom::thread::yield_now();
+                }
+            }
+        });
+        for i in 1..=n {
+            while !read(&mut c, i, body) {
+                loom::thread::yield_now();
+            }
+            c.publish(false);
+        }
+        t.join().unwrap();
+    }
+
+    #[test]
+    fn loom_lines_pass_and_wrap() {
+        check(3, || pass(4, 0));
+    }
+
+    #[test]
+    fn loom_bodies_pass_and_wrap() {
+        check(3, || pass(4, 3));
+    }
+
+    /// The twin: the same with the hand-over orders weakened must be found out.
+    #[test]
+    #[should_panic]
+    fn loom_weak_stamps_are_found() {
+        WEAK.set(true);
+        check(3, || pass(1, 0));
+    }
+
+    #[test]
+    #[should_panic]
+    fn loom_weak_counters_are_found() {
+        check(3, || {
+            // Strong stamps, weak counters: set and unset by the consumer around its publishing.
+            let mut m = memory(2, 128, 64);
+            let (mut p, mut c) = m.ends();
+            let t = loom::thread::spawn(move || {
+                for i in 1..=3 {
+                    while !write(&mut p, i, 0) {
+                        loom::thread::yield_now();
+                    }
+                }
+            });
+            for i in 1..=3 {
+                while !read(&mut c, i, 0) {
+                    loom::thread::yield_now();
+                }
+                c.publish_weakly();
+            }
+            t.join().unwrap();
+        });
+    }
+
+    /// The consumer arms, looks and sleeps; the producer pushes and rings. `barriers`: with the fences, or without.
+    fn arm_and_ring(barriers: bool) {
+        let mut m = memory(2, 128, 64);
+        let (mut p, c) = m.ends();
+        let bell = loom::sync::Arc::new(AtomicU32::new(0));
+        let rung = bell.clone();
+        let t = loom::thread::spawn(move || {
+            assert!(write(&mut p, 1, 0));
+            let ring = if barriers { p.take_bell(true) } else { p.take_bell_weakly() };
+            if ring {
+                rung.store(1, Ordering::Release);
+            }
+        });
+        c.arm();
+        if barriers {
+            loom::sync::atomic::fence(Ordering::SeqCst);
+        }
+        let sleeps = c.is_empty();
+        t.join().unwrap();
+        assert!(!sleeps || bell.load(Ordering::Acquire) == 1, "asleep, and nobody rang");
+    }
+
+    #[test]
+    fn loom_no_wake_up_is_lost() {
+        check(5, || arm_and_ring(true));
+    }
+
+    #[test]
+    #[should_panic(expected = "nobody rang")]
+    fn loom_a_wake_up_without_barriers_is_lost() {
+        check(5, || arm_and_ring(false));
+    }
+
+    /// The producer waits for room, the consumer frees it and rings.
+    #[test]
+    fn loom_no_room_is_overlooked() {
+        check(5, || {
+            let mut m = memory(2, 128, 64);
+            let (mut p, mut c) = m.ends();
+            assert!(write(&mut p, 1, 0) && write(&mut p, 2, 0) && !write(&mut p, 3, 0));
+            let t = loom::thread::spawn(move || {
+                assert!(read(&mut c, 1, 0) && read(&mut c, 2, 0));
+                c.publish(true)
+            });
+            p.want_room();
+            loom::sync::atomic::fence(Ordering::SeqCst);
+            let sleeps = !p.has_room().unwrap();
+            let rang = t.join().unwrap();
+            assert!(!sleeps || rang, "asleep, and nobody rang");
+        });
+    }
+}
