@@ -59,7 +59,7 @@ pub(crate) struct ShmPort {
     /// Links that are ending: drained, then reported down.
     pub(crate) ending: Vec<Conn>,
     /// Links that were ended before their peer hung up: it may still be in our windows.
-    pub(crate) lingering: Vec<Box<Link>>,
+    pub(crate) lingering: Vec<Link>,
     /// Events found outside a poll.
     pub(crate) pending: VecDeque<Event>,
     pub(crate) slots: Slots,
@@ -386,7 +386,7 @@ impl ShmPort {
             }
             if !link.gone {
                 let _ = rustix::net::shutdown(&link.socket, rustix::net::Shutdown::Both);
-                self.lingering.push(link);
+                self.lingering.push(*link);
             }
             tracing::debug!(conn = conn.0, reason = ?end.reason, detail = end.detail, "connection down");
             events.push(Event::Down { conn, reason: end.reason, detail: end.detail });

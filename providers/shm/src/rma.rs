@@ -237,7 +237,7 @@ fn wait_for(link: &Link, slot: u32) -> bool {
     let mut spins = 0u32;
     while link.channel.peer_is_in(slot) {
         spins += 1;
-        if spins % 256 != 0 {
+        if !spins.is_multiple_of(256) {
             std::hint::spin_loop();
             continue;
         }

@@ -49,8 +49,8 @@ fn pair_with(a: &PortConfig, b: &PortConfig) -> Result<Pair, DownReason> {
 fn frames_and_bodies_arrive_whole_and_in_order() {
     let _w = Watchdog::start(60);
     let (mut a, ca, mut b, cb) = pair();
-    let data: Vec<u8> = (0..65536u32).map(|i| (i * 31 >> 3) as u8).collect();
-    let len = |i: usize| if i % 3 == 0 { i * 7919 % 65537 } else { 0 };
+    let data: Vec<u8> = (0..65536u32).map(|i| ((i * 31) >> 3) as u8).collect();
+    let len = |i: usize| if i.is_multiple_of(3) { i * 7919 % 65537 } else { 0 };
     let (mut sent, mut got) = (0, 0);
     const N: usize = 3000;
     until("all frames", || {

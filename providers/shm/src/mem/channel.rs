@@ -82,7 +82,7 @@ impl Channel {
 
     #[inline(always)]
     fn word(&self, at: usize) -> &AtomicU32 {
-        debug_assert!(at + 4 <= PAGE && at % 4 == 0);
+        debug_assert!(at + 4 <= PAGE && at.is_multiple_of(4));
         // SAFETY: `at` is one of the constants above: inside the first page, aligned, initialised, mapped while `self` lives.
         // An atomic may be changed by the other process at any time.
         unsafe { &*self.map.ptr().as_ptr().add(at).cast::<AtomicU32>() }
