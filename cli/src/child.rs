@@ -3,12 +3,13 @@
 
 use crate::args::{FabricArgs, WaitArg};
 use crate::failure::{Failure, Result};
+use crate::monitor::Monitor;
 use crate::serve::session::Server;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 /// How long a child may take to be ready.
@@ -96,6 +97,9 @@ pub(crate) fn run(args: &PeerArgs) -> Result<()> {
     crate::place::pin(args.cpu);
     match open(args) {
         Ok(endpoint) => {
+            let endpoint = Arc::new(endpoint);
+            // `kfab top` may look on; it is no matter if it cannot.
+            let _monitor = Monitor::serve(&endpoint).ok();
             say(&Hello::Ready { address: endpoint.address().to_string() })?;
             Server::new(&endpoint).run(|| false)
         }

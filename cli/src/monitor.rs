@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// The first part of the names.
-pub const PREFIX: &str = "kfab-stats.";
+pub(crate) const PREFIX: &str = "kfab-stats.";
 /// Watchers at once; more are hung up on.
 const MAX_WATCHERS: usize = 16;
 /// The longest a watcher may take to read a line.
@@ -25,8 +25,7 @@ const MAX_NAMES: u32 = 4096;
 
 /// A running service; ends when dropped.
 #[derive(Debug)]
-pub struct Monitor {
-    name: String,
+pub(crate) struct Monitor {
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -36,19 +35,15 @@ impl Monitor {
     ///
     /// # Errors
     /// When there are no more names, descriptors or threads.
-    pub fn serve(endpoint: &Arc<Endpoint>) -> io::Result<Monitor> {
+    pub(crate) fn serve(endpoint: &Arc<Endpoint>) -> io::Result<Monitor> {
         let (name, listener) = listen()?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let service = Service { endpoint: Arc::downgrade(endpoint), name: name.clone(), listener, stop: stop.clone() };
+        let service = Service { endpoint: Arc::downgrade(endpoint), name, listener, stop: stop.clone() };
         let thread = std::thread::Builder::new().name("kfab-monitor".into()).stack_size(256 << 10);
         let thread = Some(thread.spawn(move || service.run())?);
-        Ok(Monitor { name, stop, thread })
+        Ok(Monitor { stop, thread })
     }
 
-    /// The name of the abstract socket.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
 }
 
 impl Drop for Monitor {

@@ -1,1 +1,1 @@
-//! Programs that show kfab.
+//! Programs that show kfab. Each starts both sides itself: `cargo run -p kfab-examples --example hello`.

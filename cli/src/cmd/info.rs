@@ -1,7 +1,7 @@
 //! `kfab info`: providers and why one is missing, limits with units, the machine's layout, what the system grants.
 
 use crate::failure::{Failure, Result};
-use crate::show::table::Table;
+use crate::show::{self, table::Table};
 use crate::system::{self, Fact};
 use clap::Args;
 use kfab::topo::Topology;
@@ -37,25 +37,24 @@ pub(crate) fn run(args: &InfoArgs) -> Result<()> {
             "topology": topology,
             "system": facts,
         });
-        println!("{}", serde_json::to_string_pretty(&document).map_err(|e| Failure::failed(e.to_string()))?);
-        return Ok(());
+        let text = serde_json::to_string_pretty(&document).map_err(|e| Failure::failed(e.to_string()))?;
+        return show::print(&format!("{text}\n"));
     }
-    println!("kfab {}\n\nPROVIDERS", env!("CARGO_PKG_VERSION"));
-    providers.iter().for_each(|p| print!("{}", provider_text(p)));
-    println!("\nLIMITS (defaults; every one can be set, see the docs of `Limits` and `PoolConfig`)");
-    let mut table = Table::new(1, &["name", "value", "unit", ""]);
+    let mut out = format!("kfab {}\n\nPROVIDERS\n", env!("CARGO_PKG_VERSION"));
+    out.extend(providers.iter().map(provider_text));
+    out += "\nLIMITS (defaults; every one can be set, see the docs of `Limits` and `PoolConfig`)\n";
+    let mut table = Table::new(1, &["name", "value", "unit"]);
     for l in &limits {
-        table.row(vec![l.name.into(), l.value.to_string(), l.unit.into(), String::new()]);
+        table.row(vec![l.name.into(), l.value.to_string(), l.unit.into()]);
     }
-    let text = table.text();
-    for (line, l) in text.lines().skip(1).zip(&limits) {
-        println!("  {:<54}{}", line.trim_end(), l.meaning);
+    for (line, l) in table.text().lines().skip(1).zip(&limits) {
+        out += &format!("  {line}  {}\n", l.meaning);
     }
-    println!("\nMACHINE");
-    topology.to_string().lines().for_each(|l| println!("  {l}"));
-    println!("\nSYSTEM");
-    facts.iter().for_each(|f| print!("{}", fact_text(f)));
-    Ok(())
+    out += "\nMACHINE\n";
+    out.extend(topology.to_string().lines().map(|l| format!("  {l}\n")));
+    out += "\nSYSTEM\n";
+    out.extend(facts.iter().map(fact_text));
+    show::print(&out)
 }
 
 fn provider_json(p: &ProviderInfo) -> Value {

@@ -16,8 +16,7 @@ pub(crate) struct KeygenArgs {
 pub(crate) fn run(args: &KeygenArgs) -> Result<()> {
     let text = FabricKey::generate()?.to_hex();
     let Some(path) = &args.file else {
-        println!("{text}");
-        return Ok(());
+        return crate::show::print(&format!("{text}\n"));
     };
     let write = || {
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;

@@ -7,7 +7,7 @@ use crate::bench::{Client, Load, Test};
 use crate::failure::{Failure, Result};
 use crate::limits::{self, Scope};
 use crate::place::Pin;
-use crate::show::{bar::Bar, csv, svg, table, units};
+use crate::show::{self, bar::Bar, csv, svg, table, units};
 use crate::stop;
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -106,11 +106,9 @@ fn limit(args: &LimitArgs) -> Result<()> {
     bar.end();
     drop(bar);
     if args.json {
-        println!("{}", serde_json::json!({ "rows": rows, "cpus": args.pin.cpus()? }));
-    } else {
-        print!("{}", limits_text(&rows));
+        return show::print_json(&serde_json::json!({ "rows": rows, "cpus": args.pin.cpus()? }));
     }
-    Ok(())
+    show::print(&limits_text(&rows))
 }
 
 fn test(test: Test, args: &TestArgs) -> Result<()> {
@@ -128,7 +126,7 @@ fn test(test: Test, args: &TestArgs) -> Result<()> {
     let mut rows = Vec::new();
     let outcome = measure(test, args, window, &sizes, &mut rows);
     if !rows.is_empty() {
-        show(test, args, window, &rows)?;
+        report(test, args, window, &rows)?;
     }
     outcome?;
     stop::check()
@@ -168,17 +166,14 @@ fn all_sizes(
     Ok(())
 }
 
-fn show(test: Test, args: &TestArgs, window: usize, rows: &[Row]) -> Result<()> {
+fn report(test: Test, args: &TestArgs, window: usize, rows: &[Row]) -> Result<()> {
     let mut providers: Vec<&str> = rows.iter().map(|r| r.provider.as_str()).collect();
     providers.dedup();
     let document =
         Document { test: test.name(), provider: providers.join(","), window, wait: args.load.wait.name(), rows };
     match &args.output {
-        o if o.json => {
-            let text = serde_json::to_string(&document).map_err(|e| Failure::failed(e.to_string()))?;
-            println!("{text}");
-        }
-        o if o.csv => print!("{}", csv::perf(rows)),
+        o if o.json => show::print_json(&document)?,
+        o if o.csv => show::print(&csv::perf(rows))?,
         _ => {
             let what = match test {
                 Test::Latency => "one-way latency (half the round trip)".to_owned(),
@@ -187,8 +182,8 @@ fn show(test: Test, args: &TestArgs, window: usize, rows: &[Row]) -> Result<()> 
                 }
                 _ => format!("one direction, {window} under way, counted and timed by the receiver"),
             };
-            println!("{}: {what}; waiting: {}\n", test.name(), args.load.wait.name());
-            print!("{}", table::perf(rows));
+            let (name, wait) = (test.name(), args.load.wait.name());
+            show::print(&format!("{name}: {what}; waiting: {wait}\n\n{}", table::perf(rows)))?;
         }
     }
     match &args.output.svg {

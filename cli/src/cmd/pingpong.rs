@@ -117,12 +117,9 @@ fn one(client: &Client, args: &PingpongArgs, size: usize, bar: &mut Bar, report:
 
 fn show(args: &PingpongArgs, report: &Report) -> Result<()> {
     if args.json {
-        let text = serde_json::to_string(report).map_err(|e| Failure::failed(e.to_string()))?;
-        println!("{text}");
-    } else {
-        print!("{}", text(report));
+        return crate::show::print_json(report);
     }
-    Ok(())
+    crate::show::print(&text(report))
 }
 
 fn text(report: &Report) -> String {

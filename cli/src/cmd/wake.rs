@@ -5,11 +5,11 @@ use crate::args::{FabricArgs, LoadArgs, WaitArg};
 use crate::bench::figures::Histogram;
 use crate::bench::{Client, unexpected};
 use crate::control::{Reply, Request};
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
 use crate::limits::eventfd_wake;
 use crate::place::Pin;
 use crate::serve::session::clock_ns;
-use crate::show::{bar::Bar, table::Table, units};
+use crate::show::{self, bar::Bar, table::Table, units};
 use crate::stop;
 use clap::Args;
 use rustix::time::ClockId;
@@ -74,9 +74,7 @@ pub(crate) fn run(args: &WakeArgs) -> Result<()> {
     }
     drop(bar);
     if args.json {
-        let text = serde_json::to_string(&report).map_err(|e| Failure::failed(e.to_string()))?;
-        println!("{text}");
-        return Ok(());
+        return show::print_json(&report);
     }
     let mut table = Table::new(1, &["sleeper", "p50", "p90", "p99", "max"]);
     for w in &report.rows {
@@ -84,13 +82,12 @@ pub(crate) fn run(args: &WakeArgs) -> Result<()> {
         cells.extend([w.p50_ns, w.p90_ns, w.p99_ns, w.max_ns].map(units::time));
         table.row(cells);
     }
-    println!("From the sender's call to the sleeper's return; both kinds in turn, {} ms apart.\n", PAUSE.as_millis());
-    print!("{}", table.text());
-    println!();
+    let ms = PAUSE.as_millis();
+    let mut text = format!("From the sender's call to the sleeper's return; both kinds in turn, {ms} ms apart.\n\n{}\n", table.text());
     for (scheme, percent) in &report.asleep_cpu_percent {
-        println!("processor time of a receiver asleep on {scheme}: {percent:.3} %");
+        text += &format!("processor time of a receiver asleep on {scheme}: {percent:.3} %\n");
     }
-    Ok(())
+    show::print(&text)
 }
 
 fn one(args: &WakeArgs, scheme: &str, report: &mut Report, bar: &Bar) -> Result<()> {

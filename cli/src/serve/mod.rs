@@ -9,7 +9,6 @@ use crate::monitor::Monitor;
 use crate::stop;
 use clap::Args;
 use session::Server;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -44,10 +43,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     let monitor = monitor.map_err(|e| eprintln!("kfab: `kfab top` will not find this server: {e}")).ok();
     let exporter = args.prometheus.map(|at| prometheus::Exporter::serve(&endpoint, at)).transpose();
     let exporter = exporter.map_err(|e| Failure::unavailable(format!("--prometheus: {e}")))?;
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", endpoint.address())?;
-    out.flush()?;
-    drop(out);
+    crate::show::print(&format!("{}\n", endpoint.address()))?;
     if let Some(e) = &exporter {
         eprintln!("kfab: counters at http://{}/metrics", e.address());
     }

@@ -49,15 +49,13 @@ pub(crate) fn run(args: &TopArgs) -> Result<()> {
     let mut watch = Watch::open(&found.name)?;
     let interval = Duration::from_millis(args.interval);
     if args.json {
-        print!("{}", watch.line()?);
-        return Ok(());
+        return crate::show::print(&watch.line()?);
     }
     if args.once {
         let mut view = View::new(watch.snapshot()?, Instant::now());
         std::thread::sleep(interval);
         view.advance(watch.snapshot()?, Instant::now());
-        print!("{}", screen::plain(&view, &found.command));
-        return Ok(());
+        return crate::show::print(&screen::plain(&view, &found.command));
     }
     screen::run(&mut watch, &found.command, interval)
 }

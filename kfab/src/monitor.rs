@@ -1,0 +1,142 @@
+//! Lets others of the same user look at a running endpoint: [`Endpoint::stats`] as JSON lines on an abstract unix socket.
+//!
+//! The socket is `kfab-stats.PID.N`; it leaves no file, and goes with the process. Who connects and sends a line gets one line with
+//! the counters of that moment; the line's own text is ignored. Other users are hung up on. The thread sleeps while nobody asks, and
+//! holds no share of the endpoint, so it does not keep it open.
+
+use crate::Endpoint;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// The first part of the names.
+pub const PREFIX: &str = "kfab-stats.";
+/// Watchers at once; more are hung up on.
+const MAX_WATCHERS: usize = 16;
+/// The longest a watcher may take to read a line.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Endpoints of one process that can be watched.
+const MAX_NAMES: u32 = 4096;
+
+/// A running service; ends when dropped.
+#[derive(Debug)]
+pub struct Monitor {
+    name: String,
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Monitor {
+    /// Serves the counters of `endpoint` until the returned value or the endpoint is dropped.
+    ///
+    /// # Errors
+    /// When there are no more names, descriptors or threads.
+    pub fn serve(endpoint: &Arc<Endpoint>) -> io::Result<Monitor> {
+        let (name, listener) = listen()?;
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let service = Service { endpoint: Arc::downgrade(endpoint), name: name.clone(), listener, stop: stop.clone() };
+        let thread = std::thread::Builder::new().name("kfab-monitor".into()).stack_size(256 << 10);
+        let thread = Some(thread.spawn(move || service.run())?);
+        Ok(Monitor { name, stop, thread })
+    }
+
+    /// The name of the abstract socket.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // Nothing else writes to it, so there is room.
+        let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+        if let Some(t) = self.thread.take() {
+            let _ = t.join();
+        }
+    }
+}
+
+fn listen() -> io::Result<(String, UnixListener)> {
+    let pid = std::process::id();
+    for n in 0..MAX_NAMES {
+        let name = format!("{PREFIX}{pid}.{n}");
+        match UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?) {
+            Ok(l) => {
+                l.set_nonblocking(true)?;
+                return Ok((name, l));
+            }
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(io::Error::other(format!("{MAX_NAMES} endpoints of this process are watched already")))
+}
+
+struct Service {
+    endpoint: Weak<Endpoint>,
+    name: String,
+    listener: UnixListener,
+    stop: Arc<OwnedFd>,
+}
+
+impl Service {
+    fn run(self) {
+        let mut watchers: Vec<UnixStream> = Vec::new();
+        loop {
+            let mut fds = vec![PollFd::new(&*self.stop, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+            fds.extend(watchers.iter().map(|w| PollFd::new(w, PollFlags::IN)));
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(_) => return,
+                Ok(_) => {}
+            }
+            let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
+            drop(fds);
+            if ready[0] {
+                return;
+            }
+            let mut at = 2;
+            watchers.retain_mut(|w| {
+                at += 1;
+                !ready[at - 1] || self.answer(w)
+            });
+            if ready[1] {
+                self.admit(&mut watchers);
+            }
+            if self.endpoint.strong_count() == 0 {
+                return;
+            }
+        }
+    }
+
+    fn admit(&self, watchers: &mut Vec<UnixStream>) {
+        let Ok((stream, _)) = self.listener.accept() else { return };
+        let same_user = rustix::net::sockopt::socket_peercred(&stream)
+            .is_ok_and(|c| c.uid == rustix::process::geteuid() || c.uid.is_root());
+        let usable = stream.set_nonblocking(false).is_ok() && stream.set_write_timeout(Some(PATIENCE)).is_ok();
+        if same_user && usable && watchers.len() < MAX_WATCHERS {
+            watchers.push(stream);
+        }
+    }
+
+    /// One line for whatever came; `false` if the watcher is to be hung up on.
+    fn answer(&self, w: &mut UnixStream) -> bool {
+        match w.read(&mut [0; 256]) {
+            Ok(0) | Err(_) => return false,
+            Ok(_) => {}
+        }
+        let Some(endpoint) = self.endpoint.upgrade() else { return false };
+        let line = serde_json::json!({
+            "pid": std::process::id(),
+            "name": self.name,
+            "limits": endpoint.limits(),
+            "stats": endpoint.stats(),
+        });
+        w.write_all(format!("{line}\n").as_bytes()).is_ok()
+    }
+}
