@@ -44,7 +44,7 @@ fn load(
         let (node, stop, good, bad) = (node.clone(), stop.clone(), good.clone(), bad.clone());
         move || {
             while !stop.load(Ordering::Relaxed) {
-                let well = if i % 2 == 0 {
+                let well = if i < 2 {
                     block_on(node.put_bytes(target, 9, 7, vec![1; 1 << 20], WAIT)).is_ok()
                 } else {
                     block_on(node.get_bytes(target, 9, 7, 0, 1 << 20, WAIT)).is_ok()

@@ -305,6 +305,13 @@ impl<H: Handler> Core<H> {
         self.outputs.push_back(Output::Send(Outgoing { op, dest, src, body, payload }));
     }
 
+    /// The descriptor of ours that a PUT or GET names for its answer.
+    pub fn answers_to(&self, body: &Body) -> Option<MdHandle> {
+        let (Body::Put { handle, .. } | Body::Get { handle, .. }) = body else { return None };
+        let (interface, object) = handle.cookies();
+        (interface == self.interface_cookie).then_some(MdHandle(object))
+    }
+
     /// The live descriptor that an ACK or REPLY names.
     fn addressee(&mut self, handle: WireHandle) -> std::result::Result<(MdHandle, u64), DropReason> {
         let (interface, object) = handle.cookies();

@@ -259,6 +259,11 @@ impl Engine {
             return self.sent(now, id, Err(Failure::NetworkTimeout));
         }
         let header = header_of(&m.out, self.params.pid, local, nid);
+        // If no answer comes, this rail is to blame.
+        let answer = self.core.answers_to(&header.body);
+        if let Some(tracked) = answer.and_then(|md| self.tracked.get_mut(&md)) {
+            tracked.peer = Some(nid);
+        }
         let pid = if m.out.dest.is_userspace() { m.out.dest.pid } else { PID_LNET };
         let tx = Tx { id, peer: ProcessId { nid, pid }, header, payload: m.out.payload.clone() };
         let (kind, len) = (header.body.msg_type(), header.payload_len);

@@ -283,6 +283,36 @@ fn lost_peers_fail_what_is_outstanding_if_so_wished() {
 }
 
 #[test]
+fn the_rail_that_was_used_is_to_blame_for_a_missing_answer() {
+    let mut w =
+        World::new(&[&[A1], &[B1, B2]], NodeParams { fail_on_peer_lost: true, ..NodeParams::default() });
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    w.log.clear();
+    // No portal matches there: no answer comes.
+    let queues: Vec<EventQueue> = (0..2).map(|_| w.get(0, B1, 4).1).collect();
+    w.run();
+    let rails: Vec<Nid> = w.log.iter().map(|l| l.1).collect();
+    assert_eq!(rails.len(), 2);
+    assert_ne!(rails[0], rails[1]);
+    w.engines[0].upcall(w.now, nid(A1), Upcall::PeerLost(rails[1]));
+    w.run();
+    assert_eq!((events(&queues[0]).len(), events(&queues[1]).len()), (1, 2));
+    w.pass(sec(149));
+    let mut last = Vec::new();
+    for _ in 0..30 {
+        w.pass(Duration::from_millis(100));
+        last.extend(events(&queues[0]));
+        if !last.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(last, [(EventKind::Unlink, Status::TimedOut, true)]);
+    let peer = w.engines[0].peer(nid(B1)).unwrap();
+    let sick: Vec<Nid> = peer.interfaces.iter().filter(|i| i.health < 1000).map(|i| i.nid).collect();
+    assert_eq!(sick, [rails[0]]);
+}
+
+#[test]
 fn credits_queue_and_come_back() {
     let mut w = World::new(&[&[A1], &[B1]], NodeParams::default());
     let (_, _served) = w.serve(1, 9, 16);

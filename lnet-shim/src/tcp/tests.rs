@@ -480,6 +480,18 @@ fn numbers_and_kinds_of_connections_can_be_chosen() {
 }
 
 #[test]
+fn a_node_can_dial_itself() {
+    let mut w = World::new(&[A], TcpParams::default());
+    w.send(0, message(1, A, A, 10));
+    w.send(0, message(2, A, A, 5000));
+    w.run();
+    w.pass(sec(10));
+    assert_eq!(w.nodes[0].got.len(), 2);
+    assert_eq!((w.outcome(0, 1), w.outcome(0, 2)), (Some(Ok(())), Some(Ok(()))));
+    assert!(w.nodes[0].lost.is_empty());
+}
+
+#[test]
 fn strangers_claims_are_not_kept() {
     let mut m = passive();
     for i in 0..50u32 {
