@@ -97,8 +97,8 @@ pub(crate) struct Inner {
     pub(crate) config: WorldConfig,
     pub(crate) rng: Rng,
     pub(crate) now: u64,
-    /// Real time: when `now` was said.
-    said_at: Option<Instant>,
+    /// Real time: the latest time a caller said, and when.
+    said: Option<(u64, Instant)>,
     seq: u64,
     agenda: BinaryHeap<Reverse<Due>>,
     pub(crate) ports: BTreeMap<u64, PortState>,
@@ -120,7 +120,7 @@ impl Inner {
             config,
             rng: Rng::new(seed),
             now: 0,
-            said_at: None,
+            said: None,
             seq: 0,
             agenda: BinaryHeap::new(),
             ports: BTreeMap::new(),
@@ -166,21 +166,19 @@ impl Inner {
 
     /// A poll says what time it is.
     pub(crate) fn tick(&mut self, now_ns: u64) {
+        let mut until = self.now;
         if self.config.clock == Clock::Real && now_ns >= self.now {
-            self.now = now_ns;
-            self.said_at = Some(Instant::now());
+            self.said = Some((now_ns, Instant::now()));
+            until = now_ns;
         }
-        self.run_until(self.now);
+        self.run_until(until);
     }
 
     /// The time now, as the callers' clock would say it.
     pub(crate) fn real_now(&self) -> u64 {
-        match (self.config.clock, self.said_at) {
-            (Clock::Real, Some(t)) => {
-                self.now.saturating_add(u64::try_from(t.elapsed().as_nanos()).unwrap_or(u64::MAX))
-            }
-            _ => self.now,
-        }
+        let Some((said, at)) = self.said else { return self.now };
+        let since = u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        said.saturating_add(since).max(self.now)
     }
 
     fn happen(&mut self, what: What) {
@@ -230,13 +228,12 @@ impl Inner {
 
     pub(crate) fn set_stalled(&mut self, host: u32, stalled: bool) {
         self.host(host).stalled = stalled;
-        let ids: Vec<u64> = self.places.iter().filter(|(p, _)| p.host == host).map(|(_, id)| *id).collect();
-        if !stalled {
-            ids.into_iter()
-                .filter(|id| self.has_work(*id))
-                .collect::<Vec<_>>()
-                .iter()
-                .for_each(|id| self.wake(*id));
+        let here = self.places.iter().filter(|(p, _)| p.host == host && !stalled);
+        let ports: Vec<u64> = here.map(|(_, id)| *id).collect();
+        for id in ports {
+            if self.has_work(id) {
+                self.wake(id);
+            }
         }
     }
 
@@ -279,10 +276,9 @@ impl Inner {
     }
 
     pub(crate) fn has_work(&self, port: u64) -> bool {
-        self.ports.get(&port).is_some_and(|p| {
-            !(p.urgent.is_empty() && p.ready.is_empty() && p.unflushed.is_empty())
-                && !self.host_is_stalled(p.place.host)
-        })
+        let Some(p) = self.ports.get(&port) else { return false };
+        let idle = p.urgent.is_empty() && p.ready.is_empty() && p.unflushed.is_empty();
+        !idle && !self.host_is_stalled(p.place.host)
     }
 
     /// Puts an event out of the stream's order at the head of what a port reports.
