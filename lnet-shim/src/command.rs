@@ -13,7 +13,7 @@ use crate::network::{ConnectionInfo, Failure};
 use crate::nid::{Net, Nid, NidList, ProcessId};
 use crate::node::{FaultAction, FaultRule, Frequency, NiConfig, NiInfo, Node, NodeStats, PeerInfo};
 use crate::selftest::load::{self, Kind, LoadReport, LoadSpec, Progress};
-use crate::selftest::{Check, Console, TestSpec};
+use crate::selftest::{Check, Console, Distribute, TestSpec};
 use crate::tcp::{Accept, SourcePorts, TcpParams};
 use crate::wire::lnet::MsgType;
 use crate::wire::ping;
@@ -329,7 +329,7 @@ pub fn lst(
     let targets: Vec<ProcessId> = targets.iter().map(|n| ProcessId::lnet(*n)).collect();
     let mut console = Console::new(node.clone(), "kfab", spec.timeout);
     let LoadSpec { kind, size, check, concurrency, loops, .. } = spec;
-    let test = TestSpec { kind, size, check, concurrency, loops };
+    let test = TestSpec { kind, size, check, concurrency, loops, distribute: Distribute::All };
     futures_lite::future::block_on(async {
         for target in &targets {
             console.add_node(*target, force).await?;

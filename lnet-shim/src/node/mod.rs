@@ -5,6 +5,22 @@
 //! * every message begun ends exactly once (left, failed, or its time over), and its credits come back;
 //! * a message is sent again only when its failure says the peer has not taken it, at most `retry_count` times;
 //! * nothing waits for ever: messages have deadlines, answers are tracked, discovery times out.
+//!
+//! ```no_run
+//! use lnet_shim::node::{NiConfig, Node, NodeParams};
+//! use lnet_shim::tcp::TcpParams;
+//! use std::time::Duration;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let node = Node::new(NodeParams::default())?;
+//! // Port 988 and privileged source ports, as Lustre wants them.
+//! node.add_tcp(NiConfig::new("10.0.0.1@tcp".parse()?), TcpParams::default())?;
+//! let peer = node.discover("10.0.0.2@tcp".parse()?, false).await?;
+//! let pong = node.ping(peer.primary, Duration::from_secs(5)).await?;
+//! println!("{} answers in {:?}", peer.primary, pong.time);
+//! # Ok(())
+//! # }
+//! ```
 
 mod discovery;
 mod engine;

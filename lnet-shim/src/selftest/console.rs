@@ -27,6 +27,55 @@ pub struct TestSpec {
     pub concurrency: u32,
     /// Calls of each of these; 0: until stopped.
     pub loops: u32,
+    /// Who calls whom.
+    pub distribute: Distribute,
+}
+
+/// Who calls whom in a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub enum Distribute {
+    /// Every client calls every server.
+    #[default]
+    All,
+    /// So many clients share so many servers: `2:1` lets the first two clients call the first server, the next two the
+    /// second, and so on, around.
+    Ratio {
+        /// Clients in a group.
+        clients: u16,
+        /// Servers of a group.
+        servers: u16,
+    },
+}
+
+impl Distribute {
+    /// The servers of the client at `index`.
+    pub(super) fn servers_of(self, index: usize, servers: &[ProcessId]) -> &[ProcessId] {
+        let Self::Ratio { clients, servers: per_group } = self else { return servers };
+        let groups: Vec<&[ProcessId]> = servers.chunks(usize::from(per_group.max(1))).collect();
+        let group = index / usize::from(clients.max(1));
+        groups.get(group % groups.len().max(1)).copied().unwrap_or(servers)
+    }
+}
+
+impl std::str::FromStr for Distribute {
+    type Err = Error;
+
+    /// `all`, or `C:S` with numbers above zero.
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        let number = |t: &str| t.parse::<u16>().ok().filter(|n| *n > 0);
+        let ratio = text.split_once(':').and_then(|(c, s)| Some((number(c)?, number(s)?)));
+        let (clients, servers) = ratio.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Parse,
+                "distribute",
+                format!("{text:?} is neither \"all\" nor like \"2:1\""),
+            )
+        })?;
+        Ok(Self::Ratio { clients, servers })
+    }
 }
 
 /// Counters of a self-test node.
@@ -106,16 +155,17 @@ impl Console {
         servers: &[ProcessId],
         spec: TestSpec,
     ) -> Result<()> {
-        let Some(list) = destinations(servers) else {
-            return Err(Error::new(ErrorKind::Invalid, "lst", "a server without an 8-byte NID"));
-        };
         for server in servers {
             let body = |ids: Ids| LstBody::Test(self.test(ids, batch, spec, None));
             self.call(*server, Service::Test, body, Bulk::None).await?;
         }
-        for client in clients {
-            let bulk = Bulk::From(SharedBytes::new(list.clone()).memory());
-            let body = |ids: Ids| LstBody::Test(self.test(ids, batch, spec, Some(servers.len() as u32)));
+        for (i, client) in clients.iter().enumerate() {
+            let own = spec.distribute.servers_of(i, servers);
+            let Some(list) = destinations(own) else {
+                return Err(Error::new(ErrorKind::Invalid, "lst", "a server without an 8-byte NID"));
+            };
+            let bulk = Bulk::From(SharedBytes::new(list).memory());
+            let body = |ids: Ids| LstBody::Test(self.test(ids, batch, spec, Some(own.len() as u32)));
             self.call(*client, Service::Test, body, bulk).await?;
         }
         Ok(())

@@ -100,7 +100,9 @@ fn a_console_makes_sessions_and_drives_tests_between_others() {
         console.add_node(c_id, false).await.unwrap();
         let mut other = Console::new(console_node.clone(), "other", WAIT);
         assert_eq!(other.add_node(b_id, false).await.unwrap_err().kind(), crate::ErrorKind::Denied);
-        let spec = |kind| TestSpec { kind, size: 65536, check: Check::Full, concurrency: 2, loops: 10 };
+        let distribute = Distribute::Ratio { clients: 1, servers: 1 };
+        let spec =
+            |kind| TestSpec { kind, size: 65536, check: Check::Full, concurrency: 2, loops: 10, distribute };
         for kind in [Kind::Ping, Kind::Read, Kind::Write] {
             console.add_test(1, &[b_id], &[c_id], spec(kind)).await.unwrap();
         }
@@ -123,6 +125,17 @@ fn a_console_makes_sessions_and_drives_tests_between_others() {
         other.add_node(b_id, false).await.unwrap();
         other.end().await.unwrap();
     });
+}
+
+#[test]
+fn clients_are_dealt_out_to_servers() {
+    let servers: Vec<ProcessId> = (1..=3).map(|i| ProcessId { nid: Nid::LO, pid: i }).collect();
+    let pids = |d: Distribute, i| d.servers_of(i, &servers).iter().map(|s| s.pid).collect::<Vec<_>>();
+    assert_eq!(pids("all".parse().unwrap(), 5), [1, 2, 3]);
+    let two: Distribute = "2:1".parse().unwrap();
+    assert_eq!((0..7).map(|i| pids(two, i)[0]).collect::<Vec<_>>(), [1, 1, 2, 2, 3, 3, 1]);
+    assert_eq!(pids("1:2".parse().unwrap(), 1), [3]);
+    assert!("0:1".parse::<Distribute>().is_err() && "x".parse::<Distribute>().is_err());
 }
 
 #[test]

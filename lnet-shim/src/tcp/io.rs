@@ -26,6 +26,8 @@ const TOKEN_LISTEN: u64 = u64::MAX - 1;
 /// Bytes read from one connection before others get a turn.
 const READ_TURN: usize = 1 << 20;
 const READ_CHUNK: usize = 256 << 10;
+/// How long no connections are accepted after the system could not give one.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// The longest sleep of the thread.
 const MAX_SLEEP: Duration = Duration::from_millis(250);
 
@@ -51,6 +53,8 @@ struct Inner {
     listener: TcpListener,
     source_ports: SourcePorts,
     source_ip: IpAddr,
+    /// The system could not give us a connection (descriptors, memory): not before then again.
+    accept_pause: Option<Time>,
 }
 
 struct Connection {
@@ -85,7 +89,14 @@ impl TcpNetwork {
             .map_err(|e| failed(e.into()))?;
         let source_ports = params.source_ports;
         let machine = Machine::new(params, me, incarnation);
-        let inner = Inner { machine, sockets: HashMap::new(), listener, source_ports, source_ip: ip };
+        let inner = Inner {
+            machine,
+            sockets: HashMap::new(),
+            listener,
+            source_ports,
+            source_ip: ip,
+            accept_pause: None,
+        };
         let shared = Arc::new(Shared {
             nid: me.nid,
             inner: Mutex::new(inner),
@@ -178,6 +189,10 @@ impl Shared {
                 }
             }
             inner.machine.handle_timeout(now);
+            if inner.accept_pause.is_some_and(|t| t <= now) {
+                inner.accept_pause = None;
+                self.listen(&inner, true);
+            }
             self.pump(&mut inner, now, &mut upcalls);
             drop(inner);
             let Some(upper) = upper.upgrade() else { return };
@@ -195,7 +210,15 @@ impl Shared {
 
     fn accept(&self, inner: &mut Inner, now: Time) {
         for _ in 0..64 {
-            let Ok((stream, remote)) = inner.listener.accept() else { return };
+            let (stream, remote) = match inner.listener.accept() {
+                Ok(accepted) => accepted,
+                Err(e) if matches!(e.kind(), IoKind::WouldBlock | IoKind::ConnectionAborted) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept; pausing");
+                    inner.accept_pause = Some(now + ACCEPT_PAUSE);
+                    return self.listen(inner, false);
+                }
+            };
             let socket = Socket::from(stream);
             let Some(id) = inner.machine.accepted(now, remote) else {
                 // A reset, not an orderly end: as LNet does to insecure ports.
@@ -206,6 +229,12 @@ impl Shared {
                 inner.machine.closed(now, id);
             }
         }
+    }
+
+    fn listen(&self, inner: &Inner, on: bool) {
+        let interest = if on { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
+        let _ =
+            epoll::modify(&self.epoll, &inner.listener, epoll::EventData::new_u64(TOKEN_LISTEN), interest);
     }
 
     fn add(&self, inner: &mut Inner, id: ConnId, stream: TcpStream, connecting: bool) -> std::io::Result<()> {
@@ -225,6 +254,11 @@ impl Shared {
             c.connecting = false;
             inner.machine.connected(now, id, result);
             return self.update_interest(inner, id);
+        }
+        let hung = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
+        if hung && !inner.machine.wants_read(id) {
+            // Epoll would report this for ever; what has not been read is lost with the peer.
+            return inner.machine.closed(now, id);
         }
         if flags.intersects(epoll::EventFlags::OUT) {
             self.write(inner, now, id);
