@@ -394,7 +394,7 @@ impl ShmPort {
     }
 
     #[inline(always)]
-    fn scan_hot(&mut self, events: &mut Vec<Event>) -> bool {
+    fn scan_hot(&mut self, events: &mut Vec<Event>) {
         let n = self.hot.len();
         let mut left = BATCH;
         let mut at = self.turn;
@@ -422,7 +422,6 @@ impl ShmPort {
             }
         }
         self.turn = at;
-        left < BATCH
     }
 
     /// Tells callers of links that have room again.
@@ -524,15 +523,15 @@ impl Port for ShmPort {
     #[inline]
     fn poll(&mut self, now_ns: u64, events: &mut Vec<Event>) -> bool {
         self.now_ns = now_ns;
+        let before = events.len();
         let mut moved = false;
         if self.armed {
             self.disarm();
         }
         if !self.pending.is_empty() {
             events.extend(self.pending.drain(..));
-            moved = true;
         }
-        moved |= self.scan_hot(events);
+        self.scan_hot(events);
         if !self.blocked.is_empty() {
             self.unblock(events);
         }
@@ -545,11 +544,9 @@ impl Port for ShmPort {
             moved |= self.control(events);
         }
         if !self.ending.is_empty() {
-            let before = events.len();
             self.bury(events);
-            moved |= events.len() > before;
         }
-        moved
+        moved || events.len() > before
     }
 
     fn take(&mut self, conn: Conn, mut landing: Option<Landing>) -> Option<Option<Landing>> {
