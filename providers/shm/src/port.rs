@@ -35,6 +35,8 @@ const REPORTS: usize = 64;
 const DRAINS: u32 = 8192;
 /// Packets taken from one control socket at a time.
 const PACKETS: usize = 64;
+/// A listener that was put aside is looked at again after this time.
+const LISTEN_AGAIN_NS: u64 = 10_000_000;
 /// A dial that found the backlog full is tried again after this time.
 const DIAL_AGAIN_NS: u64 = 2_000_000;
 
@@ -139,6 +141,9 @@ impl ShmPort {
         const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
         self.polls = 0;
         self.control_at_ns = self.now_ns.saturating_add(CONTROL_NS);
+        if !self.listening && self.attempts.len() < self.config.max_connecting {
+            self.listen(true);
+        }
         let mut space = [const { MaybeUninit::uninit() }; REPORTS];
         let reports: &[epoll::Event] = match epoll::wait(&self.epoll, &mut space, Some(&NOW)) {
             Ok((reports, _)) => reports,
@@ -182,7 +187,9 @@ impl ShmPort {
         });
         let first = attempts.min();
         let closing = self.closing.iter().filter_map(|c| conns.link(*c).and_then(|l| l.close_by_ns));
-        closing.chain(first).min()
+        // No room for greetings, or no descriptors: look again later.
+        let again = (!self.listening).then_some(self.now_ns.saturating_add(LISTEN_AGAIN_NS));
+        closing.chain(first).chain(again).min()
     }
 
     fn answer_doorbell(&mut self) {
@@ -307,9 +314,6 @@ impl ShmPort {
                 dialled += 1;
                 self.advance(conn, events);
             }
-        }
-        if !self.listening && self.attempts.len() < self.config.max_connecting {
-            self.listen(true);
         }
     }
 

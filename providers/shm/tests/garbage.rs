@@ -12,12 +12,21 @@ use rustix::net::{
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard};
+
+/// Descriptors of the process are counted: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(|e| e.into_inner())
+}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
     fn any_segment(data in proptest::collection::vec(any::<u8>(), 0..2048)) {
+        let _alone = alone();
         kfab_shm::fuzz_ring(&data);
     }
 
@@ -25,6 +34,7 @@ proptest! {
     #[test]
     fn nearly_right_segments(mut data in proptest::collection::vec(0u8..4, 64..200), odd in any::<bool>()) {
         data[0] = u8::from(odd);
+        let _alone = alone();
         kfab_shm::fuzz_ring(&data);
     }
 
@@ -56,6 +66,7 @@ fn memfd(len: usize) -> OwnedFd {
 /// Greetings that make no sense, or come with the wrong things: none is announced, nothing is left, the port serves on.
 #[test]
 fn bad_greetings_leave_nothing() {
+    let _alone = alone();
     let _w = Watchdog::start(60);
     let config = PortConfig { max_connecting: 4, ..PortConfig::default() };
     let mut port = open(&config);
