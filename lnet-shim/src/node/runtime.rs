@@ -242,7 +242,8 @@ impl Node {
         Ok(())
     }
 
-    /// Runs `f` on the engine, then does what comes of it. For what has no call of its own.
+    /// Runs `f` on the engine, then does what comes of it. For what has no call of its own. The node is locked meanwhile:
+    /// `f` must not call it.
     pub fn with_engine<R>(&self, f: impl FnOnce(&mut Engine, Time) -> R) -> R {
         self.inner.with(f)
     }
