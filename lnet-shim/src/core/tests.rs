@@ -109,7 +109,7 @@ fn get_is_replied_and_reported_when_sent() {
     // Unlinked while the reply is on its way: the completion is the last event, and says so.
     core.md_unlink(md, Status::Ok).unwrap();
     assert!(drain(&mut core).events.is_empty());
-    core.finish(out.sends[0].op.unwrap(), Status::Ok, id(ME).nid);
+    core.finish(out.sends[0].op.unwrap(), Status::Ok, id(ME));
     let e = drain(&mut core).events.remove(0);
     assert_eq!((e.kind, e.rlength, e.mlength, e.offset), (EventKind::Get, 100, 6, 4));
     assert_eq!((e.unlinked, e.status), (true, Status::TimedOut));
@@ -143,9 +143,9 @@ fn send_and_ack_in_either_order() {
         let ack = incoming(2, Body::Ack { handle: handle_of(&sent), match_bits: 9, mlength: 3 }, b"");
         if ack_first {
             core.receive(ack.clone()).unwrap();
-            core.finish(op, Status::Ok, id(ME).nid);
+            core.finish(op, Status::Ok, id(ME));
         } else {
-            core.finish(op, Status::Ok, id(ME).nid);
+            core.finish(op, Status::Ok, id(ME));
             core.receive(ack.clone()).unwrap();
         }
         let kinds: Vec<_> = drain(&mut core).events.iter().map(|e| (e.kind, e.unlinked)).collect();
@@ -163,9 +163,10 @@ fn threshold_one_put_unlinks_before_its_ack() {
     let md = bound(&mut core, &room, b"abc", 1);
     let op = core.put(md, put_params(true)).unwrap();
     let sent = drain(&mut core).sends.remove(0);
-    core.finish(op, Status::Ok, id(ME).nid);
+    core.finish(op, Status::Ok, id(ME));
     let e = drain(&mut core).events.remove(0);
     assert_eq!((e.kind, e.unlinked), (EventKind::Send, true));
+    assert_eq!((e.initiator, e.target, e.source), (id(ME), id(2), id(ME).nid));
     let ack = incoming(2, Body::Ack { handle: handle_of(&sent), match_bits: 9, mlength: 3 }, b"");
     assert_eq!(core.receive(ack), Err(DropReason::NoDescriptor));
     assert_eq!(room.0.get(), 100);
@@ -180,7 +181,7 @@ fn replies_fill_cut_and_drop() {
         let md = core.md_bind(memory.memory(), options, room.clone()).unwrap();
         let op = core.get(md, id(2), 0, 1, 0).unwrap();
         let sent = drain(&mut core).sends.remove(0);
-        core.finish(op, Status::Ok, id(ME).nid);
+        core.finish(op, Status::Ok, id(ME));
         drain(&mut core);
         let reply = incoming(2, Body::Reply { handle: handle_of(&sent) }, b"abcdef");
         assert_eq!(core.receive(reply), want);
@@ -482,7 +483,7 @@ impl Both {
         let Ok(want) = want else { return assert!(drain(&mut self.core).events.is_empty()) };
         let mut out = drain(&mut self.core);
         if get {
-            self.core.finish(out.sends[0].op.unwrap(), Status::Ok, id(ME).nid);
+            self.core.finish(out.sends[0].op.unwrap(), Status::Ok, id(ME));
             out.events = drain(&mut self.core).events;
             assert_eq!(out.sends[0].payload.len(), want.mlength);
         }

@@ -145,11 +145,11 @@ impl<H: Handler> Core<H> {
         op
     }
 
-    /// Ends an operation whose message has left (or failed). `source` is the NID it left from. Unknown ids are ignored.
-    pub fn finish(&mut self, op: OpId, status: Status, source: Nid) {
+    /// Ends an operation whose message has left (or failed). `source` is who it left from. Unknown ids are ignored.
+    pub fn finish(&mut self, op: OpId, status: Status, source: ProcessId) {
         let Some((md, mut event)) = self.operations.remove(&op) else { return };
         if event.kind == EventKind::Send {
-            event.source = source;
+            (event.initiator, event.source, event.sender) = (source, source.nid, source.nid);
         }
         self.complete(md, event, status);
     }

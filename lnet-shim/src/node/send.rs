@@ -47,7 +47,8 @@ impl Engine {
         if self.messages.len() >= self.params.max_messages {
             self.stats.send_failures += 1;
             if let Some(op) = out.op {
-                self.core.finish(op, Status::Local, self.primary());
+                let from = ProcessId { nid: self.primary(), pid: self.params.pid };
+                self.core.finish(op, Status::Local, from);
             }
             return;
         }
@@ -75,7 +76,8 @@ impl Engine {
             self.stats.send_failures += 1;
         }
         if let Some(op) = message.out.op {
-            self.core.finish(op, status, message.local.unwrap_or(self.primary()));
+            let nid = message.local.unwrap_or(self.primary());
+            self.core.finish(op, status, ProcessId { nid, pid: self.params.pid });
         }
     }
 

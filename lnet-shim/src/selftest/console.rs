@@ -186,7 +186,8 @@ impl Console {
             session: self.session,
             batch,
             service: service as u32,
-            loops: spec.loops,
+            // For ever is written as all ones.
+            loops: if spec.loops == 0 { u32::MAX } else { spec.loops },
             concurrency: spec.concurrency,
             is_client: servers.is_some(),
             stop_on_error: false,

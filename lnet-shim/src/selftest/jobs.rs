@@ -153,7 +153,7 @@ impl Test {
             size,
             check,
             concurrency: r.concurrency,
-            loops: r.loops,
+            loops: if r.loops == u32::MAX { 0 } else { r.loops },
             duration: Duration::MAX,
             stop_on_error: r.stop_on_error,
             ..LoadSpec::default()
