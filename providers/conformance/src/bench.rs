@@ -4,10 +4,7 @@ use crate::node::Node;
 use crate::rig::Rig;
 use kfab_core::mem::Pool;
 use kfab_core::spi::{Caps, Conn, Delivery, HEADER_LEN, PortConfig};
-use std::time::{Duration, Instant};
-
-/// A case that has not got where it wants within this time fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+use std::time::Instant;
 
 /// The surroundings of one case.
 pub struct Bench {
@@ -21,7 +18,8 @@ pub struct Bench {
 impl Bench {
     /// Around a fresh rig; the watchdog starts.
     pub fn new(rig: Box<dyn Rig>) -> Bench {
-        Bench { rig, pool: Pool::new(Default::default()), until: Instant::now() + PATIENCE }
+        let until = Instant::now() + rig.patience();
+        Bench { rig, pool: Pool::new(Default::default()), until }
     }
 
     /// Opens a port that must open.
@@ -55,7 +53,10 @@ impl Bench {
     /// Drives the ports until `done`; panics with `what` if the watchdog bites.
     pub fn until(&self, what: &str, nodes: &mut [&mut Node], mut done: impl FnMut(&mut [&mut Node]) -> bool) {
         loop {
-            let busy = nodes.iter_mut().fold(false, |b, n| n.poll(self.rig.now()) || b);
+            let mut busy = false;
+            for n in nodes.iter_mut() {
+                busy |= n.poll(self.rig.now());
+            }
             if done(nodes) {
                 return;
             }
@@ -82,11 +83,6 @@ impl Bench {
             }
             self.rig.idle();
         }
-    }
-
-    /// What remains of the watchdog's patience.
-    pub fn patience(&self) -> Duration {
-        self.until.saturating_duration_since(Instant::now())
     }
 }
 

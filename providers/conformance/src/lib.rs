@@ -32,7 +32,8 @@
 //! fn main() {
 //!     // In the child that `Victim::child("tcp")` starts (this same program): be a peer until killed.
 //!     kfab_conformance::serve_if_child("tcp", || TcpRig.open(&PortConfig::default()));
-//!     kfab_conformance::main(vec![("tcp", Box::new(|| Box::new(TcpRig)) as Maker)]);
+//!     let tcp: Maker = Box::new(|| Box::new(TcpRig));
+//!     kfab_conformance::main(vec![("tcp", tcp)]);
 //! }
 //! ```
 //!
@@ -81,4 +82,4 @@ pub use bench::Bench;
 pub use child::{Victim, serve_if_child};
 pub use node::{Got, Node};
 pub use rig::{Maker, Rig};
-pub use run::{CaseResult, Report, main, run};
+pub use run::{CaseResult, Report, main, run, run_only};

@@ -54,6 +54,11 @@ pub trait Rig: Send + Sync {
         None
     }
 
+    /// A case that has not got where it wants within this time fails.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
     /// Cases that this provider is known to fail, by name, each with the reason: shown as ignored.
     fn known_gaps(&self) -> Vec<(&'static str, &'static str)> {
         Vec::new()

@@ -1,6 +1,6 @@
 //! Runs the cases of a rig: each in a thread of its own, under a watchdog.
 
-use crate::bench::{Bench, PATIENCE};
+use crate::bench::Bench;
 use crate::cases::{CASES, Case};
 use crate::rig::Maker;
 use kfab_core::Kind;
@@ -42,6 +42,11 @@ impl Report {
 
 /// Runs all cases that apply, one after the other.
 pub fn run(maker: Maker) -> Report {
+    run_only(maker, |_| true)
+}
+
+/// Runs the cases that apply and whose name is `wanted`.
+pub fn run_only(maker: Maker, wanted: impl Fn(&str) -> bool) -> Report {
     let maker = Arc::new(maker);
     let caps = match maker().open(&PortConfig::default()) {
         Ok(p) => p.caps().clone(),
@@ -56,7 +61,7 @@ pub fn run(maker: Maker) -> Report {
         Some(why) => CaseResult { name: case.name, note: Some(why), skipped: true },
         None => CaseResult { name: case.name, note: guarded(&maker, case).err(), skipped: false },
     };
-    Report { cases: CASES.iter().map(one).collect() }
+    Report { cases: CASES.iter().filter(|c| wanted(c.name)).map(one).collect() }
 }
 
 /// The `main` of a provider's `tests/conformance.rs`: every case of every rig is a test named `RIG::CASE`. Does not return.
@@ -103,13 +108,13 @@ fn skip(maker: &Maker, caps: &Caps, case: &Case) -> Option<String> {
 /// Runs a case in its own thread; one that never returns is left behind and failed.
 fn guarded(maker: &Arc<Maker>, case: &'static Case) -> Result<(), String> {
     let (done, ended) = mpsc::channel();
-    let maker = maker.clone();
+    let bench = Bench::new(maker());
+    let limit = bench.rig.patience() + Duration::from_secs(20);
     let body = move || {
-        let result = std::panic::catch_unwind(AssertUnwindSafe(|| (case.run)(&Bench::new(maker()))));
+        let result = std::panic::catch_unwind(AssertUnwindSafe(move || (case.run)(&bench)));
         let _ = done.send(result.map_err(|e| text_of(e.as_ref())));
     };
     std::thread::Builder::new().name(case.name.to_owned()).spawn(body).map_err(|e| e.to_string())?;
-    let limit = PATIENCE + Duration::from_secs(20);
     ended
         .recv_timeout(limit)
         .unwrap_or_else(|_| Err(format!("a call did not return for {} s", limit.as_secs())))

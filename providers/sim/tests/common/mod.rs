@@ -116,7 +116,13 @@ fn bytes(l: Option<Landing>) -> Vec<u8> {
 
 /// Polls all until none has anything to report.
 pub fn poll_all(nodes: &mut [&mut Node]) {
-    while nodes.iter_mut().filter(|n| n.port.is_some()).fold(false, |busy, n| n.poll() || busy) {}
+    let mut busy = true;
+    while busy {
+        busy = false;
+        for n in nodes.iter_mut().filter(|n| n.port.is_some()) {
+            busy |= n.poll();
+        }
+    }
 }
 
 /// Steps the world until `done`, or fails after `ns` of virtual time.
