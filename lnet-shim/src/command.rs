@@ -145,6 +145,14 @@ pub fn peer_show(node: &Node, nid: Option<Nid>) -> Vec<PeerInfo> {
     })
 }
 
+/// Sets which peers' interfaces are taken first, as (NID list, priority); 0 is first. The rules replace those before.
+pub fn peer_priority(node: &Node, rules: &[(String, u32)]) -> Result<()> {
+    let parse = |(list, priority): &(String, u32)| Ok((list.parse::<NidList>()?, *priority));
+    let rules: Vec<(NidList, u32)> = rules.iter().map(parse).collect::<Result<_>>()?;
+    node.with_engine(|engine, _| engine.set_peer_priorities(rules));
+    Ok(())
+}
+
 /// Connections of tcp networks.
 pub fn conn_list(node: &Node) -> Vec<ConnectionInfo> {
     node.connections()

@@ -16,7 +16,7 @@ use super::{NiConfig, NodeParams, Time};
 use crate::core::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::network::{Command, Rx, TxId, Upcall};
-use crate::nid::{Nid, ProcessId};
+use crate::nid::{Nid, NidList, ProcessId};
 
 /// Where the events of a descriptor go.
 #[derive(Clone)]
@@ -124,6 +124,7 @@ pub struct Engine {
     pub(super) delayed: BTreeMap<(Time, u64), Delayed>,
     pub(super) effects: VecDeque<Effect>,
     pub(super) faults: Faults,
+    pub(super) priorities: Vec<(NidList, u32)>,
     pub(super) stats: NodeStats,
     pub(super) next_id: u64,
     pub(super) ping: super::discovery::PingState,
@@ -138,6 +139,7 @@ impl Engine {
         let mut engine = Self {
             core: Core::new(interface_cookie, params.max_waiting, params.max_waiting_bytes),
             faults: Faults::new(params.seed),
+            priorities: Vec::new(),
             nis: Vec::new(),
             peers: HashMap::new(),
             peer_nis: HashMap::new(),

@@ -10,7 +10,7 @@ use super::stats::Counts;
 use crate::core::{MdHandle, SharedBytes};
 use crate::error::Result;
 use crate::network::TxId;
-use crate::nid::{Nid, ProcessId};
+use crate::nid::{Nid, NidList, ProcessId};
 use crate::wire::ping::{DISCOVERY_SINK, PingInfo};
 
 pub(super) type PeerId = u64;
@@ -53,6 +53,8 @@ pub(super) struct PeerNi {
     pub(super) peer: PeerId,
     pub(super) credits: Credits,
     pub(super) max_credits: i32,
+    /// Smaller is taken first.
+    pub(super) priority: u32,
     pub(super) health: Health,
     pub(super) used: u64,
     pub(super) sent: Counts,
@@ -156,12 +158,33 @@ impl Engine {
             peer,
             credits: Credits::new(credits),
             max_credits: credits,
+            priority: self.priority_of(nid),
             health: Health::default(),
             used: 0,
             sent: Counts::default(),
             received: Counts::default(),
         };
         self.peer_nis.insert(nid, ni);
+    }
+
+    /// What the rules say of a peer's NID; the first that holds it counts.
+    fn priority_of(&self, nid: Nid) -> u32 {
+        self.priorities
+            .iter()
+            .find(|(list, _)| list.contains(nid))
+            .map_or(u32::MAX, |(_, priority)| *priority)
+    }
+
+    /// Sets which interfaces of peers are taken first among the healthy: 0 before 1, and any number before none. The rules
+    /// replace those before.
+    pub fn set_peer_priorities(&mut self, rules: Vec<(NidList, u32)>) {
+        self.priorities = rules;
+        let all: Vec<(Nid, u32)> = self.peer_nis.keys().map(|nid| (*nid, self.priority_of(*nid))).collect();
+        for (nid, priority) in all {
+            if let Some(ni) = self.peer_nis.get_mut(&nid) {
+                ni.priority = priority;
+            }
+        }
     }
 
     /// How many interfaces the peer of `nid` has.

@@ -161,14 +161,16 @@ impl Engine {
         Some((local, remote))
     }
 
-    /// The net whose best rails are healthiest, then by priority, then the least used.
+    /// The net by the health of the peer's best rail there, its priority, the health of ours, its priority, then the least
+    /// used.
     fn best_net(&self, candidates: &[Nid], pinned: Option<Nid>) -> Option<Net> {
         let locals = self.nis.iter().filter(|n| pinned.is_none_or(|p| p == n.config.nid));
         let rank = |ni: &super::engine::Ni| {
             let net = ni.config.nid.net();
             let on_net = candidates.iter().filter(|c| c.net() == net);
-            let peer = on_net.filter_map(|c| self.peer_nis.get(c)).map(|p| p.health.value).max()?;
-            Some(((Reverse(peer), Reverse(ni.health.value), ni.config.priority, ni.used), net))
+            let rails = on_net.filter_map(|c| self.peer_nis.get(c));
+            let peer = rails.map(|p| (Reverse(p.health.value), p.priority)).min()?;
+            Some(((peer, Reverse(ni.health.value), ni.config.priority, ni.used), net))
         };
         locals.filter_map(rank).min_by_key(|(key, _)| *key).map(|(_, net)| net)
     }
@@ -184,7 +186,8 @@ impl Engine {
     fn best_remote(&self, net: Net, candidates: &[Nid]) -> Option<Nid> {
         let on_net = candidates.iter().filter(|c| c.net() == net);
         let known = on_net.filter_map(|c| Some((c, self.peer_nis.get(c)?)));
-        let best = known.min_by_key(|(_, p)| (Reverse(p.health.value), Reverse(p.credits.left), p.used))?;
+        let best = known
+            .min_by_key(|(_, p)| (Reverse(p.health.value), p.priority, Reverse(p.credits.left), p.used))?;
         Some(*best.0)
     }
 

@@ -238,6 +238,32 @@ fn a_dead_rail_is_left_and_comes_back() {
 }
 
 #[test]
+fn priorities_choose_among_healthy_rails_and_networks() {
+    let (a3, b3) = ("10.2.0.1@tcp1", "10.2.0.2@tcp1");
+    let mut w = World::new(&[&[A1, a3], &[B1, B2, b3]], NodeParams::default());
+    let (_, _served) = w.serve(1, 9, 16);
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    let used = |w: &mut World| {
+        w.log.clear();
+        let queues: Vec<EventQueue> = (0..6).map(|_| w.put(0, B1, b"x")).collect();
+        w.run();
+        assert!(queues.iter().all(|q| events(q).iter().all(|e| e.1.is_ok())));
+        let mut to: Vec<Nid> = w.log.iter().filter(|l| l.2 == MsgType::Put).map(|l| l.1).collect();
+        to.sort();
+        to.dedup();
+        to
+    };
+    assert_eq!(used(&mut w).len(), 3);
+    w.engines[0]
+        .set_peer_priorities(vec![("10.1.0.*@tcp".parse().unwrap(), 0), ("*@tcp1".parse().unwrap(), 1)]);
+    assert_eq!(used(&mut w), [nid(B2)]);
+    w.dead.push(nid(B2));
+    assert_eq!(used(&mut w), [nid(B2), nid(b3)], "health comes before priority");
+    w.engines[0].set_peer_priorities(vec![(crate::nid::NidList::one(nid(B1)), 0)]);
+    assert_eq!(used(&mut w), [nid(B1)]);
+}
+
+#[test]
 fn one_rail_has_no_second_chance() {
     let mut w = World::new(&[&[A1], &[B1]], NodeParams::default());
     let (_, _served) = w.serve(1, 9, 16);
