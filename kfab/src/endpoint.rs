@@ -218,7 +218,7 @@ impl Peer {
     }
 
     /// Reads from the peer's window, starting at byte `offset`, as many bytes as the buffer has. The peer takes no part where the provider
-    /// allows it. `AccessDenied` if the window is closed, too short, or not for reading.
+    /// allows it. `AccessDenied` if the window is closed or not for reading, `InvalidArgument` if the range is outside of it.
     pub fn read(&self, key: &WindowKey, offset: u64, into: Buffer) -> Op<Buffer> {
         op(&self.lane, self.lane.with(|m, io| m.read(io, self.id, key, offset, into)))
     }

@@ -30,12 +30,26 @@ pub(crate) struct State {
     start: Instant,
     pub(crate) now: u64,
     clock_age: u32,
-    /// Somebody sleeps on the descriptors until this time (lane clock), ports armed.
-    asleep: Option<u64>,
+    /// Somebody sleeps on the descriptors, ports armed.
+    asleep: Option<Sleeper>,
+    /// Counts sleeps, so that a late riser does not mistake its successor's sleep for its own.
+    sleeps: u64,
     /// Threads that wait for an operation while another sleeps on the descriptors.
     followers: Vec<Thread>,
     /// Somebody asked to be woken by an operation's end: the helper must poll.
     pub(crate) watched: bool,
+    /// The helper waits to be told that no caller sleeps on the descriptors any more.
+    pub(crate) helper_idle: bool,
+}
+
+/// Who sleeps on the descriptors.
+#[derive(Clone, Copy)]
+struct Sleeper {
+    /// Until this time, lane clock.
+    until: u64,
+    number: u64,
+    /// The helper: it makes way for a caller.
+    helper: bool,
 }
 
 /// One lane. Named in a sealed trait's signature, hence `pub`; its module is private.
@@ -105,8 +119,10 @@ impl Lane {
             now: 1,
             clock_age: 0,
             asleep: None,
+            sleeps: 0,
             followers: Vec::new(),
             watched: false,
+            helper_idle: false,
         };
         state.read_clock();
         let lane = Arc::new(Lane {
@@ -144,7 +160,7 @@ impl Lane {
     #[cold]
     fn after_verb(&self, s: &mut State) {
         let due = s.machine.deadline(&s.ports).unwrap_or(u64::MAX);
-        if s.asleep.is_some_and(|until| due < until) || s.machine.wants_poll() {
+        if s.asleep.is_some_and(|a| due < a.until) || s.machine.wants_poll() {
             self.wake_sleeper(s);
         }
     }
@@ -178,6 +194,9 @@ impl Lane {
         self.active.fetch_add(1, Ordering::Relaxed);
         loop {
             let mut s = self.lock();
+            if let Some(r) = s.machine.take(op) {
+                return Some(r);
+            }
             for _ in 0..BATCH {
                 s.poll();
                 if let Some(r) = s.machine.take(op) {
@@ -192,7 +211,7 @@ impl Lane {
                 return None;
             }
             if spin_until.is_some_and(|t| now >= t) {
-                if let Some(r) = self.sleep(s, Some(op), deadline) {
+                if let Some(r) = self.sleep(s, op, deadline) {
                     return Some(r);
                 }
             } else if s.asleep.is_some() {
@@ -201,34 +220,51 @@ impl Lane {
         }
     }
 
-    /// Sleeps until there is news (or for as long as somebody else sleeps on the descriptors, until told).
-    fn sleep(&self, mut s: MutexGuard<'_, State>, op: Option<OpId>, deadline: Option<Instant>) -> Option<Result<Outcome>> {
-        if s.asleep.is_some() {
-            if let Some(op) = op {
-                s.machine.set_waker(op, &Waker::from(Arc::new(Unpark(std::thread::current()))));
+    /// Sleeps until there is news: on the descriptors, or beside another caller that sleeps there.
+    fn sleep(&self, mut s: MutexGuard<'_, State>, op: OpId, deadline: Option<Instant>) -> Option<Result<Outcome>> {
+        match s.asleep {
+            Some(Sleeper { helper: false, .. }) => {
+                self.sleep_beside(s, op, deadline);
+                return None;
             }
-            s.followers.push(std::thread::current());
-            self.wake_sleeper(&mut s);
-            drop(s);
-            let most = deadline.map_or(LONGEST, |d| d.saturating_duration_since(Instant::now()).min(LONGEST));
-            std::thread::park_timeout(most.min(Duration::from_millis(100)));
-            let me = std::thread::current().id();
-            self.lock().followers.retain(|t| t.id() != me);
-            return None;
+            Some(_) => self.wake_sleeper(&mut s),
+            None => {}
         }
-        self.sleep_on_ports(s, deadline);
+        self.sleep_on_ports(s, deadline, false);
         let mut s = self.lock();
         s.poll();
-        let r = op.and_then(|op| s.machine.take(op));
-        // Whoever waits beside us takes over the sleeping.
+        let r = s.machine.take(op);
+        // Whoever waits beside us takes over the sleeping; else the helper looks after the lane again.
         if let Some(t) = s.followers.pop() {
             t.unpark();
+        } else if std::mem::take(&mut s.helper_idle) {
+            drop(s);
+            self.unpark_helper();
         }
         r
     }
 
+    /// Waits until our operation ends (the sleeper polls for all) or we are to take the sleeper's place.
+    fn sleep_beside(&self, mut s: MutexGuard<'_, State>, op: OpId, deadline: Option<Instant>) {
+        s.machine.set_waker(op, &Waker::from(Arc::new(Unpark(std::thread::current()))));
+        s.followers.push(std::thread::current());
+        // We have polled, and so disarmed the ports.
+        self.wake_sleeper(&mut s);
+        drop(s);
+        let most = deadline.map_or(LONGEST, |d| d.saturating_duration_since(Instant::now()));
+        std::thread::park_timeout(most.min(Duration::from_millis(100)));
+        let me = std::thread::current().id();
+        self.lock().followers.retain(|t| t.id() != me);
+    }
+
+    fn unpark_helper(&self) {
+        if let Some(h) = &*self.helper.lock().unwrap_or_else(|e| e.into_inner()) {
+            h.thread().unpark();
+        }
+    }
+
     /// Arms everything and sleeps in poll(2). Returns after news, a kick, a timer, or at once if there is work.
-    pub(crate) fn sleep_on_ports(&self, mut s: MutexGuard<'_, State>, deadline: Option<Instant>) {
+    pub(crate) fn sleep_on_ports(&self, mut s: MutexGuard<'_, State>, deadline: Option<Instant>, helper: bool) {
         s.read_clock();
         if !s.arm() {
             return;
@@ -238,7 +274,9 @@ impl Lane {
         if until <= s.now {
             return;
         }
-        s.asleep = Some(until);
+        s.sleeps += 1;
+        let number = s.sleeps;
+        s.asleep = Some(Sleeper { until, number, helper });
         let wait = Duration::from_nanos(until - s.now);
         // The descriptors live as long as their ports, and ports as long as the lane; borrowing them past the lock is what
         // `epoll` is for: it holds them all.
@@ -247,7 +285,10 @@ impl Lane {
         self.poll_fd(epoll, wait);
         let mut buf = [0; 8];
         let _ = rustix::io::read(&self.kick, &mut buf);
-        self.lock().asleep = None;
+        let mut s = self.lock();
+        if s.asleep.is_some_and(|a| a.number == number) {
+            s.asleep = None;
+        }
     }
 
     fn poll_fd(&self, epoll: &OwnedFd, wait: Duration) {
@@ -281,9 +322,7 @@ impl Lane {
             return self.wake_sleeper(&mut s);
         }
         drop(s);
-        if let Some(h) = &*self.helper.lock().unwrap_or_else(|e| e.into_inner()) {
-            h.thread().unpark();
-        }
+        self.unpark_helper();
     }
 
     /// For the user's own event loop: everything armed, or `false` because there is work.
@@ -308,6 +347,7 @@ impl Lane {
             s.asleep = None;
         }
         self.kick();
+        self.unpark_helper();
         let helper = self.helper.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(h) = helper.filter(|h| h.thread().id() != std::thread::current().id()) {
             let _ = h.join();

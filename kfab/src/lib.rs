@@ -29,6 +29,8 @@ mod config;
 mod endpoint;
 mod fabric;
 mod lane;
+#[cfg(feature = "serde")]
+mod monitor;
 mod observe;
 mod op;
 mod progress;
@@ -46,6 +48,8 @@ pub use kfab_proto::{
     SendOptions, WindowKey,
 };
 pub use kfab_topo as topo;
+#[cfg(feature = "serde")]
+pub use monitor::{Monitor, PREFIX as MONITOR_PREFIX};
 pub use observe::{EndpointStats, PeerStats, PoolCounts, PortStats};
 pub use op::{Finish, Op};
 pub use window::Window;

@@ -54,6 +54,13 @@ fn help(lane: &Weak<Lane>) {
         if s.ports.is_empty() || s.machine.is_closed() {
             return;
         }
+        if lane.is_asleep(&s) {
+            // A caller sleeps on the descriptors itself. To poll now would disarm them under it.
+            s.helper_idle = true;
+            drop(s);
+            std::thread::park();
+            continue;
+        }
         let active = lane.active.load(Ordering::Relaxed);
         let silent = active == seen;
         seen = active;
@@ -62,12 +69,10 @@ fn help(lane: &Weak<Lane>) {
             for _ in 0..4 {
                 s.poll();
             }
-            if !lane.is_asleep(&s) {
-                lane.sleep_on_ports(s, None);
-                continue;
-            }
+            lane.sleep_on_ports(s, None, true);
+        } else {
+            drop(s);
+            std::thread::park_timeout(LOOK_IN);
         }
-        drop(s);
-        std::thread::park_timeout(LOOK_IN);
     }
 }
