@@ -341,18 +341,21 @@ fn a_message_for_another_nid_ends_the_connection() {
 }
 
 #[test]
-fn races_end_with_one_set_of_connections() {
-    let mut w = World::new(&[A, B], TcpParams::default());
-    for id in 1..=4 {
-        w.send(0, message(id, A, B, 2000));
-        w.send(1, message(id + 10, B, A, 2000));
+fn races_end_with_one_set_of_connections_the_higher_nids() {
+    for (first, second, dials) in [(A, B, [1, 3]), (B, A, [3, 1])] {
+        let mut w = World::new(&[first, second], TcpParams::default());
+        for id in 1..=4 {
+            w.send(0, message(id, first, second, 2000));
+            w.send(1, message(id + 10, second, first, 2000));
+        }
+        w.run();
+        w.pass(sec(5));
+        assert_eq!((w.nodes[0].got.len(), w.nodes[1].got.len()), (4, 4));
+        assert!((1..=4).all(|id| w.outcome(0, id) == Some(Ok(())) && w.outcome(1, id + 10) == Some(Ok(()))));
+        assert_eq!((w.kinds(0).len(), w.kinds(1).len()), (3, 3));
+        assert!(w.nodes.iter().all(|n| n.lost.is_empty()));
+        assert_eq!([0, 1].map(|i| 1023 - w.nodes[i].next_port), dials);
     }
-    w.run();
-    w.pass(sec(5));
-    assert_eq!((w.nodes[0].got.len(), w.nodes[1].got.len()), (4, 4));
-    assert!((1..=4).all(|id| w.outcome(0, id) == Some(Ok(())) && w.outcome(1, id + 10) == Some(Ok(()))));
-    assert_eq!((w.kinds(0).len(), w.kinds(1).len()), (3, 3));
-    assert!(w.nodes.iter().all(|n| n.lost.is_empty()));
 }
 
 #[test]
