@@ -11,9 +11,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     peer.send("before").wait()?;
     server.recv().wait()?;
 
-    let rule = FaultRule { peer: Some(peer.id()), port: None, action: FaultAction::Duplicate, chance: 0.5, seed: 7 };
+    let rule =
+        FaultRule { peer: Some(peer.id()), port: None, action: FaultAction::Duplicate, chance: 0.5, seed: 7 };
     let twice = client.add_fault(rule)?;
-    let late = client.add_fault(FaultRule { action: FaultAction::Delay { ns: 2_000_000 }, chance: 0.3, ..rule })?;
+    let late =
+        client.add_fault(FaultRule { action: FaultAction::Delay { ns: 2_000_000 }, chance: 0.3, ..rule })?;
     let mut seen = Vec::new();
     for n in 0..100u8 {
         peer.send(&[n]).wait()?;
@@ -25,7 +27,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("100 messages arrived exactly once; {twice:?} frames were doubled, {late:?} delayed");
 
     let stall = client.add_fault(FaultRule { action: FaultAction::Stall, chance: 1.0, ..rule })?;
-    let op = peer.send_with("nobody hears this yet", kfab::SendOptions { delivered: true, ..Default::default() });
+    let op =
+        peer.send_with("nobody hears this yet", kfab::SendOptions { delivered: true, ..Default::default() });
     let e = op.wait_timeout(Duration::from_millis(100)).err().ok_or("a stalled peer answered")?;
     println!("stalled: {e} (fate {:?})", e.fate());
     assert_eq!(e.kind(), Kind::TimedOut);

@@ -66,8 +66,10 @@ impl FabricArgs {
     pub(crate) fn key(&self) -> Result<Option<FabricKey>> {
         let Some(path) = &self.key_file else { return Ok(None) };
         let shown = path.display();
-        let text = std::fs::read_to_string(path).map_err(|e| Failure::unavailable(format!("key file {shown}: {e}")))?;
-        let key = FabricKey::from_hex(&text).map_err(|e| Failure::usage(format!("key file {shown}: {}", e.context())))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Failure::unavailable(format!("key file {shown}: {e}")))?;
+        let key = FabricKey::from_hex(&text)
+            .map_err(|e| Failure::usage(format!("key file {shown}: {}", e.context())))?;
         Ok(Some(key))
     }
 
@@ -143,7 +145,8 @@ fn sizes(text: &str) -> std::result::Result<Sizes, String> {
         if a > b {
             return Err(format!("{text}: the first size is larger than the last"));
         }
-        let list: Vec<usize> = std::iter::successors(Some(a), |n| n.checked_mul(2)).take_while(|n| *n <= b).collect();
+        let list: Vec<usize> =
+            std::iter::successors(Some(a), |n| n.checked_mul(2)).take_while(|n| *n <= b).collect();
         return Ok(Sizes(list));
     }
     text.split(',').map(|t| size(t.trim())).collect::<std::result::Result<_, _>>().map(Sizes)
@@ -158,8 +161,13 @@ fn window(text: &str) -> std::result::Result<usize, String> {
 }
 
 fn seconds(text: &str) -> std::result::Result<Duration, String> {
-    let s: f64 = text.trim_end_matches('s').parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
-    if (0.01..=86_400.0).contains(&s) { Ok(Duration::from_secs_f64(s)) } else { Err("0.01 to 86400 seconds".into()) }
+    let s: f64 =
+        text.trim_end_matches('s').parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    if (0.01..=86_400.0).contains(&s) {
+        Ok(Duration::from_secs_f64(s))
+    } else {
+        Err("0.01 to 86400 seconds".into())
+    }
 }
 
 #[cfg(test)]
@@ -170,7 +178,9 @@ mod tests {
     fn sizes_as_lists_ranges_and_units() {
         assert_eq!(sizes("8,4KiB,1M").unwrap().0, [8, 4096, 1 << 20]);
         assert_eq!(sizes("8..64").unwrap().0, [8, 16, 32, 64]);
-        for (bad, word) in [("0", "256 MiB"), ("1T", "unit"), ("x", "unit"), ("64..8", "larger"), ("300M", "256 MiB")] {
+        for (bad, word) in
+            [("0", "256 MiB"), ("1T", "unit"), ("x", "unit"), ("64..8", "larger"), ("300M", "256 MiB")]
+        {
             let e = sizes(bad).unwrap_err();
             assert!(e.contains(word), "{bad}: {e}");
         }

@@ -41,8 +41,14 @@ pub(crate) struct PeerProcess {
 
 impl PeerProcess {
     /// Starts a server over one provider and waits until it is ready.
-    pub(crate) fn start(scheme: &str, fabric: &FabricArgs, wait: WaitArg, cpu: Option<u32>) -> Result<PeerProcess> {
-        let me = std::env::current_exe().map_err(|e| Failure::failed(format!("finding this program: {e}")))?;
+    pub(crate) fn start(
+        scheme: &str,
+        fabric: &FabricArgs,
+        wait: WaitArg,
+        cpu: Option<u32>,
+    ) -> Result<PeerProcess> {
+        let me =
+            std::env::current_exe().map_err(|e| Failure::failed(format!("finding this program: {e}")))?;
         let mut command = Command::new(me);
         command.args(["peer-process", "--provider", scheme, "--wait", wait.name()]);
         if let Some(cpu) = cpu {
@@ -55,21 +61,24 @@ impl PeerProcess {
             command.arg("--plain");
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let child = command.spawn().map_err(|e| Failure::failed(format!("starting the peer process: {e}")))?;
+        let child =
+            command.spawn().map_err(|e| Failure::failed(format!("starting the peer process: {e}")))?;
         let mut peer = PeerProcess { child, address: String::new() };
         peer.address = peer.hello()?;
         Ok(peer)
     }
 
     fn hello(&mut self) -> Result<String> {
-        let out = self.child.stdout.take().ok_or_else(|| Failure::failed("the peer process has no output"))?;
+        let out =
+            self.child.stdout.take().ok_or_else(|| Failure::failed("the peer process has no output"))?;
         let (tx, rx) = mpsc::channel();
         std::thread::spawn(move || {
             let mut line = String::new();
             let r = BufReader::new(out.take(1 << 16)).read_line(&mut line);
             let _ = tx.send(r.map(|_| line));
         });
-        let line = rx.recv_timeout(READY).map_err(|_| Failure::failed("the peer process did not get ready"))??;
+        let line =
+            rx.recv_timeout(READY).map_err(|_| Failure::failed("the peer process did not get ready"))??;
         match serde_json::from_str(&line) {
             Ok(Hello::Ready { address }) => Ok(address),
             Ok(Hello::Failed { code, what, hint }) => Err(Failure { code, what, hint }),

@@ -73,12 +73,18 @@ impl Request {
             _ => return Ok(()),
         };
         match () {
-            _ if !(1..=MAX_SIZE).contains(&size) => Err(format!("size {size} is out of range: 1..={MAX_SIZE}")),
-            _ if !(1..=MAX_COUNT).contains(&count) => Err(format!("count {count} is out of range: 1..={MAX_COUNT}")),
-            _ if !(1..=MAX_WINDOW).contains(&depth) => Err(format!("window {depth} is out of range: 1..={MAX_WINDOW}")),
-            _ if size.saturating_mul(depth) > MAX_WINDOW_BYTES => {
-                Err(format!("{depth} messages of {size} bytes at once are more than {MAX_WINDOW_BYTES} bytes"))
+            _ if !(1..=MAX_SIZE).contains(&size) => {
+                Err(format!("size {size} is out of range: 1..={MAX_SIZE}"))
             }
+            _ if !(1..=MAX_COUNT).contains(&count) => {
+                Err(format!("count {count} is out of range: 1..={MAX_COUNT}"))
+            }
+            _ if !(1..=MAX_WINDOW).contains(&depth) => {
+                Err(format!("window {depth} is out of range: 1..={MAX_WINDOW}"))
+            }
+            _ if size.saturating_mul(depth) > MAX_WINDOW_BYTES => Err(format!(
+                "{depth} messages of {size} bytes at once are more than {MAX_WINDOW_BYTES} bytes"
+            )),
             _ => Ok(()),
         }
     }
@@ -102,7 +108,7 @@ pub(crate) fn to_hex(bytes: &[u8]) -> String {
 
 pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
     let pair = |p: &[u8]| u8::from_str_radix(std::str::from_utf8(p).ok()?, 16).ok();
-    if text.len() % 2 == 0 { text.as_bytes().chunks(2).map(pair).collect() } else { None }
+    if text.len().is_multiple_of(2) { text.as_bytes().chunks(2).map(pair).collect() } else { None }
 }
 
 #[cfg(test)]

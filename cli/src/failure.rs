@@ -81,15 +81,19 @@ impl From<kfab::Error> for Failure {
         };
         let text = e.to_string();
         let hint = match e.kind() {
-            Kind::Unreachable => Some("is `kfab serve` running there, and is the address the one it printed?"),
-            Kind::AddressInUse => Some("another server has this address: stop it or choose another with --listen"),
+            Kind::Unreachable => {
+                Some("is `kfab serve` running there, and is the address the one it printed?")
+            }
+            Kind::AddressInUse => {
+                Some("another server has this address: stop it or choose another with --listen")
+            }
             Kind::AuthFailed => Some("both sides need the same key: --key-file, made by `kfab keygen FILE`"),
             _ if text.contains("Too many open files") || text.contains("os error 24") => {
                 Some("the limit on open files is too small: raise it with `ulimit -n 4096`")
             }
-            _ if text.contains("Cannot allocate memory") => {
-                Some("too little memory, or RLIMIT_AS or RLIMIT_MEMLOCK is too small: `ulimit -v unlimited`, `ulimit -l unlimited`")
-            }
+            _ if text.contains("Cannot allocate memory") => Some(
+                "too little memory, or RLIMIT_AS or RLIMIT_MEMLOCK is too small: `ulimit -v unlimited`, `ulimit -l unlimited`",
+            ),
             _ => None,
         };
         Failure { code, what: text, hint: hint.map(str::to_owned) }

@@ -43,7 +43,6 @@ impl Monitor {
         let thread = Some(thread.spawn(move || service.run())?);
         Ok(Monitor { stop, thread })
     }
-
 }
 
 impl Drop for Monitor {
@@ -83,7 +82,8 @@ impl Service {
     fn run(self) {
         let mut watchers: Vec<UnixStream> = Vec::new();
         loop {
-            let mut fds = vec![PollFd::new(&*self.stop, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+            let mut fds =
+                vec![PollFd::new(&*self.stop, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
             fds.extend(watchers.iter().map(|w| PollFd::new(w, PollFlags::IN)));
             match poll(&mut fds, None) {
                 Err(rustix::io::Errno::INTR) => continue,
@@ -113,7 +113,8 @@ impl Service {
         let Ok((stream, _)) = self.listener.accept() else { return };
         let same_user = rustix::net::sockopt::socket_peercred(&stream)
             .is_ok_and(|c| c.uid == rustix::process::geteuid() || c.uid.is_root());
-        let usable = stream.set_nonblocking(false).is_ok() && stream.set_write_timeout(Some(PATIENCE)).is_ok();
+        let usable =
+            stream.set_nonblocking(false).is_ok() && stream.set_write_timeout(Some(PATIENCE)).is_ok();
         if same_user && usable && watchers.len() < MAX_WATCHERS {
             watchers.push(stream);
         }

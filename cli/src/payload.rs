@@ -153,7 +153,10 @@ mod tests {
             assert!(is_intact(&b));
             for i in 0..size {
                 b[i] ^= 1;
-                assert!(!is_intact(&b) || stamp_of(&b) != cut(0x0102_0304_0506_0708, size), "byte {i} of {size}");
+                assert!(
+                    !is_intact(&b) || stamp_of(&b) != cut(0x0102_0304_0506_0708, size),
+                    "byte {i} of {size}"
+                );
                 b[i] ^= 1;
             }
         }

@@ -3,6 +3,13 @@
 use crate::failure::{Failure, Result};
 use kfab::topo::{CpuSet, Topology, bind_current_thread};
 use std::str::FromStr;
+use std::sync::OnceLock;
+
+/// The machine as it was when the program started: once a thread is pinned, it is allowed no more than its own CPU.
+fn machine() -> &'static Topology {
+    static MACHINE: OnceLock<Topology> = OnceLock::new();
+    MACHINE.get_or_init(Topology::discover)
+}
 
 /// Pinning as asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,10 +45,12 @@ impl Pin {
             Pin::None => Ok(None),
             Pin::Auto => Ok(two_cores()),
             Pin::Cpus(a, b) => {
-                let allowed = Topology::discover().usable;
+                let allowed = &machine().usable;
                 for cpu in [a, b] {
                     if !allowed.contains(cpu) {
-                        return Err(Failure::usage(format!("--pin: CPU {cpu} is not among the allowed ones ({allowed})")));
+                        return Err(Failure::usage(format!(
+                            "--pin: CPU {cpu} is not among the allowed ones ({allowed})"
+                        )));
                     }
                 }
                 Ok(Some((a, b)))
@@ -52,7 +61,7 @@ impl Pin {
 
 /// Two CPUs on different cores, where there are two cores; else any two; else none.
 fn two_cores() -> Option<(u32, u32)> {
-    let topology = Topology::discover();
+    let topology = machine();
     let firsts: Vec<u32> =
         topology.cores.iter().filter_map(|c| c.cpus.intersection(&topology.usable).first()).collect();
     match firsts[..] {
@@ -67,6 +76,7 @@ fn two_cores() -> Option<(u32, u32)> {
 /// Binds the calling thread (and those it starts later) to one CPU. A refusal is said, not fatal.
 pub(crate) fn pin(cpu: Option<u32>) {
     let Some(cpu) = cpu else { return };
+    machine();
     let mut set = CpuSet::new();
     set.insert(cpu);
     if let Err(e) = bind_current_thread(&set) {
@@ -77,6 +87,16 @@ pub(crate) fn pin(cpu: Option<u32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_cpus_are_found_again_after_pinning() {
+        let before = Pin::Auto.cpus().unwrap();
+        let again = std::thread::spawn(move || {
+            pin(before.map(|c| c.0));
+            Pin::Auto.cpus().unwrap()
+        });
+        assert_eq!(again.join().unwrap(), before);
+    }
 
     #[test]
     fn pins_are_parsed_by_name() {

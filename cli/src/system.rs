@@ -7,6 +7,8 @@ use serde::Serialize;
 const FD_MIN: u64 = 64;
 /// Descriptors that a service with many peers wants.
 const FD_WANTED: u64 = 4096;
+/// Descriptors that we raise the limit to, where we may.
+const FD_RAISED: u64 = 1 << 20;
 /// Pinned memory that verbs want.
 const MEMLOCK_WANTED: u64 = 64 << 20;
 
@@ -28,7 +30,7 @@ pub(crate) fn raise_fd_limit() -> crate::failure::Result<()> {
     let now = getrlimit(Resource::Nofile);
     let most = now.maximum.unwrap_or(u64::MAX);
     if now.current.is_some_and(|c| c < FD_WANTED && c < most) {
-        let wanted = Rlimit { current: Some(most.min(1 << 20).max(FD_MIN)), maximum: now.maximum };
+        let wanted = Rlimit { current: Some(most.min(FD_RAISED)), maximum: now.maximum };
         // A refusal leaves the limit as it is, which is checked below.
         let _ = setrlimit(Resource::Nofile, wanted);
     }
@@ -37,7 +39,8 @@ pub(crate) fn raise_fd_limit() -> crate::failure::Result<()> {
         return Ok(());
     }
     let what = format!("the limit on open files (RLIMIT_NOFILE) is {have}; kfab needs at least {FD_MIN}");
-    Err(crate::failure::Failure::unavailable(what).hint("raise it: `ulimit -n 4096`, or LimitNOFILE= in the service's unit"))
+    Err(crate::failure::Failure::unavailable(what)
+        .hint("raise it: `ulimit -n 4096`, or LimitNOFILE= in the service's unit"))
 }
 
 /// Everything worth knowing.
@@ -76,7 +79,11 @@ fn membarrier() -> Fact {
     if kfab_core::sys::has_heavy_barrier() {
         return fact("membarrier", "yes: rings need no fence on the fast path", None);
     }
-    fact("membarrier", "no: every message over shared memory pays a fence", Some("Linux 4.16 or later, not filtered by seccomp"))
+    fact(
+        "membarrier",
+        "no: every message over shared memory pays a fence",
+        Some("Linux 4.16 or later, not filtered by seccomp"),
+    )
 }
 
 fn pidfd() -> Fact {
@@ -103,11 +110,17 @@ fn cma() -> Fact {
     let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok();
     let scope = scope.as_deref().map(str::trim);
     match (r, scope) {
-        (Err(e), _) => fact("CMA", format!("no ({e}): adopted memory is copied"), Some("process_vm_readv is filtered (seccomp)")),
+        (Err(e), _) => fact(
+            "CMA",
+            format!("no ({e}): adopted memory is copied"),
+            Some("process_vm_readv is filtered (seccomp)"),
+        ),
         (Ok(_), Some(s @ ("1" | "2" | "3"))) => fact(
             "CMA",
             format!("restricted by yama (ptrace_scope {s}): adopted memory is copied"),
-            Some("`sysctl kernel.yama.ptrace_scope=0`, or use the endpoint's own buffers, which need none of it"),
+            Some(
+                "`sysctl kernel.yama.ptrace_scope=0`, or use the endpoint's own buffers, which need none of it",
+            ),
         ),
         (Ok(_), _) => fact("CMA", "yes: adopted memory is read in one copy", None),
     }

@@ -83,7 +83,10 @@ fn faults() {
 #[test]
 fn rails() {
     let out = run("rails");
-    assert!(out.contains("two rails: rail") && out.contains("port 0 cut") && out.contains("port 0 back"), "{out}");
+    assert!(
+        out.contains("two rails: rail") && out.contains("port 0 cut") && out.contains("port 0 back"),
+        "{out}"
+    );
 }
 
 /// The smallest program stays small: 30 lines, 8 distinct calls, both sides.

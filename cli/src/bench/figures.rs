@@ -102,7 +102,12 @@ impl Latency {
 }
 
 impl Row {
-    pub(crate) fn of_latency(size: usize, count: u64, single: &Histogram, batched: Option<&Histogram>) -> Row {
+    pub(crate) fn of_latency(
+        size: usize,
+        count: u64,
+        single: &Histogram,
+        batched: Option<&Histogram>,
+    ) -> Row {
         let latency = Latency::of(single, batched);
         let msg_per_s = 1e9 / latency.mean_ns;
         Row {

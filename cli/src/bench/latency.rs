@@ -52,7 +52,7 @@ impl Pair<'_> {
         sent.wait()?;
         let wrong = m.len() != self.load.size
             || stamp_of(&m) != cut(self.stamp, self.load.size)
-            || (self.load.check && self.stamp % SAMPLE == 0 && !is_intact(&m));
+            || (self.load.check && self.stamp.is_multiple_of(SAMPLE) && !is_intact(&m));
         self.damaged += u64::from(wrong);
         self.incoming.reuse(m)
     }
@@ -82,7 +82,10 @@ impl Pair<'_> {
             Reply::Counted { damaged: 0, .. } if self.damaged == 0 => Ok(took),
             Reply::Counted { damaged, .. } => {
                 let all = damaged + self.damaged;
-                Err(Failure::failed(format!("{all} of {count} messages of {} bytes arrived damaged", load.size)))
+                Err(Failure::failed(format!(
+                    "{all} of {count} messages of {} bytes arrived damaged",
+                    load.size
+                )))
             }
             other => Err(unexpected(&other)),
         }
@@ -107,7 +110,7 @@ pub(super) fn run(client: &Client, load: &Load, tick: &mut dyn FnMut(f64)) -> Re
         count_all += count;
         turn += 1;
         // Two of three rounds in batches.
-        if quick && turn % 3 != 0 && count >= BATCH {
+        if quick && !u32::is_multiple_of(turn, 3) && count >= BATCH {
             pair.round(count, BATCH, price, &mut batched)
         } else {
             pair.round(count, 1, price, &mut single)

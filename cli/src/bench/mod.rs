@@ -117,7 +117,12 @@ impl Client {
         Client::connect(endpoint, address, None, None)
     }
 
-    fn connect(endpoint: Endpoint, address: &str, scheme: Option<String>, process: Option<PeerProcess>) -> Result<Client> {
+    fn connect(
+        endpoint: Endpoint,
+        address: &str,
+        scheme: Option<String>,
+        process: Option<PeerProcess>,
+    ) -> Result<Client> {
         let peer = endpoint.peer(address)?;
         let client = Client { endpoint, peer, scheme, _process: process };
         let op = client.peer.send_tagged(REQUEST, &to_json(&Request::Hello { version: VERSION })?[..]);

@@ -51,7 +51,14 @@ impl Side<'_> {
     }
 
     /// `count` operations, one after the other, timed in batches.
-    fn singly(&mut self, test: Test, count: u64, batch: u64, price: f64, into: &mut Histogram) -> Result<Duration> {
+    fn singly(
+        &mut self,
+        test: Test,
+        count: u64,
+        batch: u64,
+        price: f64,
+        into: &mut Histogram,
+    ) -> Result<Duration> {
         let start = Instant::now();
         let (mut last, mut left) = (start, count);
         while left > 0 {
@@ -75,10 +82,10 @@ impl Side<'_> {
             Test::Write => {
                 let mut under_way: VecDeque<Op<()>> = VecDeque::with_capacity(window);
                 for _ in 0..count {
-                    if under_way.len() == window {
-                        if let Some(op) = under_way.pop_front() {
-                            op.wait()?;
-                        }
+                    if under_way.len() == window
+                        && let Some(op) = under_way.pop_front()
+                    {
+                        op.wait()?;
                     }
                     under_way.push_back(self.write());
                 }
@@ -94,11 +101,11 @@ impl Side<'_> {
     fn many_reads(&mut self, count: u64, window: usize) -> Result<()> {
         let mut under_way: VecDeque<Op<Buffer>> = VecDeque::with_capacity(window);
         for _ in 0..count {
-            if under_way.len() == window {
-                if let Some(op) = under_way.pop_front() {
-                    let b = op.wait()?;
-                    self.free.push(b);
-                }
+            if under_way.len() == window
+                && let Some(op) = under_way.pop_front()
+            {
+                let b = op.wait()?;
+                self.free.push(b);
             }
             // A read that ended within the call gives its buffer back at once: the next lands where the cache is warm.
             let op = self.read()?;
@@ -116,7 +123,8 @@ impl Side<'_> {
 
     /// Compares both sides' bytes.
     fn verify(&mut self, test: Test, stamp: u64) -> Result<()> {
-        let wrong = |what: &str| Err(Failure::failed(format!("{}: {what} ({} bytes)", test.name(), self.size)));
+        let wrong =
+            |what: &str| Err(Failure::failed(format!("{}: {what} ({} bytes)", test.name(), self.size)));
         if test == Test::Write {
             self.out.stamp(stamp);
             self.write().wait()?;
@@ -145,7 +153,8 @@ fn open(client: &Client, size: usize) -> Result<WindowKey> {
         Reply::Window { key } => key,
         other => return Err(unexpected(&other)),
     };
-    let bytes = control::from_hex(&text).ok_or_else(|| Failure::failed("the server's window key has no digits"))?;
+    let bytes =
+        control::from_hex(&text).ok_or_else(|| Failure::failed("the server's window key has no digits"))?;
     Ok(WindowKey::from_bytes(&bytes)?)
 }
 

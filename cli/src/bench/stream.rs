@@ -34,9 +34,10 @@ pub(super) fn run(client: &Client, load: &Load, tick: &mut dyn FnMut(f64)) -> Re
                 }
                 Ok(took)
             }
-            Reply::Counted { damaged, .. } => {
-                Err(Failure::failed(format!("{damaged} of {count} messages of {} bytes arrived damaged", load.size)))
-            }
+            Reply::Counted { damaged, .. } => Err(Failure::failed(format!(
+                "{damaged} of {count} messages of {} bytes arrived damaged",
+                load.size
+            ))),
             other => Err(unexpected(&other)),
         }
     })?;
@@ -52,10 +53,10 @@ fn send_all(client: &Client, load: &Load, out: &mut Outgoing, count: u64) -> Res
         out.stamp(0);
     }
     for i in 0..count {
-        if under_way.len() == load.window {
-            if let Some(op) = under_way.pop_front() {
-                op.wait()?;
-            }
+        if under_way.len() == load.window
+            && let Some(op) = under_way.pop_front()
+        {
+            op.wait()?;
         }
         // Large messages share one buffer, whose stamp stays while one is under way.
         if small && out.stamp(i) {
@@ -69,4 +70,3 @@ fn send_all(client: &Client, load: &Load, out: &mut Outgoing, count: u64) -> Res
     }
     Ok(stamps)
 }
-

@@ -84,7 +84,18 @@ fn provider_text(p: &ProviderInfo) -> String {
 }
 
 fn caps_text(c: &Caps) -> String {
-    let Caps { delivery, max_body, eager_max, fragment, rma, zero_copy, sees_death, weight: _, rank, node: _ } = c;
+    let Caps {
+        delivery,
+        max_body,
+        eager_max,
+        fragment,
+        rma,
+        zero_copy,
+        sees_death,
+        weight: _,
+        rank,
+        node: _,
+    } = c;
     let yes = |b: &bool, what: &str| if *b { format!(", {what}") } else { String::new() };
     let node = c.node.map_or(String::new(), |n| format!(", node {n}"));
     format!(
@@ -129,9 +140,19 @@ fn limits() -> Vec<LimitRow> {
         row("max_ops", max_ops as u64, "operations", "under way at once on an endpoint"),
         row("max_peers", max_peers as u64, "peers", "known at once to an endpoint"),
         row("max_unacked", max_unacked as u64, "frames", "to one peer without an acknowledgement"),
-        row("max_unacked_bytes", max_unacked_bytes as u64, "bytes", "of large transfers to one peer, unacknowledged"),
+        row(
+            "max_unacked_bytes",
+            max_unacked_bytes as u64,
+            "bytes",
+            "of large transfers to one peer, unacknowledged",
+        ),
         row("coalesce_max", coalesce_max as u64, "bytes", "messages up to this share a frame under backlog"),
-        row("fetch_min", fetch_min as u64, "bytes", "messages above this are fetched in one copy where possible"),
+        row(
+            "fetch_min",
+            fetch_min as u64,
+            "bytes",
+            "messages above this are fetched in one copy where possible",
+        ),
         row("probe_after", us(probe_after), "us", "of silence, then a peer is probed"),
         row("peer_timeout", us(peer_timeout), "us", "of silence, then a peer is lost"),
         row("resend_after", us(resend_after), "us", "first resend on a lossy rail"),

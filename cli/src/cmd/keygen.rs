@@ -25,6 +25,10 @@ pub(crate) fn run(args: &KeygenArgs) -> Result<()> {
     };
     write().map_err(|e| {
         let f = Failure::failed(format!("{}: {e}", path.display()));
-        if e.kind() == std::io::ErrorKind::AlreadyExists { f.hint("a key is never overwritten: remove it first") } else { f }
+        if e.kind() == std::io::ErrorKind::AlreadyExists {
+            f.hint("a key is never overwritten: remove it first")
+        } else {
+            f
+        }
     })
 }

@@ -114,13 +114,21 @@ fn limit(args: &LimitArgs) -> Result<()> {
 fn test(test: Test, args: &TestArgs) -> Result<()> {
     let window = args.load.window.unwrap_or(test.window());
     if test == Test::Latency && window != 1 {
-        return Err(Failure::usage(format!("--window {window}: latency is measured with one message under way")));
+        return Err(Failure::usage(format!(
+            "--window {window}: latency is measured with one message under way"
+        )));
     }
-    let sizes = args.load.size.as_ref().map_or(if test == Test::Rate { vec![8] } else { SIZES.to_vec() }, |s| s.0.clone());
+    let sizes = args
+        .load
+        .size
+        .as_ref()
+        .map_or(if test == Test::Rate { vec![8] } else { SIZES.to_vec() }, |s| s.0.clone());
     for &size in &sizes {
         if size.saturating_mul(window) > MAX_WINDOW_BYTES {
             let (size, most) = (units::size(size), units::size(MAX_WINDOW_BYTES));
-            return Err(Failure::usage(format!("--window {window} of {size} is more than {most} under way at once")));
+            return Err(Failure::usage(format!(
+                "--window {window} of {size} is more than {most} under way at once"
+            )));
         }
     }
     let mut rows = Vec::new();
@@ -169,8 +177,13 @@ fn all_sizes(
 fn report(test: Test, args: &TestArgs, window: usize, rows: &[Row]) -> Result<()> {
     let mut providers: Vec<&str> = rows.iter().map(|r| r.provider.as_str()).collect();
     providers.dedup();
-    let document =
-        Document { test: test.name(), provider: providers.join(","), window, wait: args.load.wait.name(), rows };
+    let document = Document {
+        test: test.name(),
+        provider: providers.join(","),
+        window,
+        wait: args.load.wait.name(),
+        rows,
+    };
     match &args.output {
         o if o.json => show::print_json(&document)?,
         o if o.csv => show::print(&csv::perf(rows))?,

@@ -1,15 +1,17 @@
 //! `kfab pingpong`: how fast two processes talk here, over every provider, beside what the machine could do.
 
-use crate::args::{FabricArgs, LoadArgs};
+use crate::args::{FabricArgs, LoadArgs, WaitArg};
 use crate::bench::figures::Row;
 use crate::bench::{Client, Load, Test};
 use crate::failure::{Failure, Result};
 use crate::limits::{self, Limit, Scope};
+use crate::serve::session::clock_ns;
 use crate::show::bar::Bar;
 use crate::show::table::{Table, latency_cells};
 use crate::show::units;
 use crate::stop;
 use clap::Args;
+use rustix::time::ClockId;
 use serde::Serialize;
 
 /// Sizes, if nobody says: the sizes of requests, pages, stripes.
@@ -48,7 +50,12 @@ struct Report {
     unavailable: Vec<String>,
     cpus: Option<(u32, u32)>,
     wait: &'static str,
+    /// The part of its CPU that this side got while it measured and spun; much less than 1 on a busy machine.
+    cpu_share: Option<f64>,
 }
+
+/// Below this part of a CPU the figures tell more about the other programs.
+const QUIET: f64 = 0.9;
 
 pub(crate) fn run(args: &PingpongArgs) -> Result<()> {
     let mut report = Report { wait: args.load.wait.name(), ..Default::default() };
@@ -71,18 +78,26 @@ fn measure(args: &PingpongArgs, sizes: &[usize], report: &mut Report) -> Result<
     let schemes = crate::providers::chosen(&args.fabric.provider)?;
     report.unavailable = unavailable(args, &schemes);
     if schemes.is_empty() {
-        return Err(Failure::unavailable(format!("no provider can run here: {}", report.unavailable.join("; "))));
+        return Err(Failure::unavailable(format!(
+            "no provider can run here: {}",
+            report.unavailable.join("; ")
+        )));
     }
     report.cpus = args.load.pin.cpus()?;
     let mut bar = Bar::new(schemes.len() * sizes.len() + 1);
     bar.begin("the machine's limits".into());
     report.limits = limits::measure(&args.load.pin, Scope::Brief, &mut |part| bar.tick(part))?;
     bar.end();
+    let before = [ClockId::ProcessCPUTime, ClockId::Monotonic].map(clock_ns);
     for scheme in schemes {
         let client = Client::with_child(scheme, &args.fabric, &args.load).map_err(|f| f.during(scheme))?;
         for &size in sizes {
             one(&client, args, size, &mut bar, report).map_err(|f| f.during(scheme))?;
         }
+    }
+    if args.load.wait == WaitArg::Spin {
+        let after = [ClockId::ProcessCPUTime, ClockId::Monotonic].map(clock_ns);
+        report.cpu_share = Some((after[0] - before[0]) as f64 / (after[1] - before[1]).max(1) as f64);
     }
     Ok(())
 }
@@ -127,7 +142,10 @@ fn text(report: &Report) -> String {
         Some((a, b)) => format!("two processes, CPU {a} and CPU {b}"),
         None => "not pinned".to_owned(),
     };
-    let mut out = format!("One-way latency (half the round trip) and one-way streams; {place}, waiting: {}.\n\n", report.wait);
+    let mut out = format!(
+        "One-way latency (half the round trip) and one-way streams; {place}, waiting: {}.\n\n",
+        report.wait
+    );
     let head = ["provider", "size", "p50", "p90", "p99", "p99.9", "p99.99", "max", "bandwidth", "messages"];
     let mut table = Table::new(1, &head);
     let mut before = None;
@@ -144,11 +162,20 @@ fn text(report: &Report) -> String {
     }
     out += &table.text();
     for l in report.rows.iter().filter_map(|l| l.latency.latency.as_ref()).filter(|l| l.batch > 1).take(1) {
-        out += &format!("\nBelow 1.5 us, p50 is over {} round trips per reading of the clock; the tail is of single ones.\n", l.batch);
+        out += &format!(
+            "\nBelow 1.5 us, p50 is over {} round trips per reading of the clock; the tail is of single ones.\n",
+            l.batch
+        );
     }
     if !report.limits.is_empty() {
         out += "\nThe machine's limits, measured in the same run without kfab:\n\n";
         out += &limits_text(&report.limits);
+    }
+    if let Some(share) = report.cpu_share.filter(|s| *s < QUIET) {
+        let percent = share * 100.0;
+        out += &format!(
+            "\nThe machine is busy: this side got {percent:.0} % of its CPU. On a quiet machine the figures are better.\n"
+        );
     }
     for why in &report.unavailable {
         out += &format!("left out: {why}\n");

@@ -83,7 +83,10 @@ pub(crate) fn run(args: &WakeArgs) -> Result<()> {
         table.row(cells);
     }
     let ms = PAUSE.as_millis();
-    let mut text = format!("From the sender's call to the sleeper's return; both kinds in turn, {ms} ms apart.\n\n{}\n", table.text());
+    let mut text = format!(
+        "From the sender's call to the sleeper's return; both kinds in turn, {ms} ms apart.\n\n{}\n",
+        table.text()
+    );
     for (scheme, percent) in &report.asleep_cpu_percent {
         text += &format!("processor time of a receiver asleep on {scheme}: {percent:.3} %\n");
     }

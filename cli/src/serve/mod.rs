@@ -47,7 +47,10 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     if let Some(e) = &exporter {
         eprintln!("kfab: counters at http://{}/metrics", e.address());
     }
-    eprintln!("kfab: serving; measure with `kfab pingpong ADDRESS`, watch with `kfab top {}`, end with Ctrl-C", std::process::id());
+    eprintln!(
+        "kfab: serving; measure with `kfab pingpong ADDRESS`, watch with `kfab top {}`, end with Ctrl-C",
+        std::process::id()
+    );
     let mut server = Server::new(&endpoint);
     let outcome = server.run(stop::pressed);
     let totals = endpoint.stats().lane.totals;

@@ -91,14 +91,23 @@ fn answer(mut s: TcpStream, endpoint: &Endpoint) -> io::Result<()> {
     };
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     let len = body.len();
-    write!(s, "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{body}")
+    write!(
+        s,
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{body}"
+    )
 }
 
 /// A text under construction: each metric's head is followed by all its samples, as the format wants.
 struct Text(String);
 
 impl Text {
-    fn metric(&mut self, name: &str, kind: &str, help: &str, samples: impl IntoIterator<Item = (String, f64)>) {
+    fn metric(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (String, f64)>,
+    ) {
         // Writing to a String cannot fail.
         let _ = write!(self.0, "# HELP kfab_{name} {help}\n# TYPE kfab_{name} {kind}\n");
         for (labels, value) in samples {
@@ -153,7 +162,8 @@ fn counters(t: &mut Text, stats: &EndpointStats) {
     ];
     for (name, help, pick) in all {
         t.metric(name, "counter", help, [(String::new(), pick(&stats.lane.totals) as f64)]);
-        let of = |p: &kfab::PeerStats| (format!("{{peer=\"{}\"}}", label(&p.name)), pick(&p.info.counters) as f64);
+        let of =
+            |p: &kfab::PeerStats| (format!("{{peer=\"{}\"}}", label(&p.name)), pick(&p.info.counters) as f64);
         t.metric(&format!("peer_{name}"), "counter", help, stats.peers.iter().map(of));
     }
 }
@@ -205,7 +215,9 @@ mod tests {
                 assert!(line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(), "{line}");
             }
         }
-        assert!(declared.contains("kfab_tx_messages_total") && declared.contains("kfab_peer_tx_messages_total"));
+        assert!(
+            declared.contains("kfab_tx_messages_total") && declared.contains("kfab_peer_tx_messages_total")
+        );
         assert!(declared.contains("kfab_rail_tx_bytes_total") && declared.contains("kfab_peer_losses_total"));
     }
 

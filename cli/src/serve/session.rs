@@ -104,7 +104,7 @@ impl<'a> Server<'a> {
             stamps = stamps.wrapping_add(stamp);
             out.stamp(stamp);
             let op = out.send(peer);
-            damaged += u64::from(m.len() != size || (check && i % SAMPLE == 0 && !is_intact(&m)));
+            damaged += u64::from(m.len() != size || (check && i.is_multiple_of(SAMPLE) && !is_intact(&m)));
             incoming.reuse(m)?;
             sent = Some(op);
         }
@@ -131,7 +131,7 @@ impl<'a> Server<'a> {
                 started = Instant::now();
             }
             stamps = stamps.wrapping_add(stamp_of(&m));
-            damaged += u64::from(m.len() != size || (check && i % SAMPLE == 0 && !is_intact(&m)));
+            damaged += u64::from(m.len() != size || (check && i.is_multiple_of(SAMPLE) && !is_intact(&m)));
             incoming.reuse(m)?;
             if i + (depth as u64) < count {
                 posted.push_back(incoming.post(self.endpoint, peer));

@@ -14,7 +14,11 @@ pub(crate) struct Bar {
 
 impl Bar {
     pub(crate) fn new(pieces: usize) -> Bar {
-        let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if std::io::stderr().is_terminal() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         let inner = ProgressBar::with_draw_target(Some(pieces as u64 * STEPS), target);
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg}") {
             inner.set_style(style);

@@ -15,7 +15,10 @@ pub(crate) fn perf(rows: &[Row]) -> String {
             None => ",".repeat(7),
         };
         let (name, via) = (r.test, &r.provider);
-        out += &format!("{name},{via},{},{},{},{l},{:.1},{:.1}\n", r.size, r.window, r.count, r.msg_per_s, r.bytes_per_s);
+        out += &format!(
+            "{name},{via},{},{},{},{l},{:.1},{:.1}\n",
+            r.size, r.window, r.count, r.msg_per_s, r.bytes_per_s
+        );
     }
     out
 }
@@ -26,7 +29,12 @@ mod tests {
 
     #[test]
     fn every_line_has_as_many_fields_as_the_head() {
-        let with = Row { latency: Some(Default::default()), provider: "shm".into(), test: "lat", ..Default::default() };
+        let with = Row {
+            latency: Some(Default::default()),
+            provider: "shm".into(),
+            test: "lat",
+            ..Default::default()
+        };
         let without = Row { latency: None, ..with.clone() };
         let fields: Vec<usize> = perf(&[with, without]).lines().map(|l| l.split(',').count()).collect();
         assert_eq!(fields, [15, 15, 15]);

@@ -49,7 +49,8 @@ fn percentiles(rows: &[Row]) -> Vec<Series> {
 }
 
 fn bandwidths(rows: &[Row]) -> Vec<Series> {
-    let of = |p: &str| rows.iter().filter(|r| r.provider == p).map(|r| (r.size as f64, r.bytes_per_s)).collect();
+    let of =
+        |p: &str| rows.iter().filter(|r| r.provider == p).map(|r| (r.size as f64, r.bytes_per_s)).collect();
     providers(rows).into_iter().map(|p| (p.to_owned(), of(p))).collect()
 }
 

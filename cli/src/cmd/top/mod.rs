@@ -78,14 +78,18 @@ impl Watch {
         let r = self.stream.get_mut().write_all(b"stats\n").and_then(|()| self.stream.read_line(&mut line));
         match r {
             Ok(n) if n > 0 => Ok(line),
-            Ok(_) => Err(Failure::unavailable(format!("{}: the endpoint is gone, or belongs to another user", self.name))),
+            Ok(_) => Err(Failure::unavailable(format!(
+                "{}: the endpoint is gone, or belongs to another user",
+                self.name
+            ))),
             Err(e) => Err(Failure::unavailable(format!("{}: no answer: {e}", self.name))),
         }
     }
 
     fn snapshot(&mut self) -> Result<Snapshot> {
         let line = self.line()?;
-        serde_json::from_str(&line).map_err(|e| Failure::failed(format!("{}: not a snapshot: {e}", self.name)))
+        serde_json::from_str(&line)
+            .map_err(|e| Failure::failed(format!("{}: not a snapshot: {e}", self.name)))
     }
 }
 
@@ -93,7 +97,9 @@ impl Watch {
 fn list() -> Result<Vec<Found>> {
     let path = "/proc/net/unix";
     let text = std::fs::read_to_string(path).map_err(|e| Failure::unavailable(format!("{path}: {e}")))?;
-    Ok(parse(&text, |pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()))
+    Ok(parse(&text, |pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+    }))
 }
 
 fn parse(text: &str, command_of: impl Fn(u32) -> String) -> Vec<Found> {
@@ -127,7 +133,10 @@ fn choose(all: &[Found], which: Option<&str>) -> Result<Found> {
         }
         (0, _) => Err(Failure::unavailable("no endpoint of this machine serves its counters")
             .hint("start `kfab serve`, or call `Monitor::serve` in your program")),
-        _ => Err(Failure::usage(format!("say which endpoint (a process id or a socket's name):{}", shown(&fitting)))),
+        _ => Err(Failure::usage(format!(
+            "say which endpoint (a process id or a socket's name):{}",
+            shown(&fitting)
+        ))),
     }
 }
 
@@ -146,7 +155,10 @@ mod tests {
     #[test]
     fn endpoints_are_found_and_chosen() {
         let all = parse(UNIX, |pid| format!("prog{pid}"));
-        assert_eq!(all.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), ["kfab-stats.7.1", "kfab-stats.20.0"]);
+        assert_eq!(
+            all.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(),
+            ["kfab-stats.7.1", "kfab-stats.20.0"]
+        );
         assert_eq!(choose(&all, Some("20")).unwrap().pid, 20);
         assert_eq!(choose(&all, Some("prog7")).unwrap().pid, 7);
         assert!(choose(&all, None).unwrap_err().what.contains("kfab-stats.20.0"));

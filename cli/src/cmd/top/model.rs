@@ -145,7 +145,9 @@ impl View {
     pub(super) fn rail(&self, p: &Peer, r: &Rail) -> (f64, f64) {
         let before = self.before.stats.peers.iter().find(|b| b.name == p.name);
         let before = before.and_then(|b| b.rails.iter().find(|x| x.rail == r.rail));
-        before.map_or((0.0, 0.0), |b| (self.per_second(r.tx_bytes, b.tx_bytes), self.per_second(r.rx_bytes, b.rx_bytes)))
+        before.map_or((0.0, 0.0), |b| {
+            (self.per_second(r.tx_bytes, b.tx_bytes), self.per_second(r.rx_bytes, b.rx_bytes))
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The terminal: a head with the lane's depths and sums, and a table of peers and their rails.
 
-use super::model::{Peer, View};
 use super::Watch;
+use super::model::{Peer, View};
 use crate::failure::Result;
 use crate::show::{table::Table, units};
 use crate::stop;
@@ -25,7 +25,9 @@ pub(super) fn run(watch: &mut Watch, command: &str, interval: Duration) -> Resul
             terminal.draw(|f| draw(f, &view, command))?;
             let until = Instant::now() + interval;
             while let Some(left) = until.checked_duration_since(Instant::now()) {
-                if stop::pressed() || (event::poll(left.min(Duration::from_millis(100)))? && is_end(&event::read()?)) {
+                if stop::pressed()
+                    || (event::poll(left.min(Duration::from_millis(100)))? && is_end(&event::read()?))
+                {
                     return Ok(());
                 }
             }
@@ -126,7 +128,11 @@ pub(super) fn plain(view: &View, command: &str) -> String {
 
 fn draw(f: &mut Frame<'_>, view: &View, command: &str) {
     let lines = head(view, command);
-    let areas = Layout::vertical([Constraint::Length(lines.len() as u16 + 2), Constraint::Min(3), Constraint::Length(1)]);
+    let areas = Layout::vertical([
+        Constraint::Length(lines.len() as u16 + 2),
+        Constraint::Min(3),
+        Constraint::Length(1),
+    ]);
     let [top, middle, bottom] = areas.areas(f.area());
     let lines: Vec<Line<'_>> = lines.into_iter().map(Line::from).collect();
     f.render_widget(Paragraph::new(lines).block(Block::bordered().title(" kfab top ")), top);
@@ -138,7 +144,9 @@ fn draw(f: &mut Frame<'_>, view: &View, command: &str) {
     }
     let mut widths = vec![Constraint::Min(24), Constraint::Length(7)];
     widths.extend([12, 11, 12, 11, 10, 9, 7, 7, 9].map(Constraint::Length));
-    let grid = Grid::new(rows, widths).header(Row::new(HEAD).bold()).block(Block::bordered().title(" peers and rails "));
+    let grid = Grid::new(rows, widths)
+        .header(Row::new(HEAD).bold())
+        .block(Block::bordered().title(" peers and rails "));
     f.render_widget(grid, middle);
     f.render_widget(Line::from(vec![Span::raw(" q").bold(), Span::raw(" ends")]), bottom);
 }
@@ -150,7 +158,14 @@ mod tests {
 
     fn view() -> View {
         let rails = vec![Rail { rail: 0, active: true, tx_frames: 12, ..Default::default() }];
-        let peer = Peer { name: "peer 0.1".into(), up: true, credits: 7, credit_limit: 9, rails, ..Default::default() };
+        let peer = Peer {
+            name: "peer 0.1".into(),
+            up: true,
+            credits: 7,
+            credit_limit: 9,
+            rails,
+            ..Default::default()
+        };
         let mut snap = Snapshot { pid: 42, name: "kfab-stats.42.0".into(), ..Default::default() };
         snap.stats.peers.push(peer);
         snap.stats.ports.push(Port { ways: vec!["shm:x".into()] });
@@ -160,10 +175,16 @@ mod tests {
     #[test]
     fn text_and_screen_show_peers_and_rails() {
         let text = plain(&view(), "prog");
-        assert!(text.contains("peer 0.1") && text.contains("7/9") && text.contains("rail 0  shm:x"), "{text}");
+        assert!(
+            text.contains("peer 0.1") && text.contains("7/9") && text.contains("rail 0  shm:x"),
+            "{text}"
+        );
         let mut terminal = ratatui::Terminal::new(ratatui::backend::TestBackend::new(140, 20)).unwrap();
         terminal.draw(|f| draw(f, &view(), "prog")).unwrap();
         let shown = format!("{:?}", terminal.backend().buffer());
-        assert!(shown.contains("peer 0.1") && shown.contains("12 frames") && shown.contains("active"), "{shown}");
+        assert!(
+            shown.contains("peer 0.1") && shown.contains("12 frames") && shown.contains("active"),
+            "{shown}"
+        );
     }
 }

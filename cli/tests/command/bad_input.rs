@@ -1,0 +1,126 @@
+//! Bad input is met by name, with the exit code that says whose fault it is.
+
+use crate::run::{Dir, Running, kfab, run, server};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+#[test]
+fn an_unknown_provider_is_named_and_those_there_are_listed() {
+    for args in [&["pingpong", "--provider", "smoke"][..], &["perf", "lat", "--provider", "tcp,smoke"]] {
+        run(args).code(2).says(&["\"smoke\"", "shm", "tcp"]);
+    }
+    run(&["serve", "--listen", "smoke:1"]).code(2).says(&["\"smoke\"", "tcp"]);
+}
+
+#[test]
+fn an_address_that_does_not_parse_is_shown_with_the_place() {
+    run(&["pingpong", "7000"]).code(2).says(&["\"7000\"", "SCHEME:WHERE", "character 1"]);
+    run(&["perf", "lat", "tcp:127.0.0.1:1,7000"]).code(2).says(&["character 17"]);
+}
+
+#[test]
+fn an_address_that_does_not_answer_is_unreachable_and_what_was_tried_is_said() {
+    // The discard port of loopback: nobody is there.
+    run(&["pingpong", "--provider", "tcp", "tcp:127.0.0.1:9"]).code(3).says(&["127.0.0.1:9", "kfab serve"]);
+}
+
+#[test]
+fn an_address_for_which_there_is_no_provider_is_unreachable() {
+    let e = run(&["pingpong", "warp:7"]);
+    assert!(matches!(e.code, Some(2 | 3)), "{e:?}");
+    assert!(e.err.contains("warp"), "{}", e.err);
+}
+
+#[test]
+fn a_wrong_key_is_a_wrong_key() {
+    let dir = Dir::new();
+    let (mine, theirs) = (dir.key("mine"), dir.key("theirs"));
+    let (_server, address) = server(&["--key-file", &theirs]);
+    for args in [&["--key-file", &mine][..], &[]] {
+        let all =
+            [&["perf", "lat", "--provider", "tcp", &address, "--size", "8", "--duration", "0.05"], args]
+                .concat();
+        let e = run(&all);
+        assert!(matches!(e.code, Some(1 | 3)), "{e:?}");
+        assert!(e.err.contains("key"), "{}", e.err);
+    }
+    let all = [
+        "perf",
+        "lat",
+        "--provider",
+        "tcp",
+        &address,
+        "--size",
+        "8",
+        "--duration",
+        "0.05",
+        "--key-file",
+        &theirs,
+    ];
+    run(&all).ok();
+}
+
+#[test]
+fn key_files_that_are_none_are_named() {
+    let dir = Dir::new();
+    let file = dir.file("short");
+    std::fs::write(&file, "abc").unwrap();
+    run(&["pingpong", "--key-file", &file]).code(2).says(&[&file, "64 hex"]);
+    run(&["pingpong", "--key-file", "/nowhere/key"]).code(3).says(&["/nowhere/key"]);
+}
+
+#[test]
+fn a_new_key_is_private_and_never_overwrites() {
+    let dir = Dir::new();
+    let file = dir.key("key");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.trim().len() == 64 && text.trim().bytes().all(|b| b.is_ascii_hexdigit()));
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    run(&["keygen", &file]).code(1).says(&[&file, "overwritten"]);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+    assert_ne!(run(&["keygen"]).ok().out, run(&["keygen"]).ok().out);
+}
+
+#[test]
+fn sizes_windows_and_cpus_out_of_range_are_told_their_limits() {
+    run(&["perf", "bw", "--window", "0"]).code(2).says(&["16384"]);
+    run(&["perf", "bw", "--window", "1000000"]).code(2).says(&["1000000", "16384"]);
+    run(&["perf", "lat", "--size", "0"]).code(2).says(&["256 MiB"]);
+    run(&["perf", "lat", "--size", "1GiB"]).code(2).says(&["1GiB", "256 MiB"]);
+    run(&["perf", "lat", "--size", "8..4"]).code(2).says(&["larger"]);
+    run(&["perf", "lat", "--window", "2"]).code(2).says(&["one message"]);
+    run(&["perf", "bw", "--window", "1000", "--size", "256MiB"]).code(2).says(&["256 MiB", "2 GiB"]);
+    run(&["perf", "lat", "--pin", "0,5000"]).code(2).says(&["5000"]);
+    run(&["perf", "lat", "--pin", "zero"]).code(2).says(&["CPU numbers"]);
+    run(&["perf", "lat", "--iterations", "5", "--duration", "1"]).code(2);
+    run(&["perf"]).code(2);
+    run(&["frobnicate"]).code(2).says(&["frobnicate"]);
+}
+
+#[test]
+fn too_few_descriptors_are_said_at_the_start() {
+    let mut c = Command::new("sh");
+    c.args(["-c", "ulimit -n 12; exec \"$0\" pingpong", env!("CARGO_BIN_EXE_kfab")]);
+    Running::start(c).end().code(3).says(&["RLIMIT_NOFILE", "12", "ulimit -n"]);
+}
+
+#[test]
+fn a_second_server_on_the_same_address_is_refused() {
+    let (_first, address) = server(&[]);
+    run(&["serve", "--provider", "tcp", "--listen", &address])
+        .code(3)
+        .says(&["another server has this address"]);
+    let name = format!("shm:kfab-test-{}", std::process::id());
+    let first = Running::start(kfab(&["serve", "--provider", "shm", "--listen", &name]));
+    assert!(first.line().starts_with("shm:"));
+    run(&["serve", "--provider", "shm", "--listen", &name])
+        .code(3)
+        .says(&["another server has this address"]);
+}
+
+#[test]
+fn a_busy_metrics_port_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap().to_string();
+    run(&["serve", "--provider", "tcp", "--prometheus", &at]).code(3).says(&["--prometheus", &at]);
+}

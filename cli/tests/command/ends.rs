@@ -1,0 +1,72 @@
+//! However a command ends, it ends: with figures on Ctrl-C, with an error when the other side dies, and with no process left.
+
+use crate::run::{Dir, Running, kfab, processes_with, server, wait_until};
+use rustix::process::Signal;
+use std::time::{Duration, Instant};
+
+/// A measurement that would take a minute, with a mark in the child's command line.
+fn long(key: &str) -> Running {
+    let args =
+        ["perf", "lat", "--provider", "tcp", "--size", "8,64", "--duration", "60", "--warmup", "10", "--csv"];
+    Running::start(kfab(&[&args[..], &["--key-file", key]].concat()))
+}
+
+#[test]
+fn ctrl_c_prints_the_figures_so_far_and_leaves_no_process() {
+    let dir = Dir::new();
+    let key = dir.key("key-of-the-interrupted");
+    let running = long(&key);
+    assert!(wait_until(Duration::from_secs(20), || processes_with(&key).len() == 2), "no peer process");
+    std::thread::sleep(Duration::from_secs(3));
+    running.signal(Signal::INT);
+    let started = Instant::now();
+    let e = running.end().code(130);
+    assert!(started.elapsed() < Duration::from_secs(20));
+    let lines: Vec<&str> = e.out.lines().collect();
+    assert!(lines.len() == 2 && lines[1].starts_with("lat,tcp,8,1,"), "{e:?}");
+    assert!(
+        wait_until(Duration::from_secs(10), || processes_with(&key).is_empty()),
+        "{:?}",
+        processes_with(&key)
+    );
+}
+
+#[test]
+fn a_killed_command_takes_its_peer_process_along() {
+    let dir = Dir::new();
+    let key = dir.key("key-of-the-killed");
+    let running = long(&key);
+    assert!(wait_until(Duration::from_secs(20), || processes_with(&key).len() == 2), "no peer process");
+    running.signal(Signal::KILL);
+    running.end();
+    assert!(
+        wait_until(Duration::from_secs(10), || processes_with(&key).is_empty()),
+        "{:?}",
+        processes_with(&key)
+    );
+}
+
+#[test]
+fn a_server_killed_in_the_middle_is_an_error() {
+    let (server, address) = server(&[]);
+    let args = ["perf", "lat", "--provider", "tcp", &address, "--size", "8", "--duration", "60"];
+    let client = Running::start(kfab(&args));
+    std::thread::sleep(Duration::from_millis(1500));
+    server.signal(Signal::KILL);
+    let e = client.end();
+    assert!(matches!(e.code, Some(1 | 3)), "{e:?}");
+}
+
+#[test]
+fn a_client_killed_in_the_middle_leaves_a_server_that_serves_the_next() {
+    let (server, address) = server(&[]);
+    let args = ["perf", "rate", "--provider", "tcp", &address, "--size", "8", "--duration", "60"];
+    let client = Running::start(kfab(&args));
+    std::thread::sleep(Duration::from_millis(1000));
+    client.signal(Signal::KILL);
+    client.end();
+    crate::run::run(&["perf", "lat", "--provider", "tcp", &address, "--size", "8", "--duration", "0.1"]).ok();
+    server.signal(Signal::INT);
+    let e = server.end().code(130);
+    assert!(e.err.contains("served"), "{e:?}");
+}

@@ -1,0 +1,7 @@
+//! The command as its users meet it: real processes, every one under a watchdog.
+
+mod bad_input;
+mod ends;
+mod measure;
+mod run;
+mod watch;

@@ -1,0 +1,85 @@
+//! What can be seen: `info`, `top` and the counters for Prometheus.
+
+use crate::run::{Running, kfab, run, server, wait_until};
+use rustix::process::Signal;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+#[test]
+fn info_names_everything() {
+    let e = run(&["info"]).ok();
+    for word in [
+        "shm",
+        "tcp",
+        "credits",
+        "peer_timeout",
+        "bytes",
+        "CPUs",
+        "open files",
+        "locked memory",
+        "membarrier",
+        "pidfd",
+        "CMA",
+    ] {
+        assert!(e.out.contains(word), "{word:?} is not in:\n{}", e.out);
+    }
+    let document = run(&["info", "--json"]).ok().json();
+    let schemes: Vec<_> =
+        document["providers"].as_array().unwrap().iter().map(|p| p["scheme"].clone()).collect();
+    assert!(schemes.contains(&"shm".into()) && schemes.contains(&"tcp".into()), "{schemes:?}");
+    assert!(
+        document["limits"].as_array().unwrap().iter().all(|l| l["unit"].is_string() && l["value"].is_u64())
+    );
+    assert!(document["topology"].is_object());
+}
+
+#[test]
+fn top_sees_the_traffic_of_a_server() {
+    let (server, address) = server(&[]);
+    let pid = server.pid().to_string();
+    let args = ["perf", "rate", &address, "--provider", "tcp", "--size", "8", "--duration", "30"];
+    let client = Running::start(kfab(&args));
+    let seen = wait_until(Duration::from_secs(30), || {
+        let document = run(&["top", &pid, "--json"]).ok().json();
+        document["stats"]["lane"]["totals"]["rx_messages"].as_u64().unwrap() > 100
+    });
+    assert!(seen, "{:?}", run(&["top", &pid, "--json"]));
+    let text = run(&["top", &pid, "--once", "--interval", "200"]).ok().out;
+    for word in ["peer 0.0", "rail 0", "tcp:127.0.0.1", "credits", "stalls", "unexpected"] {
+        assert!(text.contains(word), "{word:?} is not in:\n{text}");
+    }
+    client.signal(Signal::INT);
+    client.end().code(130);
+    server.signal(Signal::INT);
+    server.end().code(130);
+    run(&["top", &pid]).code(3);
+}
+
+fn scrape(at: &str, path: &str) -> String {
+    let mut s = TcpStream::connect(at).unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    write!(s, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut text = String::new();
+    s.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn prometheus_counts_what_was_received() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (_server, address) = server(&["--prometheus", &port]);
+    let value = || {
+        let text = scrape(&port, "/metrics");
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        let line = text.lines().find(|l| l.starts_with("kfab_rx_messages_total ")).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert_eq!(value(), 0.0);
+    run(&["perf", "rate", &address, "--provider", "tcp", "--size", "8", "--iterations", "1000"]).ok();
+    assert!(value() >= 1000.0, "{}", value());
+    assert!(scrape(&port, "/other").starts_with("HTTP/1.1 404"));
+    // A scraper that says nothing does not keep others out for ever.
+    let _silent = TcpStream::connect(&port).unwrap();
+    assert!(value() >= 1000.0);
+}
