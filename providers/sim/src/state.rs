@@ -119,7 +119,8 @@ impl Inner {
             trace: Trace::new(config.trace),
             config,
             rng: Rng::new(seed),
-            now: 0,
+            // Never 0, which some callers keep for "not yet".
+            now: 1,
             said: None,
             seq: 0,
             agenda: BinaryHeap::new(),

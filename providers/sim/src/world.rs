@@ -19,7 +19,7 @@ const FIRST_OWN_HOST: u32 = 1 << 31;
 pub struct World(Arc<Mutex<Inner>>);
 
 impl World {
-    /// An empty world at time 0.
+    /// An empty world at time 1.
     pub fn new(seed: u64, config: WorldConfig) -> World {
         World(Arc::new(Mutex::new(Inner::new(seed, config))))
     }
@@ -83,7 +83,7 @@ impl World {
         self.lock().config.clock
     }
 
-    /// The world's time, ns. Starts at 0.
+    /// The world's time, ns. Starts at 1.
     pub fn now(&self) -> u64 {
         self.lock().real_now()
     }

@@ -252,3 +252,67 @@ fn closing_works_under_heavy_loss() {
     );
     assert_eq!(world.open_ends(), 0);
 }
+
+#[test]
+fn no_datagram_outlives_its_lifetime() {
+    let (world, mut a, mut b) = pair(WorldConfig { lifetime_ns: MS, ..WorldConfig::default() });
+    let (ca, _) = connect(&world, &mut a, &mut b);
+    world.set_faults(
+        Path::ALL,
+        Faults { reorder: 1.0, reorder_ns: 4 * MS, duplicate: 0.5, ..Faults::default() },
+    );
+    (0..100).for_each(|i| assert!(a.send(ca, i, 3)));
+    run_for(&world, &mut [&mut a, &mut b], MS);
+    let (early, lost) = (world.stats().arrived, world.stats().lost);
+    assert!(early > 5 && lost > 30, "{early} arrived, {lost} lost");
+    run_for(&world, &mut [&mut a, &mut b], 10 * MS);
+    assert_eq!(
+        (world.stats().arrived, world.stats().lost),
+        (early, lost),
+        "something arrived after its time"
+    );
+}
+
+#[test]
+fn a_rail_that_dies_silently_is_met_with_silence() {
+    let config = WorldConfig { sees_rail_death: false, ..WorldConfig::new(Delivery::Connection) };
+    let (world, mut a, mut b) = pair(config);
+    let (ca, _) = connect(&world, &mut a, &mut b);
+    world.rail_down(0);
+    assert!(a.send(ca, 1, 3));
+    run_for(&world, &mut [&mut a, &mut b], 100 * MS);
+    assert!(a.down.is_empty() && b.down.is_empty() && b.frames.is_empty());
+    world.rail_up(0);
+    run_for(&world, &mut [&mut a, &mut b], MS);
+    assert_eq!(b.numbers(), [1]);
+    world.rail_down(0);
+    assert!(a.send(ca, 2, 3));
+    run_for(&world, &mut [&mut a, &mut b], 600 * MS);
+    assert_eq!(a.down, [(ca, DownReason::Broken)]);
+}
+
+#[test]
+fn rails_without_routes_do_not_reach_each_other() {
+    let (world, mut a, _) = pair(WorldConfig { routed: false, ..WorldConfig::default() });
+    let mut b1 = Node::new(world.port(2, 1));
+    let way = b1.port().ways().remove(0);
+    let c = a.port().connect(&way).unwrap();
+    run_for(&world, &mut [&mut a, &mut b1], MS);
+    assert_eq!(a.down, [(c, DownReason::Refused)]);
+    assert!(b1.incoming.is_empty());
+}
+
+#[test]
+fn misuse_of_a_port_is_noted() {
+    let (world, mut a, mut b) = pair(WorldConfig::default());
+    let way = b.port().ways().remove(0);
+    let c = a.port().connect(&way).unwrap();
+    assert!(!a.send(c, 1, 1), "not up yet");
+    run_for(&world, &mut [&mut a, &mut b], MS);
+    assert_eq!((a.up.len(), a.writable), (1, 1), "room is told once it is up");
+    a.port().take(c, None);
+    assert!(!a.send(c, 1, (64 << 10) + 1), "too large");
+    let noted = world.violations();
+    assert_eq!(noted.len(), 3, "{noted:?}");
+    assert!(noted[0].contains("not up") && noted[1].contains("take") && noted[2].contains("max_body"));
+}
