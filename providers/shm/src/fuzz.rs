@@ -55,7 +55,7 @@ fn exercise(us: &mut Channel) {
         }
         us.take_bell();
         us.peer_is_in(0);
-        us.peer_said_goodbye();
+        us.peer_said();
     }
 }
 

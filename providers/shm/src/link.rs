@@ -26,7 +26,7 @@ pub(crate) struct Link {
     pub(crate) far: Far,
     /// The length of a body that waits to be taken; 0: none.
     pub(crate) untaken: usize,
-    /// Not 0: it gave or took frames since the last look at who is idle.
+    /// It brought frames since the last look at who is idle.
     pub(crate) active: bool,
     /// It is looked at in each poll.
     pub(crate) hot: bool,

@@ -7,7 +7,7 @@ use crate::conns::{Attempt, Conns, Source, State};
 use crate::ctl::{self, Got};
 use crate::greet::{End, Greeting, Host, Parts, Progress};
 use crate::link::{Link, Posted, hostile};
-use crate::mem::Slots;
+use crate::mem::{Farewell, Slots};
 use crate::name;
 use crate::regions::Regions;
 use crate::wire::{Denial, Msg};
@@ -340,12 +340,13 @@ impl ShmPort {
     fn peer_gone(&mut self, conn: Conn, dead: bool) {
         let Some(link) = self.conns.link(conn) else { return };
         link.gone = true;
-        let end = if link.channel.peer_said_goodbye() || link.closing {
-            End::new(DownReason::Closed, "closed")
-        } else if dead {
-            End::new(DownReason::PeerDead, format!("process {} died", link.pid))
-        } else {
-            End::new(DownReason::PeerDead, format!("process {} closed its end without goodbye", link.pid))
+        let pid = link.pid;
+        let end = match link.channel.peer_said() {
+            _ if link.closing => End::new(DownReason::Closed, "closed"),
+            Some(Farewell::Goodbye) => End::new(DownReason::Closed, "closed by the peer"),
+            Some(Farewell::BrokenOff) => End::new(DownReason::Broken, format!("broken off by process {pid}")),
+            None if dead => End::new(DownReason::PeerDead, format!("process {pid} died")),
+            None => End::new(DownReason::PeerDead, format!("process {pid} is gone without a word")),
         };
         self.end(conn, end);
     }
@@ -385,8 +386,9 @@ impl ShmPort {
             self.blocked.retain(|c| *c != conn);
             self.closing.retain(|c| *c != conn);
             link.fail_waiting(&end, events);
-            if !link.closing && end.reason == DownReason::Closed {
-                link.channel.say_goodbye();
+            if !link.closing {
+                let good = end.reason == DownReason::Closed;
+                link.channel.say(if good { Farewell::Goodbye } else { Farewell::BrokenOff });
             }
             if !link.gone {
                 let _ = rustix::net::shutdown(&link.socket, rustix::net::Shutdown::Both);
@@ -484,7 +486,7 @@ impl Port for ShmPort {
                 link.close_by_ns = Some(by);
                 self.closing.push(conn);
                 // The goodbye lies after all that was pushed; the end of the socket makes the peer look.
-                link.channel.say_goodbye();
+                link.channel.say(Farewell::Goodbye);
                 let _ = rustix::net::shutdown(&link.socket, rustix::net::Shutdown::Write);
             }
             Some(State::Attempt(_)) => {
@@ -595,7 +597,7 @@ impl Drop for ShmPort {
     fn drop(&mut self) {
         self.revoke_all();
         for (_, link) in self.conns.links() {
-            link.channel.say_goodbye();
+            link.channel.say(Farewell::Goodbye);
         }
     }
 }

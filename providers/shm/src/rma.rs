@@ -149,6 +149,9 @@ impl ShmPort {
         bytes: &[u8],
     ) -> Option<Result<()>> {
         let link = self.conns.link(conn)?;
+        if link.closing || link.ending.is_some() {
+            return Some(Err(Error::new(Kind::PeerLost, "write", "the connection is not up")));
+        }
         match link.far.write(&link.channel, key, offset, bytes) {
             Access::Done => Some(Ok(())),
             Access::Unmapped => None,

@@ -5,8 +5,8 @@
 //!     512  words of ring 1 (server to client)     384 B
 //!    1024  busy[0]  the slot the client is in     (own cache lines)
 //!    1152  busy[1]  the slot the server is in
-//!    1280  bye[0]   the client said goodbye
-//!    1408  bye[1]   the server said goodbye
+//!    1280  bye[0]   how the client ended
+//!    1408  bye[1]   how the server ended
 //!    4096  lines of ring 0, lines of ring 1       512 x 64 B each
 //!   69632  data of ring 0, data of ring 1         256 KiB each
 //!  593920  end
@@ -48,6 +48,15 @@ const fn bye_at(side: usize) -> usize {
 pub(crate) enum Side {
     Client = 0,
     Server = 1,
+}
+
+/// How a side ends a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Farewell {
+    /// In good order.
+    Goodbye = 1,
+    /// It found a fault.
+    BrokenOff = 2,
 }
 
 /// Both rings of a connection and the words beside them.
@@ -178,14 +187,18 @@ impl Channel {
         self.word(busy_at(1 - self.side)).load(Ordering::Acquire) == slot + 1
     }
 
-    /// Marks our end as meant, after all that was pushed.
-    pub(crate) fn say_goodbye(&self) {
-        self.word(bye_at(self.side)).store(1, Ordering::Release);
+    /// Says how we end, after all that was pushed. A process that was killed says nothing.
+    pub(crate) fn say(&self, farewell: Farewell) {
+        self.word(bye_at(self.side)).store(farewell as u32, Ordering::Release);
     }
 
-    /// `true` if the other side meant its end.
-    pub(crate) fn peer_said_goodbye(&self) -> bool {
-        self.word(bye_at(1 - self.side)).load(Ordering::Acquire) != 0
+    /// How the other side said that it ends.
+    pub(crate) fn peer_said(&self) -> Option<Farewell> {
+        match self.word(bye_at(1 - self.side)).load(Ordering::Acquire) {
+            1 => Some(Farewell::Goodbye),
+            2 => Some(Farewell::BrokenOff),
+            _ => None,
+        }
     }
 
     /// Fills the whole segment with foreign bytes (repeated), as a hostile peer may.

@@ -8,6 +8,6 @@ mod channel;
 mod far;
 mod slots;
 
-pub(crate) use channel::{Channel, SEGMENT_BYTES, Side};
+pub(crate) use channel::{Channel, Farewell, SEGMENT_BYTES, Side};
 pub(crate) use far::{Access, Far, read_process};
 pub(crate) use slots::{FarSlots, Slots};
