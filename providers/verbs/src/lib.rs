@@ -1,1 +1,144 @@
-//! kfab provider: verbs.
+//! Frames and one-sided access over RDMA verbs: reliable connections of InfiniBand and RoCE cards.
+//!
+//! A port is one port of one card: an epoll descriptor, a completion queue, a shared receive queue, and for each connection a
+//! queue pair with a TCP connection beside it. Programs name [`Verbs`]; all else is reached through the contract of `kfab-core`.
+//!
+//! # Choices
+//! - **libibverbs is loaded at run time** (`libloading`) and bound by hand (`ffi`, about 30 calls and 20 structures): no build
+//!   dependency, no cargo feature, no rdma-core needed to start. The ready-made bindings want cmake and libclang to build, which
+//!   the default workspace must not. The layouts are checked against the C compiler and the installed header by `tests/layout.rs`.
+//! - **Connections are made over TCP**, on the address that the card's GID is made of, not by `rdma_cm`: the way is
+//!   `verbs:ADDRESS:PORT`. The key handshake fits there; the kernel tells at once when the peer process dies; and it does not depend on
+//!   a connection manager that some devices lose when their link goes down. iWARP cards, which need one, are not served.
+//! - **Receiver-not-ready cannot happen**: frames cost credits (`flow`, `memory`). Retries are bounded, queues never
+//!   over-filled, and work that neither ends nor fails is given up by a deadline of our own.
+//! - **Frames are not encrypted**: no card seals them. With a fabric key peers prove that they have it, and where the queue pairs
+//!   are is exchanged sealed.
+//!
+//! The parts: `port` polls and sleeps, `connect` makes and ends connections (`greet` the talk, `side` the sockets), `flow` moves
+//! frames, `rma` memory, `memory` and `cache` hold what is registered, `device` knows the cards, `sys` has all `unsafe`.
+
+#![deny(unsafe_code)]
+
+mod cache;
+mod connect;
+mod device;
+#[doc(hidden)]
+#[allow(missing_docs)]
+pub mod ffi;
+mod flow;
+mod greet;
+mod link;
+mod memory;
+mod port;
+mod rma;
+mod side;
+#[allow(unsafe_code)]
+mod sys;
+mod wire;
+
+use device::{Card, Gid};
+use kfab_core::spi::{Caps, Delivery, Device, Port, PortConfig, Provider, Unavailable};
+use kfab_core::{Error, Kind, Result};
+use std::net::SocketAddr;
+
+/// The scheme of this provider's ways.
+pub const SCHEME: &str = "verbs";
+
+/// After shared memory (0), before sockets (10).
+const RANK: u8 = 5;
+/// Best size for the pieces of a large transfer.
+const FRAGMENT: usize = 1 << 20;
+
+/// The RDMA verbs provider.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Verbs;
+
+fn caps(card: &Card) -> Caps {
+    Caps {
+        delivery: Delivery::Connection,
+        max_body: wire::MAX_BODY,
+        eager_max: wire::MAX_BODY,
+        fragment: FRAGMENT,
+        rma: true,
+        zero_copy: true,
+        sees_death: true,
+        weight: card.speed,
+        rank: RANK,
+        node: card.node,
+    }
+}
+
+impl Provider for Verbs {
+    fn scheme(&self) -> &'static str {
+        SCHEME
+    }
+
+    /// The ports of the cards that can be used. If none can: why the first cannot. Opens each card for a moment.
+    fn probe(&self) -> std::result::Result<Vec<Device>, Unavailable> {
+        let mut usable = Vec::new();
+        let mut why = None;
+        for card in device::cards().map_err(|reason| Unavailable { reason })? {
+            match device::obstacle(&card) {
+                None => usable.push(Device {
+                    scheme: SCHEME,
+                    name: card.name.clone(),
+                    detail: card.detail(),
+                    caps: caps(&card),
+                }),
+                Some(reason) => {
+                    tracing::debug!(reason, "a card cannot be used");
+                    why.get_or_insert(reason);
+                }
+            }
+        }
+        match why {
+            Some(reason) if usable.is_empty() => Err(Unavailable { reason }),
+            _ => Ok(usable),
+        }
+    }
+
+    /// `listen` is `ADDRESS:PORT` with an address of a card; `device` names a card or its interface. With neither, the fastest
+    /// card whose port is up, at any port.
+    fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>> {
+        let (card, gid, at) = choose(config)?;
+        let caps = caps(&card);
+        Ok(Box::new(port::VerbsPort::open(config, card, gid, at, caps)?))
+    }
+}
+
+/// Which card, by which of its addresses, and where to listen.
+fn choose(config: &PortConfig) -> Result<(Card, Gid, SocketAddr)> {
+    let unavailable = |why: String| Error::new(Kind::Unavailable, "open", why);
+    let listen = match &config.listen {
+        Some(text) => Some(text.parse::<SocketAddr>().map_err(|_| {
+            Error::new(Kind::InvalidArgument, "open", format!("{text:?} is not ADDRESS:PORT"))
+        })?),
+        None => None,
+    };
+    let mut cards = device::cards().map_err(unavailable)?;
+    if let Some(name) = &config.device {
+        let all: Vec<String> = cards.iter().map(|c| c.name.clone()).collect();
+        cards.retain(|c| c.is_called(name));
+        if cards.is_empty() {
+            return Err(unavailable(format!("no RDMA card {name:?}; there are {}", all.join(", "))));
+        }
+    }
+    let wanted = listen.filter(|a| !a.ip().is_unspecified());
+    let mut why = wanted
+        .map_or("no card has an address".to_owned(), |a| format!("no RDMA card has the address {}", a.ip()));
+    for card in cards {
+        let gid = card.gids.iter().find(|g| wanted.is_none_or(|a| g.ip() == a.ip())).cloned();
+        // A card whose GID is no IP address (InfiniBand) may be named together with an address to listen at.
+        let gid = gid.or_else(|| card.gids.first().filter(|_| config.device.is_some()).cloned());
+        let Some(gid) = gid else { continue };
+        if !card.active() {
+            why = format!("{} port {} is {}", card.name, card.port, card.state);
+            continue;
+        }
+        let port = listen.map_or(0, |a| a.port());
+        let at = wanted.unwrap_or_else(|| SocketAddr::new(gid.ip(), port));
+        return Ok((card, gid, at));
+    }
+    Err(unavailable(why))
+}

@@ -1,0 +1,457 @@
+//! How connections come up and go away: dialling, accepting, greeting, closing, ends. Part of `port`.
+//!
+//! A close in good order: each side sends a goodbye after its last frame, the side asked to close as soon as it hears the other's. The
+//! connection ends when ours was acknowledged by the peer's card and the peer's has come, so nothing under way is lost either way.
+
+use crate::greet::{Greeter, Outcome};
+use crate::link::{Link, Phase, tag};
+use crate::port::{PROVIDE, VerbsPort, watch_listener};
+use crate::side;
+use crate::sys::{Keep, Qp, Route};
+use crate::wire::{CREDITS, MAX_BODY, Params};
+use kfab_core::auth::random_u64;
+use kfab_core::spi::{Conn, DownReason, Event, Way};
+use kfab_core::{Error, Fate, Kind, Result};
+use rustix::event::epoll;
+use rustix::io::Errno;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// How long we wait for the peer's goodbye after ours.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl VerbsPort {
+    pub(crate) fn dial(&mut self, way: &Way) -> Result<Conn> {
+        let bad = |why: &str| Error::new(Kind::InvalidArgument, "connect", format!("{way}: {why}"));
+        if way.scheme != crate::SCHEME {
+            return Err(bad("not a way of verbs"));
+        }
+        let to: SocketAddr = way.rest.parse().map_err(|_| bad("expected verbs:ADDRESS:PORT"))?;
+        if self.links.len() >= self.config.max_conns {
+            let why = format!("{way}: the port has {} connections (PortConfig::max_conns)", self.links.len());
+            return Err(Error::new(Kind::Limit, "connect", why));
+        }
+        let conn = self.links.insert(|id| Link { to: Some(to), ..Link::new(id, Phase::Queued, true) });
+        let conn =
+            conn.ok_or_else(|| Error::new(Kind::Limit, "connect", "the port has 65536 connections"))?;
+        self.queue.push_back(conn);
+        self.dial_queued();
+        Ok(conn)
+    }
+
+    /// Starts attempts up to the storm bound.
+    fn dial_queued(&mut self) {
+        while self.running < self.config.max_connecting.max(1) {
+            let Some(conn) = self.queue.pop_front() else { return };
+            let Some(l) = self.links.get(conn).filter(|l| l.phase == Phase::Queued) else { continue };
+            let Some(to) = l.to else { continue };
+            l.phase = Phase::Dialing;
+            l.deadline = Some(Instant::now() + self.config.connect_timeout);
+            self.running += 1;
+            self.watch.push(conn);
+            match side::dial(self.local, to) {
+                Ok(fd) => {
+                    let _ = epoll::add(
+                        &self.epoll,
+                        &fd,
+                        epoll::EventData::new_u64(conn.0),
+                        epoll::EventFlags::OUT,
+                    );
+                    if let Some(l) = self.links.get(conn) {
+                        l.socket = Some(fd);
+                    }
+                }
+                Err(e) => self.end(conn, DownReason::Refused, format!("{to}: {e}")),
+            }
+        }
+    }
+
+    /// A link that was on its way up is so no more.
+    pub(crate) fn left_attempt(&mut self, before: Phase, ours: bool) {
+        match before {
+            Phase::Dialing | Phase::Greeting if ours => {
+                self.running -= 1;
+                self.dial_queued();
+            }
+            Phase::Greeting => {
+                self.heard -= 1;
+                if !self.listening {
+                    self.listening = watch_listener(&self.epoll, &self.listener, true).is_ok();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn accept(&mut self) {
+        loop {
+            if self.heard >= self.config.max_connecting.max(1) {
+                // Further ones wait in the kernel.
+                self.listening = watch_listener(&self.epoll, &self.listener, false).is_err();
+                return;
+            }
+            match side::accept(&self.listener) {
+                Ok(Some(fd)) => self.hear_stranger(fd),
+                Ok(None) => return,
+                Err(e) => {
+                    tracing::warn!(%e, "a connection cannot be accepted (`ulimit -n`?)");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn hear_stranger(&mut self, fd: std::os::fd::OwnedFd) {
+        let until = Instant::now() + self.config.connect_timeout;
+        let conn = self.links.insert(|id| Link {
+            greeter: Some(Box::new(Greeter::acceptor())),
+            deadline: Some(until),
+            ..Link::new(id, Phase::Greeting, false)
+        });
+        let Some(conn) = conn else { return };
+        let _ = epoll::add(&self.epoll, &fd, epoll::EventData::new_u64(conn.0), epoll::EventFlags::IN);
+        if let Some(l) = self.links.get(conn) {
+            l.socket = Some(fd);
+        }
+        self.heard += 1;
+        self.watch.push(conn);
+        self.greet(conn);
+    }
+
+    /// The side channel of a link has something.
+    pub(crate) fn side_ready(&mut self, conn: Conn) {
+        let Some(l) = self.links.get(conn) else { return };
+        match l.phase {
+            Phase::Queued => {}
+            Phase::Dialing => self.dialed(conn),
+            Phase::Greeting => self.greet(conn),
+            Phase::Up | Phase::Ending => self.side_word(conn),
+        }
+    }
+
+    fn dialed(&mut self, conn: Conn) {
+        let Some(l) = self.links.get(conn) else { return };
+        let Some(fd) = &l.socket else { return };
+        if let Err(e) = side::dialed(fd) {
+            let to = l.to.map(|t| t.to_string()).unwrap_or_default();
+            return self.end(conn, DownReason::Refused, format!("{to}: {e}"));
+        }
+        let _ = epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(conn.0), epoll::EventFlags::IN);
+        let mut out = Vec::new();
+        match Greeter::connector(self.config.key.as_ref(), &mut out) {
+            Ok(g) => {
+                l.greeter = Some(Box::new(g));
+                l.phase = Phase::Greeting;
+                self.say(conn, &out);
+            }
+            Err(e) => self.end(conn, DownReason::Denied, e.to_string()),
+        }
+    }
+
+    fn say(&mut self, conn: Conn, bytes: &[u8]) {
+        let Some(fd) = self.links.get(conn).and_then(|l| l.socket.as_ref()) else { return };
+        if !bytes.is_empty()
+            && let Err(e) = side::say(fd, bytes)
+        {
+            self.end(conn, DownReason::Refused, format!("the side channel: {e}"));
+        }
+    }
+
+    fn greet(&mut self, conn: Conn) {
+        let full = self.is_full();
+        loop {
+            let Some(l) = self.links.get(conn).filter(|l| l.phase == Phase::Greeting) else { return };
+            let (Some(fd), Some(g)) = (&l.socket, &mut l.greeter) else { return };
+            let n = match side::hear(fd, g.space()) {
+                Ok(0) => return self.end(conn, DownReason::Refused, "the peer hung up while greeting"),
+                Ok(n) => n,
+                Err(Errno::AGAIN | Errno::INTR) => return,
+                Err(e) => return self.end(conn, DownReason::Refused, format!("the side channel: {e}")),
+            };
+            let mut out = Vec::new();
+            let outcome = g.received(n, self.config.key.as_ref(), full, &mut out);
+            self.say(conn, &out);
+            self.greeted(conn, outcome);
+        }
+    }
+
+    /// `true` if strangers are to be turned away.
+    fn is_full(&self) -> bool {
+        let others = self.links.len() - self.heard;
+        others >= self.config.max_conns || self.down || !self.memory.has_room(PROVIDE)
+    }
+
+    fn greeted(&mut self, conn: Conn, outcome: Outcome) {
+        match outcome {
+            Outcome::More => {}
+            Outcome::Offer => {
+                if let Err(e) = self.offer(conn) {
+                    self.end(conn, DownReason::Refused, e.to_string());
+                }
+            }
+            Outcome::Params(p) => {
+                if let Err(e) = self.join(conn, &p) {
+                    self.end(conn, DownReason::Refused, e.to_string());
+                }
+            }
+            Outcome::Ready => self.is_up(conn),
+            Outcome::Refuse => self.end(conn, DownReason::Denied, "we refused"),
+            Outcome::Denied(why) => self.end(conn, DownReason::Denied, why),
+            Outcome::Full => {
+                self.end(conn, DownReason::Refused, "the peer has no room for another connection")
+            }
+            Outcome::Garbage(why) => self.end(conn, DownReason::Hostile, why),
+        }
+    }
+
+    /// Makes the queue pair and tells the peer where it is.
+    fn offer(&mut self, conn: Conn) -> Result<()> {
+        let failed = |what: &str, e: std::io::Error| Error::os("connect", what, e);
+        let mut qp = Qp::new(&self.pd, &self.cq, &self.memory.srq, tag(conn), &self.limits)
+            .map_err(|e| failed("a queue pair (its number is limited by the card)", e))?;
+        if qp.inline() < crate::wire::HEAD_MAX {
+            qp.fail();
+            return Err(Error::new(
+                Kind::Unavailable,
+                "connect",
+                "the card takes no 64 bytes of inline data",
+            ));
+        }
+        self.memory.provide(PROVIDE)?;
+        let psn = random_u64()? as u32 & 0xff_ffff;
+        let own = Params {
+            qpn: qp.number().into(),
+            psn: psn.into(),
+            max_body: (MAX_BODY as u32).into(),
+            credits: CREDITS.into(),
+            lid: self.lid.into(),
+            mtu: self.mtu,
+            reads: self.reads.0,
+            reserved: 0.into(),
+            gid: self.gid.bytes,
+        };
+        let Some(l) = self.links.get(conn) else { return Ok(()) };
+        l.provided = true;
+        l.own = Some(own);
+        self.by_qpn.insert(qp.number(), conn);
+        l.qp = Some(qp);
+        let mut out = Vec::new();
+        if l.ours
+            && let Some(g) = &mut l.greeter
+        {
+            g.offer(&own, &mut out);
+        }
+        self.say(conn, &out);
+        Ok(())
+    }
+
+    /// Connects the queue pair to the peer's.
+    fn join(&mut self, conn: Conn, peer: &Params) -> Result<()> {
+        let ours = self.links.get(conn).is_some_and(|l| l.ours);
+        if !ours {
+            self.offer(conn)?;
+        }
+        let Some(l) = self.links.get(conn) else { return Ok(()) };
+        let (Some(qp), Some(own), Some(g)) = (&mut l.qp, &l.own, &mut l.greeter) else { return Ok(()) };
+        let route = Route {
+            qpn: peer.qpn.get(),
+            own_psn: own.psn.get(),
+            psn: peer.psn.get(),
+            gid: peer.gid,
+            lid: peer.lid.get(),
+            mtu: i32::from(self.mtu.min(peer.mtu)),
+            reads_out: self.reads.1.min(peer.reads),
+            reads_in: self.reads.0,
+            port: self.card.port,
+            gid_index: self.gid.index,
+        };
+        qp.connect(&route)
+            .map_err(|e| Error::os("connect", format!("connect the queue pair: {route:?}"), e))?;
+        l.credits = peer.credits.get();
+        l.credits_max = l.credits;
+        let mut out = Vec::new();
+        if ours {
+            g.ready(&mut out);
+        } else {
+            g.offer(own, &mut out);
+        }
+        self.say(conn, &out);
+        if ours {
+            self.is_up(conn);
+        }
+        Ok(())
+    }
+
+    fn is_up(&mut self, conn: Conn) {
+        let Some(l) = self.links.get(conn).filter(|l| l.phase == Phase::Greeting) else { return };
+        l.phase = Phase::Up;
+        l.greeter = None;
+        l.deadline = None;
+        l.known = true;
+        let ours = l.ours;
+        self.pending.push_back(if ours { Event::Up { conn } } else { Event::Incoming { conn } });
+        self.list(conn);
+        self.left_attempt(Phase::Greeting, ours);
+    }
+
+    /// Something on the side channel of a link that is up: the end, or the word that comes before it.
+    fn side_word(&mut self, conn: Conn) {
+        let Some(l) = self.links.get(conn) else { return };
+        let Some(fd) = &l.socket else { return };
+        let mut byte = [0; 16];
+        match side::hear(fd, &mut byte) {
+            Ok(0) => {}
+            Ok(n) => {
+                if byte[..n].iter().all(|b| *b == side::PARTING) {
+                    l.parted = true;
+                } else {
+                    self.end(conn, DownReason::Hostile, "garbage on the side channel");
+                }
+                return;
+            }
+            Err(Errno::AGAIN | Errno::INTR) => return,
+            Err(e) => tracing::debug!(%e, "a side channel broke"),
+        }
+        let _ = epoll::delete(&self.epoll, fd);
+        l.eof = Some(Instant::now());
+        self.watch.push(conn);
+    }
+
+    pub(crate) fn begin_close(&mut self, conn: Conn) {
+        let Some(l) = self.links.get(conn).filter(|l| l.end.is_none() && !l.closing) else { return };
+        if l.phase != Phase::Up {
+            return self.end(conn, DownReason::Closed, "closed before it was up");
+        }
+        self.part(conn);
+    }
+
+    /// The goodbye is due, now or after what waits.
+    pub(crate) fn part(&mut self, conn: Conn) {
+        let Some(l) = self.links.get(conn).filter(|l| !l.closing && l.phase == Phase::Up) else { return };
+        l.closing = true;
+        l.deadline = Some(Instant::now() + CLOSE_TIMEOUT);
+        self.watch.push(conn);
+        self.list(conn);
+        self.look_for_goodbye(conn);
+    }
+
+    /// `true` if an end can be reported without waiting for anything.
+    pub(crate) fn has_ends(&mut self) -> bool {
+        let watch = std::mem::take(&mut self.watch);
+        let ends = watch.iter().any(|c| {
+            let Some(l) = self.links.get(*c) else { return false };
+            let drained = l.qp.as_ref().is_none_or(|q| q.flying() == 0);
+            l.phase == Phase::Ending && drained && (l.qp.is_some() || l.waiting.is_none())
+        });
+        self.watch = watch;
+        ends
+    }
+
+    /// Looks at links with a deadline or an end; `true` if anything came of it.
+    pub(crate) fn watched(&mut self, now: Instant, events: &mut Vec<Event>) -> bool {
+        let had = events.len();
+        let mut watch = std::mem::take(&mut self.watch);
+        watch.sort_unstable();
+        watch.dedup();
+        for conn in watch {
+            let Some(l) = self.links.get(conn) else { continue };
+            if l.phase != Phase::Ending && l.next_deadline().is_some_and(|d| d <= now) {
+                self.overdue(conn);
+            }
+            let Some(l) = self.links.get(conn) else { continue };
+            let over = l.phase == Phase::Ending && self.finish(conn, now, events);
+            if let Some(l) = self.links.get(conn).filter(|_| !over)
+                && (l.phase == Phase::Ending || l.next_deadline().is_some())
+            {
+                self.watch.push(conn);
+            }
+        }
+        events.len() > had
+    }
+
+    fn overdue(&mut self, conn: Conn) {
+        let Some(l) = self.links.get(conn) else { return };
+        let (reason, why) = match l.phase {
+            Phase::Queued | Phase::Dialing | Phase::Greeting => (DownReason::Refused, "no answer in time"),
+            _ if l.eof.is_some() => match (l.peer_goodbye, l.goodbye_acked, l.parted) {
+                (true, ..) | (_, true, _) => (DownReason::Closed, ""),
+                (.., true) => (DownReason::Broken, "the peer's port ended the connection"),
+                _ => (DownReason::PeerDead, "the peer's side channel ended without a goodbye"),
+            },
+            _ if l.goodbye_acked => (DownReason::Closed, "the peer did not say goodbye"),
+            _ => (DownReason::Broken, "the goodbye was not acknowledged"),
+        };
+        self.end(conn, reason, why);
+    }
+
+    /// Goes on with an end: drains the queue pair, hands out what is left, reports. `true` when the link is gone.
+    fn finish(&mut self, conn: Conn, now: Instant, events: &mut Vec<Event>) -> bool {
+        let Some(l) = self.links.get(conn) else { return true };
+        if l.qp.as_ref().is_some_and(|q| q.flying() > 0) && l.deadline.is_some_and(|d| now < d) {
+            return false;
+        }
+        self.destroy_queue_pair(conn, events);
+        let Some(l) = self.links.get(conn) else { return true };
+        let (reason, detail) = l.end.clone().unwrap_or((DownReason::Broken, String::new()));
+        if !l.known || reason == DownReason::Hostile {
+            for (slot, _) in std::mem::take(&mut l.backlog) {
+                self.memory.recycle(slot);
+            }
+        }
+        self.deliver(conn, events);
+        let Some(l) = self.links.get(conn) else { return true };
+        if l.waiting.is_some() || !l.backlog.is_empty() {
+            return false;
+        }
+        if let Some(s) = l.socket.as_ref().filter(|_| l.eof.is_none()) {
+            let _ = side::say(s, &[side::PARTING]);
+        }
+        if l.known {
+            events.push(Event::Down { conn, reason, detail });
+        }
+        self.links.remove(conn);
+        true
+    }
+
+    /// Everything that was lent to the queue pair comes back; nothing more arrives.
+    fn destroy_queue_pair(&mut self, conn: Conn, events: &mut Vec<Event>) {
+        let Some(l) = self.links.get(conn) else { return };
+        let well = matches!(l.end, Some((DownReason::Closed, _)));
+        let provided = std::mem::take(&mut l.provided);
+        let waiting = std::mem::take(&mut l.rma_waiting);
+        let error = || Error::new(Kind::PeerLost, "rma", "the connection ended").with_fate(Fate::Unknown);
+        if let Some(qp) = l.qp.take() {
+            self.by_qpn.remove(&qp.number());
+            let left = qp.flying() + qp.staged();
+            let keeps = qp.destroy();
+            self.requests = self.requests.saturating_sub(left);
+            for keep in keeps {
+                self.dispose(keep, Err(error()), events);
+            }
+        }
+        for (rma, token) in waiting {
+            let landing = crate::rma::landing_of(rma);
+            let result = Err(Error::new(Kind::PeerLost, "rma", "the connection ended"));
+            events.push(Event::RmaDone { token, landing, result });
+        }
+        if provided {
+            self.memory.withdraw(PROVIDE);
+            if !well {
+                self.memory.maybe_lost();
+            }
+        }
+        self.wake_starved();
+    }
+
+    /// Gives the memory of a request back to whom it belongs.
+    pub(crate) fn dispose(&mut self, keep: Keep, result: Result<()>, events: &mut Vec<Event>) {
+        match keep {
+            Keep::Nothing | Keep::Piece | Keep::Goodbye => {}
+            Keep::Frame(slot, _) => self.memory.sent(slot),
+            Keep::Read(landing, _, token) => {
+                events.push(Event::RmaDone { token, landing: Some(landing), result })
+            }
+            Keep::Write(_, _, token) => events.push(Event::RmaDone { token, landing: None, result }),
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Which cards there are and what state their ports are in. Called by the provider's probe and when a port is opened.
+//!
+//! Facts: names from libibverbs; the rest from sysfs (Documentation/ABI/stable/sysfs-class-infiniband): `ports/N/state`
+//! (`4: ACTIVE`), `ports/N/rate` (`100 Gb/sec (4X EDR)`), `ports/N/gids/I`, `ports/N/gid_attrs/types/I`. A soft-RoCE card has no
+//! device of its own: `parent` names its network interface.
+
+use crate::sys;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+/// Entries of the GID table that are looked at.
+const GIDS_MAX: u8 = 64;
+/// Weight of a card whose speed is not known, Mbit/s.
+const DEFAULT_SPEED: u32 = 10_000;
+
+/// An entry of a port's GID table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gid {
+    pub(crate) index: u8,
+    pub(crate) bytes: [u8; 16],
+    /// RoCE version 2: routed, by UDP.
+    pub(crate) v2: bool,
+}
+
+impl Gid {
+    /// The IP address that a RoCE GID is made of.
+    pub(crate) fn ip(&self) -> IpAddr {
+        let v6 = Ipv6Addr::from(self.bytes);
+        v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
+    }
+
+    /// Lower is better: routable IPv4, then routable IPv6, then the rest; version 2 before version 1.
+    fn rank(&self) -> u8 {
+        let place = match self.ip() {
+            IpAddr::V4(_) => 0,
+            IpAddr::V6(a) if a.is_unicast_link_local() => 4,
+            IpAddr::V6(_) => 2,
+        };
+        place + u8::from(!self.v2)
+    }
+}
+
+/// One port of one card.
+#[derive(Clone, Debug)]
+pub(crate) struct Card {
+    pub(crate) name: String,
+    pub(crate) port: u8,
+    /// Network interface below a RoCE port.
+    pub(crate) netdev: Option<String>,
+    /// `ACTIVE`, `DOWN`, ...
+    pub(crate) state: String,
+    /// Best first.
+    pub(crate) gids: Vec<Gid>,
+    /// Mbit/s.
+    pub(crate) speed: u32,
+    pub(crate) node: Option<u32>,
+}
+
+impl Card {
+    pub(crate) fn active(&self) -> bool {
+        self.state == "ACTIVE"
+    }
+
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.netdev.as_deref() == Some(name)
+    }
+
+    /// One line for people.
+    pub(crate) fn detail(&self) -> String {
+        let ips: Vec<String> = self.gids.iter().map(|g| g.ip().to_string()).collect();
+        let netdev = self.netdev.as_deref().map_or(String::new(), |n| format!(" on {n}"));
+        format!("port {}{netdev}, {}, {} Mbit/s, GIDs {}", self.port, self.state, self.speed, ips.join(" "))
+    }
+}
+
+fn line(path: impl AsRef<Path>) -> Option<String> {
+    Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+/// All ports of all cards, fastest first; an error is the reason why there is none.
+pub(crate) fn cards() -> Result<Vec<Card>, String> {
+    let mut all: Vec<Card> = sys::card_names()?.iter().flat_map(|n| ports_of(n)).collect();
+    if all.is_empty() {
+        return Err("no RDMA card (`rdma link` lists them)".to_owned());
+    }
+    all.sort_by_key(|c| (!c.active(), std::cmp::Reverse(c.speed)));
+    Ok(all)
+}
+
+fn ports_of(name: &str) -> Vec<Card> {
+    let base = PathBuf::from("/sys/class/infiniband").join(name);
+    let ports = std::fs::read_dir(base.join("ports")).into_iter().flatten().flatten();
+    let mut numbers: Vec<u8> = ports.filter_map(|p| p.file_name().to_str()?.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers.into_iter().map(|n| read_port(name, &base, n)).collect()
+}
+
+fn read_port(name: &str, base: &Path, port: u8) -> Card {
+    let dir = base.join("ports").join(port.to_string());
+    let gids = gids_of(&dir);
+    let first = gids.first().map_or(0, |g| g.index);
+    let netdev = line(dir.join(format!("gid_attrs/ndevs/{first}"))).or_else(|| line(base.join("parent")));
+    let state = line(dir.join("state")).unwrap_or_default();
+    let state = state.split(':').next_back().unwrap_or("").trim().to_owned();
+    Card {
+        name: name.to_owned(),
+        port,
+        node: node_of(base, netdev.as_deref()),
+        netdev,
+        state,
+        gids,
+        speed: line(dir.join("rate")).and_then(|r| speed_of(&r)).unwrap_or(DEFAULT_SPEED),
+    }
+}
+
+fn gids_of(dir: &Path) -> Vec<Gid> {
+    let one = |index: u8| -> Option<Gid> {
+        let bytes = gid_bytes(&line(dir.join(format!("gids/{index}")))?)?;
+        let v2 = line(dir.join(format!("gid_attrs/types/{index}"))).is_some_and(|t| t.contains("v2"));
+        (bytes != [0; 16]).then_some(Gid { index, bytes, v2 })
+    };
+    let mut gids: Vec<Gid> = (0..GIDS_MAX).filter_map(one).collect();
+    gids.sort_by_key(|g| (g.rank(), g.index));
+    gids
+}
+
+fn gid_bytes(text: &str) -> Option<[u8; 16]> {
+    text.parse::<Ipv6Addr>().ok().map(|a| a.octets())
+}
+
+/// `2.5 Gb/sec (1X SDR)` in Mbit/s.
+fn speed_of(rate: &str) -> Option<u32> {
+    let gbit: f64 = rate.split_whitespace().next()?.parse().ok()?;
+    (gbit > 0.0).then_some((gbit * 1000.0) as u32)
+}
+
+fn node_of(base: &Path, netdev: Option<&str>) -> Option<u32> {
+    let mut places = vec![base.join("device/numa_node")];
+    if let Some(n) = netdev {
+        // The device of a virtio interface is one folder below the PCI device that knows its node.
+        let device = Path::new("/sys/class/net").join(n).join("device");
+        places.extend([device.join("numa_node"), device.join("../numa_node")]);
+    }
+    places.iter().find_map(|p| line(p)?.parse().ok())
+}
+
+/// What stands in the way of using this port, if anything: tried by opening the card and registering a little memory.
+pub(crate) fn obstacle(card: &Card) -> Option<String> {
+    if !card.active() {
+        return Some(format!("{} port {} is {}: is its link up?", card.name, card.port, card.state));
+    }
+    if card.gids.is_empty() {
+        return Some(format!("{} port {} has no address (GID)", card.name, card.port));
+    }
+    let context = match sys::Context::open(&card.name) {
+        Ok(c) => c,
+        Err(why) => return Some(why),
+    };
+    let pd = match sys::Pd::new(&context) {
+        Ok(pd) => pd,
+        Err(e) => return Some(format!("{}: no protection domain: {e}", card.name)),
+    };
+    sys::Slot::make(&pd, 1, PROBE_BYTES, None).err().map(|e| memlock(&card.name, PROBE_BYTES, &e))
+}
+
+/// Registered by the probe: less than any use of the card needs.
+const PROBE_BYTES: usize = 256 << 10;
+
+/// Explains a refused registration.
+pub(crate) fn memlock(card: &str, bytes: usize, e: &std::io::Error) -> String {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+    let have = limit.map_or("none".to_owned(), |n| format!("{} KiB", n / 1024));
+    match e.raw_os_error() {
+        Some(libc::ENOMEM | libc::EPERM | libc::EAGAIN) => format!(
+            "{card}: {bytes} bytes cannot be registered: {e}; the limit on locked memory is {have}, raise it (`ulimit -l unlimited`)"
+        ),
+        _ => format!("{card}: {bytes} bytes cannot be registered: {e}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_sysfs() {
+        assert_eq!(speed_of("10 Gb/sec (1X FDR10)"), Some(10_000));
+        assert_eq!(speed_of("2.5 Gb/sec (1X SDR)"), Some(2_500));
+        assert_eq!(speed_of(""), None);
+        let g = |text: &str, v2| Gid { index: 0, bytes: gid_bytes(text).unwrap(), v2 };
+        let v4 = g("0000:0000:0000:0000:0000:ffff:0a08:0001", true);
+        assert_eq!(v4.ip().to_string(), "10.8.0.1");
+        let mut all = vec![g("fe80::1", true), g("fd00::1", false), g("fd00::1", true), v4.clone()];
+        all.sort_by_key(Gid::rank);
+        assert_eq!(all[0], v4);
+        assert!(all[1].v2 && !all[2].v2 && all[3].ip().to_string() == "fe80::1");
+    }
+}

@@ -1,0 +1,177 @@
+//! The registered memory of a port: slots to receive into, shared by all connections, and slots to send from.
+//!
+//! The promise that no message ever finds no receive: each connection's peer may send so many messages unasked ([`Memory::provide`]),
+//! and at least as many receives as all peers together may use are posted, or hold messages that were not reported yet. Only when a
+//! receive is posted anew does the peer get its credit back (see `flow`). Called by `connect`, `flow` and `port`.
+
+use crate::cache::Cache;
+use crate::device::memlock;
+use crate::sys::{Pd, Slot, Srq};
+use crate::wire::SLOT_LEN;
+use kfab_core::{Error, Kind, Result};
+use std::sync::Arc;
+
+/// Slots for heads of messages whose body stays where it is, and for small messages.
+const SMALL_LEN: usize = 1024;
+/// Slots registered at once.
+const RECV_CHUNK: usize = 64;
+const SEND_CHUNK: usize = 32;
+const SMALL_CHUNK: usize = 128;
+/// The most slots to send from; then posting has to wait.
+const SEND_MAX: usize = 1024;
+const SMALL_MAX: usize = 4096;
+
+/// See the module.
+pub(crate) struct Memory {
+    pub(crate) srq: Srq,
+    pub(crate) cache: Cache,
+    /// To be posted with the next doorbell.
+    repost: Vec<Slot>,
+    /// Receives that are not needed now.
+    spare: Vec<Slot>,
+    /// Receives posted, to be posted, or holding a message.
+    active: usize,
+    /// Receives that peers were promised.
+    promised: usize,
+    depth: usize,
+    big: Vec<Slot>,
+    bigs: usize,
+    small: Vec<Slot>,
+    smalls: usize,
+    pd: Arc<Pd>,
+    card: String,
+    node: Option<u32>,
+}
+
+impl Memory {
+    pub(crate) fn new(pd: &Arc<Pd>, card: &str, node: Option<u32>, depth: usize) -> Result<Memory> {
+        let srq = Srq::new(pd, depth)
+            .map_err(|e| Error::os("open", format!("{card}: a shared receive queue"), e))?;
+        let mut m = Memory {
+            srq,
+            cache: Cache::new(pd),
+            repost: Vec::new(),
+            spare: Vec::new(),
+            active: 0,
+            promised: 0,
+            depth,
+            big: Vec::new(),
+            bigs: 0,
+            small: Vec::new(),
+            smalls: 0,
+            pd: pd.clone(),
+            card: card.to_owned(),
+            node,
+        };
+        // What every port needs, now: if the limit on locked memory is too small, `open` says so.
+        m.spare = m.make(RECV_CHUNK, SLOT_LEN)?;
+        m.big = m.make(SEND_CHUNK, SLOT_LEN)?;
+        m.small = m.make(SMALL_CHUNK, SMALL_LEN)?;
+        (m.bigs, m.smalls) = (SEND_CHUNK, SMALL_CHUNK);
+        Ok(m)
+    }
+
+    fn make(&self, n: usize, len: usize) -> Result<Vec<Slot>> {
+        Slot::make(&self.pd, n, len, self.node)
+            .map_err(|e| Error::new(Kind::Unavailable, "register", memlock(&self.card, n * len, &e)))
+    }
+
+    /// `true` if receives for another connection fit into the queue.
+    pub(crate) fn has_room(&self, n: usize) -> bool {
+        self.promised.max(self.active) + n <= self.depth
+    }
+
+    /// Posts receives for a peer that will be promised `n`.
+    pub(crate) fn provide(&mut self, n: usize) -> Result<()> {
+        self.promised += n;
+        let filled = self.fill();
+        if filled.is_err() {
+            self.promised -= n;
+        }
+        filled
+    }
+
+    fn fill(&mut self) -> Result<()> {
+        while self.active < self.promised {
+            if self.active >= self.depth {
+                let why =
+                    format!("{}: the shared receive queue holds {} receives at most", self.card, self.depth);
+                return Err(Error::new(Kind::Limit, "connect", why));
+            }
+            if self.spare.is_empty() {
+                self.spare = self.make(RECV_CHUNK, SLOT_LEN)?;
+            }
+            self.repost.extend(self.spare.pop());
+            self.active += 1;
+        }
+        self.post()
+    }
+
+    /// The peer that was promised `n` is gone for good.
+    pub(crate) fn withdraw(&mut self, n: usize) {
+        self.promised = self.promised.saturating_sub(n);
+    }
+
+    /// A receive is empty again.
+    #[inline]
+    pub(crate) fn recycle(&mut self, slot: Slot) {
+        if self.active > self.promised {
+            self.active -= 1;
+            self.spare.push(slot);
+        } else {
+            self.repost.push(slot);
+        }
+    }
+
+    /// A connection broke: the receive that a message was arriving in may be lost with it (soft-RoCE), so another takes its
+    /// place. If it does come back, as an error, see [`Memory::returned`].
+    pub(crate) fn maybe_lost(&mut self) {
+        self.active = self.active.saturating_sub(1);
+        if let Err(e) = self.fill() {
+            tracing::warn!(%e, "a lost receive could not be replaced");
+        }
+    }
+
+    /// A receive came back with an error.
+    pub(crate) fn returned(&mut self, slot: Slot) {
+        self.spare.push(slot);
+    }
+
+    /// Posts what [`Memory::recycle`] gathered: before any peer is told of it.
+    #[inline]
+    pub(crate) fn post(&mut self) -> Result<()> {
+        if self.repost.is_empty() {
+            return Ok(());
+        }
+        self.srq
+            .post(&mut self.repost)
+            .map_err(|e| Error::os("receive", format!("{}: post receives", self.card), e))
+    }
+
+    /// A slot to send `len` bytes from; `None` if too many are under way.
+    #[inline]
+    pub(crate) fn send_slot(&mut self, len: usize) -> Option<Slot> {
+        if len <= SMALL_LEN {
+            if self.small.is_empty() && self.smalls < SMALL_MAX {
+                self.small = self.make(SMALL_CHUNK, SMALL_LEN).ok()?;
+                self.smalls += SMALL_CHUNK;
+            }
+            return self.small.pop();
+        }
+        if self.big.is_empty() && self.bigs < SEND_MAX {
+            self.big = self.make(SEND_CHUNK, SLOT_LEN).ok()?;
+            self.bigs += SEND_CHUNK;
+        }
+        self.big.pop()
+    }
+
+    /// Takes a slot of [`Memory::send_slot`] back.
+    pub(crate) fn sent(&mut self, slot: Slot) {
+        if slot.len() == SMALL_LEN { self.small.push(slot) } else { self.big.push(slot) }
+    }
+
+    /// Receives posted now; for tests and logs.
+    pub(crate) fn posted(&self) -> usize {
+        self.srq.len()
+    }
+}

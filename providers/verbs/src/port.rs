@@ -1,0 +1,464 @@
+//! The port: one card's port, its connections, one completion queue, one shared receive queue, one epoll descriptor. Called by the
+//! lane that drives it, one thread at a time.
+//!
+//! How a poll goes: the completion queue until it is empty or the batch is full (`flow`), then the links with something to do,
+//! then (every few polls, or after a sleep) epoll for the side channels (`connect`), then links with a deadline or an end.
+
+use crate::device::{Card, Gid};
+use crate::flow::Look;
+use crate::link::{ByQpn, Link, Phase, Table};
+use crate::memory::Memory;
+use crate::rma::Exposures;
+use crate::side;
+use crate::sys::{Async, Context, Cq, Pd, QpLimits, Wc};
+use crate::wire::{CREDITS, RESERVE};
+use kfab_core::mem::{Landing, Slice};
+use kfab_core::spi::{
+    Caps, Conn, DownReason, Event, Exposure, Frame, Port, PortConfig, Rights, Rma, RmaStarted, RmaToken, Way,
+};
+use kfab_core::{Error, Kind, Result};
+use rustix::event::{Timespec, epoll};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Events that one poll reports, about.
+pub(crate) const EVENTS_MAX: usize = 256;
+/// While nothing else calls for it, epoll is asked at every Nth poll.
+const EPOLL_EVERY: u32 = 32;
+/// Requests of one queue pair under way.
+const SEND_DEPTH: usize = 128;
+/// Pieces of memory in one request.
+const SGES: usize = 4;
+/// Entries of the completion queue asked for: half for receives, half for requests.
+const CQ_MAX: usize = 65_536;
+/// Work that got no completion for this long is not coming: beyond all retries of the card.
+const STALLED: Duration = Duration::from_secs(10);
+/// How often that is looked for.
+const STALL_EVERY: Duration = Duration::from_secs(1);
+
+const LISTENER: u64 = u64::MAX;
+const TIMER: u64 = u64::MAX - 1;
+const COMPLETIONS: u64 = u64::MAX - 2;
+const ASYNC: u64 = u64::MAX - 3;
+
+/// A port over verbs.
+pub(crate) struct VerbsPort {
+    pub(crate) caps: Caps,
+    pub(crate) config: PortConfig,
+    pub(crate) card: Card,
+    pub(crate) gid: Gid,
+    /// Largest message of the card's port, bytes.
+    pub(crate) max_message: usize,
+    pub(crate) mtu: u8,
+    pub(crate) lid: u16,
+    /// Reads that a queue pair serves, and starts, at a time.
+    pub(crate) reads: (u8, u8),
+    pub(crate) local: SocketAddr,
+    pub(crate) limits: QpLimits,
+    // Queue pairs before the queues they use.
+    pub(crate) links: Table,
+    pub(crate) by_qpn: ByQpn,
+    pub(crate) memory: Memory,
+    pub(crate) exposures: Exposures,
+    /// Requests posted by all queue pairs; the completion queue has room for `requests_max`.
+    pub(crate) requests: usize,
+    pub(crate) requests_max: usize,
+    pub(crate) cq: Arc<Cq>,
+    pub(crate) pd: Arc<Pd>,
+    context: Arc<Context>,
+    wcs: Vec<Wc>,
+    /// Completions were polled but not handled (found by `arm`).
+    pub(crate) pending: VecDeque<Event>,
+    /// Links to look at.
+    pub(crate) list: Vec<Conn>,
+    /// Links whose frames wait for company.
+    pub(crate) dirty: Vec<Conn>,
+    /// Links that were refused for want of what all share.
+    pub(crate) starved: Vec<Conn>,
+    /// Links with a deadline or an end.
+    pub(crate) watch: Vec<Conn>,
+    pub(crate) queue: VecDeque<Conn>,
+    /// Our attempts under way.
+    pub(crate) running: usize,
+    /// Strangers being heard.
+    pub(crate) heard: usize,
+    pub(crate) listener: OwnedFd,
+    pub(crate) listening: bool,
+    pub(crate) epoll: OwnedFd,
+    timer: OwnedFd,
+    armed: bool,
+    ticks: u32,
+    stall_look: Instant,
+    /// The card said that its port is down.
+    pub(crate) down: bool,
+}
+
+/// Receives that a connection needs.
+pub(crate) const PROVIDE: usize = (CREDITS + RESERVE) as usize;
+
+impl VerbsPort {
+    pub(crate) fn open(
+        config: &PortConfig,
+        card: Card,
+        gid: Gid,
+        at: SocketAddr,
+        caps: Caps,
+    ) -> Result<VerbsPort> {
+        let unavailable = |why: String| Error::new(Kind::Unavailable, "open", why);
+        let os = |what: &'static str| move |e: std::io::Error| Error::os("open", what, e);
+        let context = Context::open(&card.name).map_err(unavailable)?;
+        let attr = context.attr().map_err(os("query the card"))?;
+        let port = context.port(card.port).map_err(os("query the port"))?;
+        let pd = Pd::new(&context).map_err(os("a protection domain"))?;
+        let positive = |n: std::ffi::c_int| usize::try_from(n).unwrap_or(0);
+        let entries = CQ_MAX.min(positive(attr.max_cqe));
+        let depth =
+            (entries / 2).min(positive(attr.max_srq_wr)).min(config.max_conns.saturating_mul(PROVIDE));
+        if depth < PROVIDE {
+            return Err(unavailable(format!("{} has no shared receive queues", card.name)));
+        }
+        let memory = Memory::new(&pd, &card.name, caps.node, depth)?;
+        let cq = Cq::new(&context, entries).map_err(os("a completion queue"))?;
+        let (listener, local) = side::listen(at)?;
+        let (epoll, timer) = watch_all(&listener, &cq, &context).map_err(os("an epoll descriptor"))?;
+        let reads = |n: std::ffi::c_int| u8::try_from(n.clamp(1, 16)).unwrap_or(1);
+        Ok(VerbsPort {
+            caps,
+            config: config.clone(),
+            gid,
+            max_message: (port.max_msg_sz as usize).clamp(4096, 1 << 30),
+            mtu: u8::try_from(port.active_mtu.clamp(1, 5)).unwrap_or(1),
+            lid: port.lid,
+            reads: (reads(attr.max_qp_rd_atom), reads(attr.max_qp_init_rd_atom)),
+            local,
+            limits: QpLimits {
+                depth: SEND_DEPTH.min(positive(attr.max_qp_wr)),
+                sges: SGES.min(positive(attr.max_sge)),
+            },
+            links: Table::default(),
+            by_qpn: ByQpn::default(),
+            memory,
+            exposures: Exposures::default(),
+            requests: 0,
+            requests_max: entries - depth - 1,
+            cq,
+            pd,
+            context,
+            wcs: Vec::new(),
+            pending: VecDeque::new(),
+            list: Vec::new(),
+            dirty: Vec::new(),
+            starved: Vec::new(),
+            watch: Vec::new(),
+            queue: VecDeque::new(),
+            running: 0,
+            heard: 0,
+            listener,
+            listening: true,
+            epoll,
+            timer,
+            armed: true,
+            ticks: 0,
+            stall_look: Instant::now(),
+            down: false,
+            card,
+        })
+    }
+
+    /// Puts a link onto the list of those to look at.
+    pub(crate) fn list(&mut self, conn: Conn) {
+        if let Some(l) = self.links.get(conn).filter(|l| !l.listed) {
+            l.listed = true;
+            self.list.push(conn);
+        }
+    }
+
+    /// Begins the end of a connection; the first reason counts.
+    pub(crate) fn end(&mut self, conn: Conn, reason: DownReason, detail: impl Into<String>) {
+        let Some(l) = self.links.get(conn) else { return };
+        if l.end.is_some() {
+            return;
+        }
+        let before = l.phase;
+        l.end = Some((reason, detail.into()));
+        l.phase = Phase::Ending;
+        l.deadline = Some(Instant::now() + DRAIN);
+        l.greeter = None;
+        if let Some(qp) = &mut l.qp {
+            qp.fail();
+        }
+        let ours = l.ours;
+        self.watch.push(conn);
+        self.left_attempt(before, ours);
+    }
+
+    fn completions(&mut self, events: &mut Vec<Event>) -> (bool, bool) {
+        let mut busy = false;
+        loop {
+            if self.wcs.is_empty() && self.cq.poll(&mut self.wcs).is_err() {
+                self.end_all("the completion queue cannot be polled");
+                return (busy, true);
+            }
+            if self.wcs.is_empty() {
+                return (busy, true);
+            }
+            busy = true;
+            for wc in std::mem::take(&mut self.wcs) {
+                self.completed(&wc, events);
+            }
+            if events.len() >= EVENTS_MAX {
+                return (busy, false);
+            }
+        }
+    }
+
+    fn end_all(&mut self, why: &str) {
+        for conn in self.links.names() {
+            self.end(conn, DownReason::Broken, why);
+        }
+    }
+
+    fn look_at_list(&mut self, events: &mut Vec<Event>) -> bool {
+        let list = std::mem::take(&mut self.list);
+        let busy = !list.is_empty();
+        for conn in list {
+            if let Some(l) = self.links.get(conn) {
+                l.listed = false;
+            }
+            if self.look(conn, events) == Look::More {
+                self.list(conn);
+            }
+        }
+        busy
+    }
+
+    fn descriptors(&mut self) -> bool {
+        let mut ready = Vec::with_capacity(64);
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&zero)).is_err() {
+            return false;
+        }
+        let busy = !ready.is_empty();
+        for e in ready {
+            match e.data.u64() {
+                LISTENER => self.accept(),
+                TIMER => {
+                    let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+                }
+                COMPLETIONS => self.cq.take_events(),
+                ASYNC => self.asynchronous(),
+                id => self.side_ready(Conn(id)),
+            }
+        }
+        busy
+    }
+
+    fn asynchronous(&mut self) {
+        let port = u64::from(self.card.port);
+        while let Some(e) = self.context.next_async() {
+            match e {
+                Async::PortDown(p) if p == port => {
+                    self.down = true;
+                    let why = format!("{} port {port} went down", self.card.name);
+                    self.end_all(&why);
+                }
+                Async::PortUp(p) if p == port => self.down = false,
+                Async::Fatal => self.end_all("the card reported a fatal error"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends links whose work got no completion for too long.
+    fn look_for_stalls(&mut self, now: Instant) {
+        if self.requests == 0 || now < self.stall_look {
+            return;
+        }
+        self.stall_look = now + STALL_EVERY;
+        let mut stalled = Vec::new();
+        for l in self.links.iter_mut().filter(|l| l.phase == Phase::Up) {
+            let waits = l.qp.as_ref().is_some_and(|q| q.awaits());
+            match l.seen {
+                (n, Some(since)) if waits && n == l.progress => {
+                    if now.duration_since(since) > STALLED {
+                        stalled.push(l.id);
+                    }
+                }
+                _ => l.seen = (l.progress, waits.then_some(now)),
+            }
+        }
+        for conn in stalled {
+            self.end(conn, DownReason::Broken, "the card reported no end of work for 10 s");
+        }
+    }
+
+    fn next_deadline(&mut self) -> Option<Instant> {
+        let watch = std::mem::take(&mut self.watch);
+        let first = watch.iter().filter_map(|c| self.links.get(*c)?.next_deadline()).min();
+        self.watch = watch;
+        let stall = (self.requests > 0).then_some(self.stall_look);
+        first.into_iter().chain(stall).min()
+    }
+
+    fn set_timer(&mut self) {
+        let next = self
+            .next_deadline()
+            .map(|d| d.saturating_duration_since(Instant::now()) + Duration::from_micros(100));
+        let d = next.unwrap_or_default();
+        let value = Timespec { tv_sec: d.as_secs() as i64, tv_nsec: i64::from(d.subsec_nanos()) };
+        let spec = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+        if let Err(e) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec) {
+            tracing::warn!(%e, "the timer of a port cannot be set");
+        }
+    }
+
+    fn ring_dirty(&mut self) {
+        for conn in std::mem::take(&mut self.dirty) {
+            self.ring(conn);
+        }
+    }
+}
+
+/// How long what is under way may take to be flushed.
+const DRAIN: Duration = Duration::from_secs(1);
+/// Between the end of the side channel and the verdict that the peer is dead: its last words may still be in the card.
+const LAST_WORDS: Duration = Duration::from_millis(2);
+
+impl Link {
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let eof = self.eof.filter(|_| self.phase != Phase::Ending).map(|t| t + LAST_WORDS);
+        // An end that waits for the caller's `take` needs no timer.
+        let drains = self.phase != Phase::Ending || self.qp.is_some();
+        self.deadline.filter(|_| drains).into_iter().chain(eof).min()
+    }
+}
+
+fn watch_all(listener: &OwnedFd, cq: &Cq, context: &Context) -> std::io::Result<(OwnedFd, OwnedFd)> {
+    let e = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+    let add = |fd: BorrowedFd<'_>, n| epoll::add(&e, fd, epoll::EventData::new_u64(n), epoll::EventFlags::IN);
+    add(listener.as_fd(), LISTENER)?;
+    add(timer.as_fd(), TIMER)?;
+    add(cq.as_fd(), COMPLETIONS)?;
+    add(context.async_fd(), ASYNC)?;
+    Ok((e, timer))
+}
+
+/// For pausing and resuming the listener.
+pub(crate) fn watch_listener(epoll: &OwnedFd, listener: &OwnedFd, on: bool) -> rustix::io::Result<()> {
+    if on {
+        epoll::add(epoll, listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)
+    } else {
+        epoll::delete(epoll, listener)
+    }
+}
+
+impl Port for VerbsPort {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn ways(&self) -> Vec<Way> {
+        vec![Way::new(crate::SCHEME, self.local.to_string())]
+    }
+
+    fn connect(&mut self, way: &Way) -> Result<Conn> {
+        self.dial(way)
+    }
+
+    fn close(&mut self, conn: Conn) {
+        self.begin_close(conn);
+    }
+
+    fn post(&mut self, conn: Conn, frames: &[Frame<'_>]) -> usize {
+        self.post_frames(conn, frames)
+    }
+
+    fn flush(&mut self) {
+        self.ring_dirty();
+    }
+
+    fn poll(&mut self, _now_ns: u64, events: &mut Vec<Event>) -> bool {
+        let had = events.len();
+        events.extend(self.pending.drain(..));
+        self.ring_dirty();
+        let (mut busy, drained) = self.completions(events);
+        busy |= self.look_at_list(events);
+        self.ticks = self.ticks.wrapping_add(1);
+        let ask = std::mem::take(&mut self.armed)
+            || !self.watch.is_empty()
+            || self.ticks.is_multiple_of(EPOLL_EVERY);
+        if ask {
+            let more = self.descriptors();
+            busy |= more;
+            let now = Instant::now();
+            // Completions that came before a side channel ended are handled before the end.
+            busy |= drained && self.watched(now, events);
+            self.look_for_stalls(now);
+            if self.ticks.is_multiple_of(1024) && !self.memory.cache.is_empty() {
+                self.memory.cache.sweep();
+            }
+        }
+        if let Err(e) = self.memory.post() {
+            self.end_all(&e.to_string());
+        }
+        self.ring_dirty();
+        events.extend(self.pending.drain(..));
+        busy || events.len() > had
+    }
+
+    fn take(&mut self, conn: Conn, landing: Option<Landing>) -> Option<Option<Landing>> {
+        Some(self.take_body(conn, landing))
+    }
+
+    fn expose(&mut self, memory: &Slice, rights: Rights) -> Result<Exposure> {
+        self.expose_memory(memory, rights)
+    }
+
+    fn revoke(&mut self, exposure: Exposure) {
+        self.revoke_memory(exposure);
+    }
+
+    fn rma(&mut self, conn: Conn, rma: Rma, token: RmaToken) -> RmaStarted {
+        self.start_rma(conn, rma, token)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    fn arm(&mut self) -> bool {
+        self.ring_dirty();
+        if !self.pending.is_empty() || !self.list.is_empty() || !self.wcs.is_empty() || self.has_ends() {
+            return false;
+        }
+        self.cq.take_events();
+        if self.cq.request_event().is_err() || self.cq.poll(&mut self.wcs).is_err() || !self.wcs.is_empty() {
+            return false;
+        }
+        self.set_timer();
+        self.armed = true;
+        true
+    }
+}
+
+impl Drop for VerbsPort {
+    fn drop(&mut self) {
+        tracing::debug!(card = self.card.name, receives = self.memory.posted(), "a port closes");
+        for l in self.links.iter_mut() {
+            if let Some(s) = &l.socket {
+                let _ = side::say(s, &[side::PARTING]);
+            }
+            if let Some(mut qp) = l.qp.take() {
+                qp.fail();
+                drop(qp.destroy());
+            }
+        }
+    }
+}

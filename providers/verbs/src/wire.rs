@@ -1,0 +1,257 @@
+//! The bytes on the wire: the head of every message over the queue pair, and what travels over the side channel while a
+//! connection is made. Little-endian, versioned, reserved bytes zero. Called by `greet`, `link` and `port`.
+//!
+//! A message is a [`Head`], `inline_len` inline bytes and the body, which is the rest. Every message costs the sender a credit,
+//! a receive that the peer posted for it, except those that only return credits and the goodbye, for which [`RESERVE`] more are posted.
+
+use kfab_core::spi::{HEADER_LEN, INLINE_MAX, Inline};
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The first bytes of every greeting.
+pub(crate) const MAGIC: [u8; 8] = *b"kfab-rc1";
+/// The version of everything in this file.
+pub(crate) const VERSION: u16 = 1;
+/// The most body bytes of one frame.
+pub(crate) const MAX_BODY: usize = 16 << 10;
+/// Frames that a peer may have on their way to us, unasked.
+pub(crate) const CREDITS: u16 = 32;
+/// Credits are returned by a message of their own when so many are owed and no frame took them along.
+pub(crate) const RETURN_AT: u16 = CREDITS / 2;
+/// Receives beyond the credits. At most CREDITS / RETURN_AT messages that return credits are unseen at a time (each returns at
+/// least RETURN_AT of them, and more than CREDITS are never out), then one goodbye.
+pub(crate) const RESERVE: u16 = CREDITS / RETURN_AT + 2;
+
+/// Bytes of a [`Head`].
+pub(crate) const HEAD_LEN: usize = 24;
+/// The most bytes before a body.
+pub(crate) const HEAD_MAX: usize = HEAD_LEN + INLINE_MAX;
+/// Bytes of one receive.
+pub(crate) const SLOT_LEN: usize = HEAD_MAX + MAX_BODY;
+
+/// What a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Frame = 0,
+    /// Returns credits, no more.
+    Credit = 1,
+    /// The sender closes in good order; nothing follows.
+    Goodbye = 2,
+}
+
+/// The fixed part of a message.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Head {
+    kind: u8,
+    inline_len: u8,
+    credits: U16,
+    reserved: U32,
+    header: [u8; HEADER_LEN],
+}
+
+const _: () = assert!(size_of::<Head>() == HEAD_LEN && HEAD_MAX == 64);
+
+/// A message, parsed; its body follows `body_at`.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) kind: Kind,
+    pub(crate) credits: u16,
+    pub(crate) header: [u8; HEADER_LEN],
+    pub(crate) inline: Inline,
+    pub(crate) body_at: usize,
+}
+
+/// Parses a received message; an error is the peer's offence.
+#[inline]
+pub(crate) fn parse(bytes: &[u8]) -> Result<Message, &'static str> {
+    let Ok((head, rest)) = Head::ref_from_prefix(bytes) else { return Err("a message too short") };
+    let kind = match head.kind {
+        0 => Kind::Frame,
+        1 => Kind::Credit,
+        2 => Kind::Goodbye,
+        _ => return Err("a message of unknown kind"),
+    };
+    if head.reserved.get() != 0 {
+        return Err("reserved bytes of a message are set");
+    }
+    let n = usize::from(head.inline_len);
+    let inline = rest.get(..n).and_then(Inline::new).ok_or("an inline part too long")?;
+    if kind != Kind::Frame && (n > 0 || bytes.len() > HEAD_LEN || head.header != [0; HEADER_LEN]) {
+        return Err("a control message with contents");
+    }
+    Ok(Message { kind, credits: head.credits.get(), header: head.header, inline, body_at: HEAD_LEN + n })
+}
+
+/// The bytes of a message before its body: an array and how much of it counts.
+#[inline]
+pub(crate) fn head(
+    kind: Kind,
+    credits: u16,
+    header: &[u8; HEADER_LEN],
+    inline: &Inline,
+) -> ([u8; HEAD_MAX], usize) {
+    let n = inline.as_slice().len();
+    let head = Head {
+        kind: kind as u8,
+        inline_len: n as u8,
+        credits: credits.into(),
+        reserved: 0.into(),
+        header: *header,
+    };
+    let mut out = [0; HEAD_MAX];
+    out[..HEAD_LEN].copy_from_slice(head.as_bytes());
+    out[HEAD_LEN..].copy_from_slice(inline.array());
+    (out, HEAD_LEN + n)
+}
+
+/// Greeting flag: a proof of the fabric key follows.
+pub(crate) const FLAG_KEYED: u8 = 1;
+/// Bytes of a [`Greeting`] without its proof.
+pub(crate) const GREETING_LEN: usize = 16;
+/// Bytes of [`Params`].
+pub(crate) const PARAMS_LEN: usize = 36;
+
+/// What either side says first on the side channel; `proof_len` bytes of Noise handshake follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct Greeting {
+    pub(crate) magic: [u8; 8],
+    pub(crate) version: U16,
+    pub(crate) flags: u8,
+    pub(crate) status: u8,
+    pub(crate) proof_len: U16,
+    pub(crate) reserved: U16,
+}
+
+/// Where a queue pair is and what it bears; the rest of the side channel's talk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct Params {
+    pub(crate) qpn: U32,
+    pub(crate) psn: U32,
+    pub(crate) max_body: U32,
+    pub(crate) credits: U16,
+    pub(crate) lid: U16,
+    /// `enum ibv_mtu`.
+    pub(crate) mtu: u8,
+    /// Reads that it serves at a time.
+    pub(crate) reads: u8,
+    pub(crate) reserved: U16,
+    pub(crate) gid: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Greeting>() == GREETING_LEN && size_of::<Params>() == PARAMS_LEN);
+
+/// What the accepting side answers in [`Greeting::status`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Welcome = 0,
+    OtherVersion = 1,
+    WrongKey = 2,
+    Full = 3,
+}
+
+impl Greeting {
+    pub(crate) fn new(flags: u8, status: Status, proof_len: usize) -> Greeting {
+        Greeting {
+            magic: MAGIC,
+            version: VERSION.into(),
+            flags,
+            status: status as u8,
+            proof_len: (proof_len as u16).into(),
+            reserved: 0.into(),
+        }
+    }
+
+    /// Checks what every version must have: the magic and a proof of bearable length.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Greeting, &'static str> {
+        let g = Greeting::read_from_bytes(bytes).map_err(|_| "a greeting of another length")?;
+        if g.magic != MAGIC {
+            return Err("not a greeting of this protocol");
+        }
+        if usize::from(g.proof_len.get()) > kfab_core::auth::MAX_HANDSHAKE {
+            return Err("a proof too long");
+        }
+        if g.version.get() == VERSION && (g.reserved.get() != 0 || g.flags & !FLAG_KEYED != 0) {
+            return Err("reserved bits of the greeting are set");
+        }
+        Ok(g)
+    }
+}
+
+impl Params {
+    /// Checks every field against its bound.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Params, &'static str> {
+        let p = Params::read_from_bytes(bytes).map_err(|_| "parameters of another length")?;
+        if p.qpn.get() >= 1 << 24
+            || p.psn.get() >= 1 << 24
+            || !(1..=5).contains(&p.mtu)
+            || p.reserved.get() != 0
+        {
+            return Err("parameters out of bounds");
+        }
+        if (p.max_body.get() as usize) < MAX_BODY || p.credits.get() == 0 || p.credits.get() > 4096 {
+            return Err("parameters that this version does not use");
+        }
+        Ok(p)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_bytes() {
+        let inline = Inline::new(b"12345678").unwrap();
+        let (bytes, n) = head(Kind::Frame, 0x0102, b"HEADERHEADERHEAD", &inline);
+        assert_eq!(&bytes[..n], b"\x00\x08\x02\x01\0\0\0\0HEADERHEADERHEAD12345678");
+        let (bytes, n) = head(Kind::Goodbye, 3, &[0; 16], &Inline::EMPTY);
+        assert_eq!(&bytes[..n], b"\x02\x00\x03\x00\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        let g = Greeting::new(FLAG_KEYED, Status::Full, 48);
+        assert_eq!(g.as_bytes(), b"kfab-rc1\x01\x00\x01\x03\x30\x00\x00\x00");
+    }
+
+    #[test]
+    fn truncation_and_wrong_fields_are_refused() {
+        let inline = Inline::new(&[7; INLINE_MAX]).unwrap();
+        let (bytes, n) = head(Kind::Frame, 0, &[9; HEADER_LEN], &inline);
+        assert!((0..n).all(|cut| parse(&bytes[..cut]).is_err()));
+        let m = parse(&bytes[..n]).unwrap();
+        assert_eq!((m.header, m.inline.as_slice(), m.body_at), ([9; 16], &[7; 40][..], 64));
+        let bad = |at: usize, value: u8| {
+            let mut b = bytes;
+            b[at] = value;
+            parse(&b).is_err()
+        };
+        assert!(bad(0, 3) && bad(0, 1) && bad(1, 41) && bad(4, 1) && bad(7, 1));
+    }
+
+    #[test]
+    fn parameters_are_checked() {
+        let good = Params {
+            qpn: 17.into(),
+            psn: 3.into(),
+            max_body: (MAX_BODY as u32).into(),
+            credits: CREDITS.into(),
+            lid: 0.into(),
+            mtu: 5,
+            reads: 16,
+            reserved: 0.into(),
+            gid: [1; 16],
+        };
+        assert_eq!(Params::parse(good.as_bytes()), Ok(good));
+        assert!((0..PARAMS_LEN).all(|n| Params::parse(&good.as_bytes()[..n]).is_err()));
+        for bad in [
+            Params { qpn: (1 << 24).into(), ..good },
+            Params { mtu: 0, ..good },
+            Params { mtu: 6, ..good },
+            Params { credits: 0.into(), ..good },
+            Params { max_body: 100.into(), ..good },
+            Params { reserved: 1.into(), ..good },
+        ] {
+            assert!(Params::parse(bad.as_bytes()).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The conformance suite on this machine's RDMA cards, two of them where there are two. `KFAB_LAB_RDMA=1` demands cards: without
+//! it a machine that has none skips the suite and says why.
+
+use kfab_conformance::{Maker, Rig, Victim};
+use kfab_core::Result;
+use kfab_core::spi::{Port, PortConfig, Provider, Way};
+use kfab_verbs::Verbs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Ports on the first two cards in turn, so that frames cross the wire.
+#[derive(Default)]
+struct CardRig(AtomicUsize);
+
+fn cards() -> std::result::Result<Vec<String>, String> {
+    Verbs.probe().map(|all| all.into_iter().map(|d| d.name).take(2).collect()).map_err(|u| u.reason)
+}
+
+impl Rig for CardRig {
+    fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>> {
+        let mut config = config.clone();
+        if config.listen.is_none() && config.device.is_none() {
+            let turn = self.0.fetch_add(1, Ordering::Relaxed);
+            config.device = cards().ok().and_then(|c| c.get(turn % c.len().max(1)).cloned());
+        }
+        Verbs.open(&config)
+    }
+
+    fn malformed(&self) -> Vec<String> {
+        vec!["nonsense".into(), "1.2.3.4".into(), "1.2.3.4:99999".into(), "[fe80::1".into()]
+    }
+
+    fn nobody(&self) -> Option<Way> {
+        let way = self.open(&PortConfig::default()).ok()?.ways().into_iter().next()?;
+        let (ip, _) = way.rest.rsplit_once(':')?;
+        Some(Way::new("verbs", format!("{ip}:1")))
+    }
+
+    fn listen_at(&self, way: &Way) -> Option<String> {
+        Some(way.rest.clone())
+    }
+
+    fn spawn_peer(&self) -> Option<Victim> {
+        Victim::child("verbs").ok()
+    }
+}
+
+fn main() {
+    kfab_conformance::serve_if_child("verbs", || CardRig::default().open(&PortConfig::default()));
+    match cards() {
+        Ok(names) => eprintln!("on {}", names.join(" and ")),
+        Err(why) if std::env::var_os("KFAB_LAB_RDMA").is_some() => {
+            eprintln!("KFAB_LAB_RDMA demands RDMA cards: {why}");
+            std::process::exit(1);
+        }
+        Err(why) => eprintln!("skipped: {why}"),
+    }
+    kfab_conformance::main(vec![("verbs", Box::new(|| Box::new(CardRig::default())) as Maker)]);
+}
