@@ -50,6 +50,11 @@ fn line(child: &mut Child, word: &str) -> String {
 fn child_main() {
     let Ok(what) = std::env::var(CHILD) else { return };
     let (role, arg) = what.split_once(' ').unwrap();
+    // The parent holds the other end: a child does not outlive a test that failed.
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
     let named = |name: &str| PortConfig { listen: Some(name.to_owned()), ..PortConfig::default() };
     match role {
         "echo" => echo(open(&named(arg)), false),
@@ -438,6 +443,7 @@ fn another_user_is_sent_away() {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child_main", "--nocapture", "--test-threads=1"])
         .env(CHILD, format!("flood {way}"))
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .uid(65534)
