@@ -183,3 +183,81 @@ impl<'a> Server<'a> {
         Ok(Reply::Slept { cpu_ns, wall_ns: clock_ns(ClockId::Monotonic) - wall })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// Runs a server beside `client`, which gets an endpoint and the server as its peer.
+    fn beside(client: impl FnOnce(&Endpoint, &Peer)) {
+        let fabric = kfab::Fabric::with_config(crate::providers::providers(), Default::default());
+        let (far, near) = (fabric.endpoint().unwrap(), fabric.endpoint().unwrap());
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            let server = s.spawn(|| Server::new(&far).run(|| stop.load(Ordering::Relaxed)));
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                client(&near, &near.peer(&far.address().to_string()).unwrap());
+            }));
+            stop.store(true, Ordering::Relaxed);
+            server.join().unwrap().unwrap();
+            outcome.unwrap_or_else(|e| std::panic::resume_unwind(e));
+        });
+    }
+
+    fn ask(near: &Endpoint, peer: &Peer, request: &[u8]) -> Reply {
+        peer.send_tagged(REQUEST, request).wait_timeout(LIMIT).unwrap();
+        control::parse(&near.recv_tagged(REPLY, 0).wait_timeout(LIMIT).unwrap()).unwrap()
+    }
+
+    fn json(r: &Request) -> Vec<u8> {
+        serde_json::to_vec(r).unwrap()
+    }
+
+    #[test]
+    fn garbage_and_greed_are_refused_and_the_server_goes_on() {
+        beside(|near, peer| {
+            let greedy = json(&Request::Window { size: usize::MAX });
+            let deep = "[".repeat(100_000);
+            for request in [&b""[..], b"{", b"\xff\xfe", b"{\"Echo\":{}}", &greedy, deep.as_bytes()] {
+                assert!(matches!(ask(near, peer, request), Reply::Refused { .. }));
+            }
+            let hello = ask(near, peer, &json(&Request::Hello { version: VERSION }));
+            assert!(matches!(hello, Reply::Hello { pid, .. } if pid == std::process::id()), "{hello:?}");
+        });
+    }
+
+    #[test]
+    fn what_arrives_damaged_or_in_another_length_is_counted() {
+        beside(|near, peer| {
+            let request = Request::Sink { size: 100, count: 3, depth: 1, check: true };
+            assert_eq!(ask(near, peer, &json(&request)), Reply::Ready);
+            let mut good = vec![0; 100];
+            crate::payload::fill(&mut good);
+            let mut bad = good.clone();
+            bad[50] ^= 1;
+            for m in [&bad[..], &good[..99], &good[..]] {
+                peer.send(m).wait_timeout(LIMIT).unwrap();
+            }
+            let reply = control::parse(&near.recv_tagged(REPLY, 0).wait_timeout(LIMIT).unwrap()).unwrap();
+            assert!(matches!(reply, Reply::Counted { count: 3, damaged: 2, .. }), "{reply:?}");
+        });
+    }
+
+    #[test]
+    fn a_window_is_inspected_as_it_is() {
+        beside(|near, peer| {
+            let refused = ask(near, peer, &json(&Request::Inspect { stamp: 0 }));
+            assert!(matches!(refused, Reply::Refused { .. }), "{refused:?}");
+            let Reply::Window { key } = ask(near, peer, &json(&Request::Window { size: 64 })) else { panic!() };
+            let key = kfab::WindowKey::from_bytes(&control::from_hex(&key).unwrap()).unwrap();
+            let intact = Reply::Inspected { stamp_is_right: true, intact: true };
+            assert_eq!(ask(near, peer, &json(&Request::Inspect { stamp: 0 })), intact);
+            peer.write(&key, 40, b"x").wait_timeout(LIMIT).unwrap();
+            let damaged = Reply::Inspected { stamp_is_right: true, intact: false };
+            assert_eq!(ask(near, peer, &json(&Request::Inspect { stamp: 0 })), damaged);
+        });
+    }
+}
