@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 /// All providers of this build, best first.
 pub(crate) fn providers() -> Vec<Arc<dyn Provider>> {
-    vec![Arc::new(kfab_shm::Shm), Arc::new(kfab_sockets::Sockets)]
+    vec![Arc::new(kfab_shm::Shm), Arc::new(kfab_verbs::Verbs), Arc::new(kfab_sockets::Sockets)]
 }
 
 /// The schemes, best first.
