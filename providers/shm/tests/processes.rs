@@ -235,7 +235,7 @@ fn killed_servers_are_reported_and_replaced() {
         assert_eq!(descriptors(), fds, "round {round}: descriptors are left");
     }
     println!("the slowest report: {worst:?}");
-    // It is microseconds on a machine at rest; the bound that is promised (100 ms) leaves out what a busy one adds.
+    // Wider than the promised 100 ms, which a busy machine (kill and teardown of the child included) exceeds: 154 ms was seen.
     assert!(worst < Duration::from_secs(1), "{worst:?}");
 }
 
