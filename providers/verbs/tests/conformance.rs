@@ -54,5 +54,6 @@ fn main() {
         }
         Err(why) => eprintln!("skipped: {why}"),
     }
-    kfab_conformance::main(vec![("verbs", Box::new(|| Box::new(CardRig::default())) as Maker)]);
+    let maker: Maker = Box::new(|| -> Box<dyn Rig> { Box::new(CardRig::default()) });
+    kfab_conformance::main(vec![("verbs", maker)]);
 }
