@@ -3,9 +3,9 @@
 
 use crate::args::{FabricArgs, WaitArg};
 use crate::failure::{Failure, Result};
-use crate::monitor::Monitor;
 use crate::serve::session::Server;
 use clap::Args;
+use kfab::Monitor;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};

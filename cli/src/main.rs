@@ -11,7 +11,6 @@ mod cmd;
 mod control;
 mod failure;
 mod limits;
-mod monitor;
 mod payload;
 mod place;
 mod providers;

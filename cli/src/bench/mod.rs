@@ -11,7 +11,7 @@ mod stream;
 use crate::args::{FabricArgs, LoadArgs, WaitArg};
 use crate::child::PeerProcess;
 use crate::control::{self, REPLY, REQUEST, Reply, Request, VERSION};
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, INTERRUPTED, Result};
 use crate::stop;
 use figures::Row;
 use kfab::{Endpoint, Kind, Peer};
@@ -250,7 +250,11 @@ pub(crate) fn rounds(
         if stop::pressed() {
             return if any { Ok(()) } else { Err(Failure::interrupted()) };
         }
-        let took = round(count, true)?;
+        let took = match round(count, true) {
+            // Interrupted in the middle: the rounds before count.
+            Err(f) if f.code == INTERRUPTED && any => return Ok(()),
+            r => r?,
+        };
         per_op = took.as_nanos() as f64 / count as f64;
         done += count;
         any = true;

@@ -7,6 +7,7 @@ use super::{Client, Length, Load, Test, rounds, unexpected};
 use crate::control::{self, Reply, Request};
 use crate::failure::{Failure, Result};
 use crate::payload::{Outgoing, is_intact, stamp_of};
+use crate::stop;
 use kfab::{Buffer, Op, WindowKey};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -187,17 +188,22 @@ pub(super) fn run(client: &Client, test: Test, load: &Load, tick: &mut dyn FnMut
             side.singly(test, count, 1, price, &mut single)
         }
     })?;
-    rounds(&share(load, 0.6), &mut |part| tick(0.4 + 0.6 * part), |count, counts| {
-        let took = side.many(test, count, load.window)?;
-        if counts {
-            all.add(count, took.as_nanos() as u64);
-        }
-        Ok(took)
-    })?;
-    if load.check {
-        side.verify(test, 0x1234_5678_9abc_def0)?;
+    if !stop::pressed() {
+        rounds(&share(load, 0.6), &mut |part| tick(0.4 + 0.6 * part), |count, counts| {
+            let took = side.many(test, count, load.window)?;
+            if counts {
+                all.add(count, took.as_nanos() as u64);
+            }
+            Ok(took)
+        })?;
     }
-    client.prepare(Request::Close)?;
+    // After Ctrl-C there are figures, and nobody who waits for more.
+    if !stop::pressed() {
+        if load.check {
+            side.verify(test, 0x1234_5678_9abc_def0)?;
+        }
+        client.prepare(Request::Close)?;
+    }
     if single.is_empty() {
         single = batched.clone();
     }

@@ -5,9 +5,9 @@ pub(crate) mod session;
 
 use crate::args::{FabricArgs, WaitArg};
 use crate::failure::{Failure, Result};
-use crate::monitor::Monitor;
 use crate::stop;
 use clap::Args;
+use kfab::Monitor;
 use session::Server;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -251,7 +251,9 @@ mod tests {
         beside(|near, peer| {
             let refused = ask(near, peer, &json(&Request::Inspect { stamp: 0 }));
             assert!(matches!(refused, Reply::Refused { .. }), "{refused:?}");
-            let Reply::Window { key } = ask(near, peer, &json(&Request::Window { size: 64 })) else { panic!() };
+            let Reply::Window { key } = ask(near, peer, &json(&Request::Window { size: 64 })) else {
+                panic!()
+            };
             let key = kfab::WindowKey::from_bytes(&control::from_hex(&key).unwrap()).unwrap();
             let intact = Reply::Inspected { stamp_is_right: true, intact: true };
             assert_eq!(ask(near, peer, &json(&Request::Inspect { stamp: 0 })), intact);

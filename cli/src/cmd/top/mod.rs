@@ -4,8 +4,8 @@ mod model;
 mod screen;
 
 use crate::failure::{Failure, Result};
-use crate::monitor::PREFIX;
 use clap::Args;
+use kfab::MONITOR_PREFIX;
 use model::{Snapshot, View};
 use std::io::{BufRead, BufReader, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -107,7 +107,8 @@ fn parse(text: &str, command_of: impl Fn(u32) -> String) -> Vec<Found> {
     let listening = |line: &&str| line.split_whitespace().nth(3) == Some("00010000");
     let mut all: Vec<Found> = Vec::new();
     for name in text.lines().filter(listening).filter_map(name_of) {
-        let pid = name.strip_prefix(PREFIX).and_then(|r| r.split('.').next()).and_then(|p| p.parse().ok());
+        let pid =
+            name.strip_prefix(MONITOR_PREFIX).and_then(|r| r.split('.').next()).and_then(|p| p.parse().ok());
         if let Some(pid) = pid {
             all.push(Found { command: command_of(pid), pid, name });
         }
