@@ -1,0 +1,50 @@
+//! What the conformance suite does not ask, on real cards: many connections, peers killed in mid-write, links cut, windows revoked
+//! under fire, and that nothing is left behind: no queue pair, no registration, no receiver-not-ready.
+//!
+//! `KFAB_LAB_RDMA=1` demands cards, two of them joined by a cable as in `cargo xtask lab`; elsewhere the tests are skipped, with
+//! the reason.
+
+#[path = "cards/driver.rs"]
+mod driver;
+#[path = "cards/life.rs"]
+mod life;
+#[path = "cards/machine.rs"]
+mod machine;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() {
+    driver::serve_if_child();
+    let mut args = Arguments::from_args();
+    // They count what the machine holds.
+    args.test_threads = Some(1);
+    let why = match machine::cards() {
+        Ok(names) if names.len() >= 2 => None,
+        Ok(names) => Some(format!("two cards are needed, here is {}", names.join(" "))),
+        Err(why) => Some(why),
+    };
+    if let Some(why) = &why {
+        eprintln!("skipped: {why}");
+        if machine::demanded() {
+            eprintln!("KFAB_LAB_RDMA demands RDMA cards");
+            std::process::exit(1);
+        }
+    }
+    let all: [(&str, fn()); 8] = [
+        ("probe_names_the_cards", life::probe_names_the_cards),
+        ("two_hundred_connections", life::two_hundred_connections),
+        ("no_receiver_is_ever_not_ready", life::no_receiver_is_ever_not_ready),
+        ("a_large_read_and_write_in_pieces", life::a_large_read_and_write_in_pieces),
+        ("nothing_is_written_after_revoke", life::nothing_is_written_after_revoke),
+        ("peers_killed_in_mid_write", life::peers_killed_in_mid_write),
+        ("a_cut_link_breaks_and_heals", life::a_cut_link_breaks_and_heals),
+        ("packets_lost_in_silence_end_in_an_error", life::packets_lost_in_silence_end_in_an_error),
+    ];
+    let trial = |(name, test): (&str, fn())| {
+        Trial::test(name, move || {
+            std::panic::catch_unwind(test).map_err(|e| Failed::from(driver::text_of(e.as_ref())))
+        })
+        .with_ignored_flag(why.is_some())
+    };
+    libtest_mimic::run(&args, all.into_iter().map(trial).collect()).exit();
+}

@@ -1,0 +1,247 @@
+//! The tests themselves.
+
+use crate::driver::{Node, PATIENCE, Peer, WINDOW, connect, header, key_of, until};
+use crate::machine::{cards, counters, expect_resources, link, resources};
+use kfab_core::mem::{Buffer, Landing, Pool};
+use kfab_core::spi::{Body, DownReason, Provider, Rights, Rma};
+use kfab_core::{Fate, Kind};
+use kfab_verbs::Verbs;
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+fn pair() -> (Node, Node) {
+    let c = cards().expect("checked before");
+    (Node::open(&c[0]), Node::open(&c[1]))
+}
+
+pub(crate) fn probe_names_the_cards() {
+    let all = Verbs.probe().expect("cards");
+    for d in &all {
+        assert!(d.detail.contains("ACTIVE") && d.detail.contains("Mbit/s"), "{d:?}");
+        assert!(d.detail.contains("10.8.0."), "the address of the lab's cable is missing: {d:?}");
+        assert!(d.caps.rma && d.caps.weight > 0);
+        let n = Node::open(&d.name);
+        assert!(d.detail.contains(n.way().rest.rsplit_once(':').expect("a port").0), "{} {d:?}", n.way());
+    }
+}
+
+pub(crate) fn two_hundred_connections() {
+    let before = resources();
+    let (mut a, mut b) = pair();
+    let way = b.way();
+    let names: Vec<_> = (0..200).map(|_| a.port.connect(&way).expect("a way")).collect();
+    until("200 connections", &mut [&mut a, &mut b], |n| {
+        assert!(n[0].down.is_empty(), "{:?}", n[0].down);
+        n[0].up.len() == 200 && n[1].incoming.len() == 200
+    });
+    let body: Vec<u8> = (0..5000u32).map(|i| i as u8).collect();
+    for (i, c) in names.iter().enumerate() {
+        assert!(a.send(*c, i as u32, &[], Body::Borrowed(&body)));
+    }
+    until("a frame over each", &mut [&mut a, &mut b], |n| n[1].frames.len() == 200);
+    assert!(b.frames.iter().all(|f| f.3 == body));
+    assert_eq!(b.frames.iter().map(|f| f.1).collect::<HashSet<_>>().len(), 200);
+    assert_eq!(b.frames.iter().map(|f| f.0).collect::<HashSet<_>>().len(), 200);
+    let held = resources().join(" ");
+    assert!(held.contains("qp 201"), "200 connections are 200 queue pairs: {held}");
+    names.iter().for_each(|c| a.port.close(*c));
+    until("200 ends", &mut [&mut a, &mut b], |n| n[0].down.len() == 200 && n[1].down.len() == 200);
+    let all = a.down.values().chain(b.down.values());
+    all.for_each(|d| assert_eq!(d.0, DownReason::Closed, "{}", d.1));
+    drop((a, b));
+    expect_resources(&before);
+}
+
+pub(crate) fn no_receiver_is_ever_not_ready() {
+    const FRAMES: u32 = 6000;
+    let before = counters("rnr");
+    let sent_before: u64 = counters("rdma_sends").values().sum();
+    let (mut a, mut b) = pair();
+    let (ca, cb) = connect(&mut a, &mut b);
+    let body = vec![0x5A; 3000];
+    let (mut sa, mut sb, mut turn) = (0, 0, 0u32);
+    let limit = Instant::now() + PATIENCE;
+    while a.frames.len() < FRAMES as usize || b.frames.len() < FRAMES as usize {
+        assert!(Instant::now() < limit, "{} and {} frames", a.frames.len(), b.frames.len());
+        let len = |n: u32| [0, 100, 3000][n as usize % 3];
+        while sa < FRAMES && a.send(ca, sa, &[1; 40], Body::Borrowed(&body[..len(sa)])) {
+            sa += 1;
+        }
+        while sb < FRAMES && b.send(cb, sb, &[], Body::Borrowed(&body[..len(sb)])) {
+            sb += 1;
+        }
+        // One side is often late.
+        turn += 1;
+        a.poll();
+        if turn.is_multiple_of(5) {
+            b.poll();
+        }
+    }
+    for n in [&a, &b] {
+        assert!(n.frames.iter().enumerate().all(|(i, f)| f.1 == header(i as u32)));
+        assert!(n.writable > 0, "the test never filled the connection");
+    }
+    assert_eq!(counters("rnr"), before, "a receiver was not ready");
+    assert!(counters("rdma_sends").values().sum::<u64>() > sent_before, "the counters do not count");
+}
+
+pub(crate) fn a_large_read_and_write_in_pieces() {
+    let (mut a, mut b) = pair();
+    let (ca, _) = connect(&mut a, &mut b);
+    let pool = Pool::new(Default::default());
+    // More than soft-RoCE's largest message, 8 MiB.
+    let len = (9 << 20) + 123;
+    let w = pool.alloc_window(len).expect("memory");
+    let e = b.port.expose(&w.as_source(), Rights::READ | Rights::WRITE).expect("exposed");
+    let bytes: Vec<u8> = (0..len).map(|i| (i ^ (i >> 9)) as u8).collect();
+    let source = pool.copy_from(&bytes).expect("memory").as_source();
+    a.start(ca, Rma::Write { source, key: e.key, offset: 0 }, 1);
+    until("the write", &mut [&mut a, &mut b], |n| n[0].rma.contains_key(&1));
+    assert!(a.rma[&1].1.is_ok(), "{:?}", a.rma[&1].1);
+    let mut got = vec![0; len];
+    w.read(0, &mut got);
+    assert!(got == bytes, "the write arrived changed");
+    let landing = Landing::whole(Buffer::adopt(vec![0; len - 7])).expect("one owner");
+    a.start(ca, Rma::Read { landing, key: e.key, offset: 7 }, 2);
+    until("the read", &mut [&mut a, &mut b], |n| n[0].rma.contains_key(&2));
+    let (back, result) = a.rma.remove(&2).expect("waited for");
+    assert!(
+        result.is_ok() && back.expect("handed back")[..] == bytes[7..],
+        "the read arrived changed: {result:?}"
+    );
+    b.port.revoke(e);
+}
+
+pub(crate) fn nothing_is_written_after_revoke() {
+    let pool = Pool::new(Default::default());
+    for round in 0..10u64 {
+        let (mut a, mut b) = pair();
+        let (ca, _) = connect(&mut a, &mut b);
+        let w = pool.alloc_window(1 << 20).expect("memory");
+        let e = b.port.expose(&w.as_source(), Rights::WRITE).expect("exposed");
+        let source = pool.copy_from(&vec![0xAB; 64 << 10]).expect("memory").as_source();
+        for i in 0..64 {
+            a.start(ca, Rma::Write { source: source.clone(), key: e.key, offset: (i % 16) << 16 }, i);
+        }
+        until("some writes", &mut [&mut a, &mut b], |n| n[0].rma.len() as u64 > round);
+        b.port.revoke(e);
+        w.fill(0);
+        until("all writes end", &mut [&mut a, &mut b], |n| n[0].rma.len() == 64);
+        std::thread::sleep(Duration::from_millis(20));
+        let mut got = vec![1; 1 << 20];
+        w.read(0, &mut got);
+        assert!(got.iter().all(|x| *x == 0), "round {round}: a peer wrote after revoke had returned");
+        a.start(ca, Rma::Write { source, key: e.key, offset: 0 }, 99);
+        until("a late write ends", &mut [&mut a, &mut b], |n| n[0].rma.contains_key(&99));
+        assert!(a.rma[&99].1.is_err());
+        let refused = a.rma.values().filter_map(|r| r.1.as_ref().err());
+        let kinds: Vec<_> = refused.map(|e| (e.kind(), e.fate())).collect();
+        assert!(kinds.contains(&(Kind::AccessDenied, Fate::Refused)), "nothing was refused: {kinds:?}");
+    }
+}
+
+pub(crate) fn peers_killed_in_mid_write() {
+    const ROUNDS: u64 = 50;
+    const WRITES: u64 = 24;
+    let c = cards().expect("checked before");
+    let before = resources();
+    let mut a = Node::open(&c[0]);
+    let pool = Pool::new(Default::default());
+    let source = pool.copy_from(&vec![0x77; 256 << 10]).expect("memory").as_source();
+    let with_port = resources();
+    let mut cut = 0;
+    for round in 0..ROUNDS {
+        let mut peer = Peer::spawn(&c[1]);
+        let conn = a.port.connect(&peer.way).expect("a way");
+        a.frames.clear();
+        until("the peer's key", &mut [&mut a], |n| !n[0].frames.is_empty());
+        let key = key_of(&a.frames[0].2);
+        a.rma.clear();
+        for i in 0..WRITES {
+            let offset = (i * source.len() as u64) % (WINDOW - source.len()) as u64;
+            a.start(conn, Rma::Write { source: source.clone(), key, offset }, i);
+        }
+        until("some writes", &mut [&mut a], |n| n[0].rma.len() as u64 > round % 4);
+        peer.kill();
+        let killed = Instant::now();
+        until("every operation ends", &mut [&mut a], |n| {
+            n[0].rma.len() as u64 == WRITES && n[0].down.contains_key(&conn)
+        });
+        assert!(killed.elapsed() < Duration::from_secs(20), "the end took {:?}", killed.elapsed());
+        let (reason, why) = &a.down[&conn];
+        assert!(matches!(reason, DownReason::PeerDead | DownReason::Broken), "{reason:?} {why}");
+        cut += u32::from(a.rma.values().any(|r| r.1.is_err()));
+    }
+    assert!(cut > 0, "no kill met a write under way");
+    // One registration may be kept for the next write; nothing of any connection.
+    let slack = |r: &[String]| -> Vec<String> { r.iter().map(|l| strip(l, "mr")).collect() };
+    let until = Instant::now() + Duration::from_secs(10);
+    while slack(&resources()) != slack(&with_port) {
+        assert!(Instant::now() < until, "left behind: {:?}, before: {with_port:?}", resources());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(a);
+    expect_resources(&before);
+}
+
+/// A line of `rdma resource show` without one of its numbers.
+fn strip(line: &str, what: &str) -> String {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let at = words.iter().position(|w| *w == what).unwrap_or(words.len());
+    words
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| *i != at && *i != at + 1)
+        .map(|(_, w)| *w)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Ends by an error, then works again.
+fn broken_by(how: &str, back: &str) {
+    let (mut a, mut b) = pair();
+    let (ca, cb) = connect(&mut a, &mut b);
+    link(how);
+    let mut n = 0;
+    let mut posts = 0;
+    until("the connection breaks", &mut [&mut a, &mut b], |nodes| {
+        posts += 1;
+        if posts % 50 == 0 {
+            n += 1;
+            nodes[0].send(ca, n, &[], Body::Empty);
+            nodes[1].send(cb, n, &[], Body::Empty);
+        }
+        nodes[0].down.contains_key(&ca) && nodes[1].down.contains_key(&cb)
+    });
+    link(back);
+    for (node, conn) in [(&a, ca), (&b, cb)] {
+        let (reason, why) = &node.down[&conn];
+        assert!(matches!(reason, DownReason::Broken | DownReason::PeerDead), "{reason:?} {why}");
+    }
+    let limit = Instant::now() + PATIENCE;
+    loop {
+        assert!(Instant::now() < limit, "no connection after healing: {:?}", a.down);
+        let conn = a.port.connect(&b.way()).expect("a way");
+        until("an outcome", &mut [&mut a, &mut b], |n| {
+            n[0].up.contains(&conn) || n[0].down.contains_key(&conn)
+        });
+        if a.up.contains(&conn) && a.send(conn, 77, &[], Body::Empty) {
+            let before = b.frames.len();
+            until("a frame or an end", &mut [&mut a, &mut b], |n| {
+                n[1].frames.len() > before || n[0].down.contains_key(&conn)
+            });
+            if b.frames.len() > before {
+                return;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+pub(crate) fn a_cut_link_breaks_and_heals() {
+    broken_by("down", "up");
+}
+
+pub(crate) fn packets_lost_in_silence_end_in_an_error() {
+    broken_by("drop", "pass");
+}

@@ -1,0 +1,59 @@
+//! What the machine says: cards, counters, objects that the kernel holds, links cut by the lab.
+
+use kfab_core::spi::Provider;
+use kfab_verbs::Verbs;
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// The test run must find cards.
+pub(crate) fn demanded() -> bool {
+    std::env::var_os("KFAB_LAB_RDMA").is_some()
+}
+
+/// The names of the cards, or why there is none.
+pub(crate) fn cards() -> Result<Vec<String>, String> {
+    let mut names: Vec<String> = Verbs.probe().map_err(|u| u.reason)?.into_iter().map(|d| d.name).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// All counters of all cards whose name has `word` in it, by path.
+pub(crate) fn counters(word: &str) -> BTreeMap<String, u64> {
+    let mut all = BTreeMap::new();
+    for card in cards().unwrap_or_default() {
+        let dir = format!("/sys/class/infiniband/{card}/ports/1/hw_counters");
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
+            if name.contains(word)
+                && let Some(n) = std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse().ok())
+            {
+                all.insert(format!("{card}/{name}"), n);
+            }
+        }
+    }
+    assert!(!all.is_empty(), "no counter is called {word}");
+    all
+}
+
+/// What the kernel holds for each card: `rdma resource show`, without names that come and go by themselves.
+pub(crate) fn resources() -> Vec<String> {
+    let out = Command::new("rdma").args(["resource", "show"]).output().expect("the rdma tool (iproute2)");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).lines().map(|l| l.trim().to_owned()).collect()
+}
+
+/// Waits until the kernel holds what it held before.
+pub(crate) fn expect_resources(before: &[String]) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while resources() != before {
+        assert!(Instant::now() < until, "left behind: {:?}, before: {before:?}", resources());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// `lab link 0 HOW`.
+pub(crate) fn link(how: &str) {
+    let s = Command::new("lab").args(["link", "0", how]).status().expect("the lab's helper");
+    assert!(s.success(), "lab link 0 {how}");
+}
