@@ -1,7 +1,7 @@
 //! Lets others of the same user look at a running endpoint: [`Endpoint::stats`] as JSON lines on an abstract unix socket.
 //!
 //! The socket is `kfab-stats.PID.N`; it leaves no file, and goes with the process. Who connects and sends a line gets one line with
-//! the counters of that moment; the line's own text is ignored. Other users are hung up on. The thread sleeps while nobody asks, and
+//! the counters of that moment; the line's own text is ignored. Other users (but root) are hung up on. The thread sleeps while nobody asks, and
 //! holds no share of the endpoint, so it does not keep it open.
 
 use crate::Endpoint;
@@ -39,7 +39,8 @@ impl Monitor {
     pub fn serve(endpoint: &Arc<Endpoint>) -> io::Result<Monitor> {
         let (name, listener) = listen()?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let service = Service { endpoint: Arc::downgrade(endpoint), name: name.clone(), listener, stop: stop.clone() };
+        let service =
+            Service { endpoint: Arc::downgrade(endpoint), name: name.clone(), listener, stop: stop.clone() };
         let thread = std::thread::Builder::new().name("kfab-monitor".into()).stack_size(256 << 10);
         let thread = Some(thread.spawn(move || service.run())?);
         Ok(Monitor { name, stop, thread })
@@ -88,7 +89,8 @@ impl Service {
     fn run(self) {
         let mut watchers: Vec<UnixStream> = Vec::new();
         loop {
-            let mut fds = vec![PollFd::new(&*self.stop, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+            let mut fds =
+                vec![PollFd::new(&*self.stop, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
             fds.extend(watchers.iter().map(|w| PollFd::new(w, PollFlags::IN)));
             match poll(&mut fds, None) {
                 Err(rustix::io::Errno::INTR) => continue,
@@ -118,7 +120,8 @@ impl Service {
         let Ok((stream, _)) = self.listener.accept() else { return };
         let same_user = rustix::net::sockopt::socket_peercred(&stream)
             .is_ok_and(|c| c.uid == rustix::process::geteuid() || c.uid.is_root());
-        let usable = stream.set_nonblocking(false).is_ok() && stream.set_write_timeout(Some(PATIENCE)).is_ok();
+        let usable =
+            stream.set_nonblocking(false).is_ok() && stream.set_write_timeout(Some(PATIENCE)).is_ok();
         if same_user && usable && watchers.len() < MAX_WATCHERS {
             watchers.push(stream);
         }

@@ -4,6 +4,7 @@ use crate::run::{Running, kfab, run, server, wait_until};
 use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 #[test]
@@ -54,6 +55,28 @@ fn top_sees_the_traffic_of_a_server() {
     server.signal(Signal::INT);
     server.end().code(130);
     run(&["top", &pid]).code(3);
+}
+
+/// Only root can try: it runs `top` as nobody.
+#[test]
+fn strangers_see_nothing() {
+    let (server, _) = server(&[]);
+    let pid = server.pid().to_string();
+    run(&["top", &pid, "--json"]).ok();
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut stranger = kfab(&["top", &pid, "--json"]);
+    stranger.uid(65_534).gid(65_534).stdin(std::process::Stdio::null()).current_dir("/");
+    match stranger.output() {
+        // The program lies where nobody cannot reach it.
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {}
+        r => {
+            let e = r.unwrap();
+            assert_eq!(e.status.code(), Some(3), "{}", String::from_utf8_lossy(&e.stdout));
+            assert!(e.stdout.is_empty() && String::from_utf8_lossy(&e.stderr).contains("another user"));
+        }
+    }
 }
 
 fn scrape(at: &str, path: &str) -> String {

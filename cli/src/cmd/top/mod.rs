@@ -7,7 +7,7 @@ use crate::failure::{Failure, Result};
 use clap::Args;
 use kfab::MONITOR_PREFIX;
 use model::{Snapshot, View};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::{Duration, Instant};
@@ -78,11 +78,13 @@ impl Watch {
         let r = self.stream.get_mut().write_all(b"stats\n").and_then(|()| self.stream.read_line(&mut line));
         match r {
             Ok(n) if n > 0 => Ok(line),
-            Ok(_) => Err(Failure::unavailable(format!(
+            Err(e) if !matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                Err(Failure::unavailable(format!("{}: no answer: {e}", self.name)))
+            }
+            _ => Err(Failure::unavailable(format!(
                 "{}: the endpoint is gone, or belongs to another user",
                 self.name
             ))),
-            Err(e) => Err(Failure::unavailable(format!("{}: no answer: {e}", self.name))),
         }
     }
 
