@@ -96,7 +96,7 @@ impl Endpoint {
     /// One round of progress; `true` if there was something to do. Never blocks.
     pub fn progress(&self) -> bool {
         let mut s = self.lane.lock();
-        self.lane.active.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        s.turns += 1;
         let busy = s.poll();
         self.lane.leave(&mut s);
         busy

@@ -6,13 +6,13 @@
 
 use crate::config::{EndpointConfig, Wait};
 use kfab_core::mem::Pool;
+use kfab_core::ring::{LaneGuard, LaneLock};
 use kfab_core::spi::{Address, Port};
 use kfab_core::{Error, Kind, Result};
 use kfab_proto::{Io, Machine, OpId, Outcome};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -36,6 +36,8 @@ pub(crate) struct State {
     sleeps: u64,
     /// Threads that wait for an operation while another sleeps on the descriptors.
     followers: Vec<Thread>,
+    /// Counts the callers' turns, for the helper to see whether they are active.
+    pub(crate) turns: u64,
     /// Somebody asked to be woken by an operation's end: the helper must poll.
     pub(crate) watched: bool,
     /// The helper waits to be told that no caller sleeps on the descriptors any more.
@@ -54,11 +56,9 @@ struct Sleeper {
 
 /// One lane. Named in a sealed trait's signature, hence `pub`; its module is private.
 pub struct Lane {
-    state: Mutex<State>,
+    state: LaneLock<State>,
     /// Wakes whoever sleeps on the descriptors.
     kick: OwnedFd,
-    /// Counts the helper's reasons to look again.
-    pub(crate) active: AtomicU32,
     pub(crate) wait: Wait,
     pub(crate) address: Address,
     pub(crate) helper: Mutex<Option<JoinHandle<()>>>,
@@ -121,14 +121,14 @@ impl Lane {
             asleep: None,
             sleeps: 0,
             followers: Vec::new(),
+            turns: 0,
             watched: false,
             helper_idle: false,
         };
         state.read_clock();
         let lane = Arc::new(Lane {
-            state: Mutex::new(state),
+            state: LaneLock::new(state),
             kick,
-            active: AtomicU32::new(0),
             wait: config.wait,
             address,
             helper: Mutex::new(None),
@@ -140,9 +140,13 @@ impl Lane {
     }
 
     #[inline]
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic under the lock is a defect; the state stays usable for tearing down.
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    pub(crate) fn lock(&self) -> LaneGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Between two holds of the lock: lets others have it.
+    pub(crate) fn make_way(&self) {
+        self.state.make_way();
     }
 
     /// Runs a verb under the lock. If somebody sleeps who must now wake earlier, wakes them.
@@ -191,19 +195,25 @@ impl Lane {
             Wait::Adaptive(d) => Some(Instant::now() + d),
             Wait::Sleep => Some(Instant::now()),
         };
-        self.active.fetch_add(1, Ordering::Relaxed);
         loop {
             let mut s = self.lock();
+            s.turns += 1;
             if let Some(r) = s.machine.take(op) {
                 return Some(r);
             }
             for _ in 0..BATCH {
-                s.poll();
-                if let Some(r) = s.machine.take(op) {
+                // No pause between polls: on some processors it takes longer than the message does.
+                if s.poll()
+                    && let Some(r) = s.machine.take(op)
+                {
                     self.leave(&mut s);
                     return Some(r);
                 }
-                std::hint::spin_loop();
+            }
+            if spin_until.is_none() && deadline.is_none() && s.asleep.is_none() {
+                drop(s);
+                self.state.make_way();
+                continue;
             }
             let now = Instant::now();
             if deadline.is_some_and(|d| now >= d) {
@@ -214,14 +224,16 @@ impl Lane {
                 if let Some(r) = self.sleep(s, op, deadline) {
                     return Some(r);
                 }
-            } else if s.asleep.is_some() {
+            } else {
                 self.leave(&mut s);
+                drop(s);
+                self.state.make_way();
             }
         }
     }
 
     /// Sleeps until there is news: on the descriptors, or beside another caller that sleeps there.
-    fn sleep(&self, mut s: MutexGuard<'_, State>, op: OpId, deadline: Option<Instant>) -> Option<Result<Outcome>> {
+    fn sleep(&self, mut s: LaneGuard<'_, State>, op: OpId, deadline: Option<Instant>) -> Option<Result<Outcome>> {
         match s.asleep {
             Some(Sleeper { helper: false, .. }) => {
                 self.sleep_beside(s, op, deadline);
@@ -245,7 +257,7 @@ impl Lane {
     }
 
     /// Waits until our operation ends (the sleeper polls for all) or we are to take the sleeper's place.
-    fn sleep_beside(&self, mut s: MutexGuard<'_, State>, op: OpId, deadline: Option<Instant>) {
+    fn sleep_beside(&self, mut s: LaneGuard<'_, State>, op: OpId, deadline: Option<Instant>) {
         s.machine.set_waker(op, &Waker::from(Arc::new(Unpark(std::thread::current()))));
         s.followers.push(std::thread::current());
         // We have polled, and so disarmed the ports.
@@ -264,7 +276,7 @@ impl Lane {
     }
 
     /// Arms everything and sleeps in poll(2). Returns after news, a kick, a timer, or at once if there is work.
-    pub(crate) fn sleep_on_ports(&self, mut s: MutexGuard<'_, State>, deadline: Option<Instant>, helper: bool) {
+    pub(crate) fn sleep_on_ports(&self, mut s: LaneGuard<'_, State>, deadline: Option<Instant>, helper: bool) {
         s.read_clock();
         if !s.arm() {
             return;
@@ -316,7 +328,7 @@ impl Lane {
     }
 
     /// Somebody awaits an operation: if nobody sleeps on the descriptors for them, the helper must.
-    pub(crate) fn watch(&self, mut s: MutexGuard<'_, State>) {
+    pub(crate) fn watch(&self, mut s: LaneGuard<'_, State>) {
         s.watched = true;
         if s.asleep.is_some() {
             return self.wake_sleeper(&mut s);

@@ -4,7 +4,6 @@
 use crate::config::{EndpointConfig, Progress};
 use crate::lane::Lane;
 use kfab_core::{Error, Result};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -42,8 +41,9 @@ fn spin(lane: &Weak<Lane>) {
         }
         for _ in 0..64 {
             s.poll();
-            std::hint::spin_loop();
         }
+        drop(s);
+        lane.make_way();
     }
 }
 
@@ -61,9 +61,8 @@ fn help(lane: &Weak<Lane>) {
             std::thread::park();
             continue;
         }
-        let active = lane.active.load(Ordering::Relaxed);
-        let silent = active == seen;
-        seen = active;
+        let silent = s.turns == seen;
+        seen = s.turns;
         if silent || s.watched {
             s.watched = false;
             for _ in 0..4 {

@@ -1,5 +1,5 @@
 //! The lock-free ring: frames from one producer to one consumer through memory that both map. The only lock-free code of the
-//! tree; used by the shm provider, one ring for each direction of a connection.
+//! tree; used by the shm provider, one ring for each direction of a connection. Beside it the [`LaneLock`] of `kfab`.
 //!
 //! A ring has three parts. *Lines*: 64 bytes each, one a frame: stamp, lengths, header, inline part. *Data*: a byte ring for
 //! bodies, each contiguous and starting on a cache line. *Shared words* ([`Words`]): what the consumer has consumed, and who
@@ -18,6 +18,7 @@
 //! before the sleep or the bell is rung. The same the other way round for a producer that waits for room.
 
 mod consumer;
+mod lock;
 mod primitive;
 mod producer;
 mod shape;
@@ -25,5 +26,6 @@ mod shape;
 mod tests;
 
 pub use consumer::{Consumer, Rx};
+pub use lock::{LaneGuard, LaneLock};
 pub use producer::Producer;
 pub use shape::{Hostile, Line, Parts, Shape, Words};
