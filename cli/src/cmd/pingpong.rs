@@ -146,7 +146,20 @@ fn text(report: &Report) -> String {
         "One-way latency (half the round trip) and one-way streams; {place}, waiting: {}.\n\n",
         report.wait
     );
-    let head = ["provider", "size", "p50", "p90", "p99", "p99.9", "p99.99", "max", "bandwidth", "messages"];
+    let head = [
+        "provider",
+        "size",
+        "p50",
+        "/limit",
+        "p90",
+        "p99",
+        "p99.9",
+        "p99.99",
+        "max",
+        "bandwidth",
+        "/limit",
+        "messages",
+    ];
     let mut table = Table::new(1, &head);
     let mut before = None;
     for line in &report.rows {
@@ -155,9 +168,18 @@ fn text(report: &Report) -> String {
             table.gap();
         }
         before = Some(&r.provider);
+        let ratio = |v: Option<f64>, limit: Option<f64>| match (v, limit) {
+            (Some(v), Some(l)) if l > 0.0 => format!("{:.2}", v / l),
+            _ => "-".to_owned(),
+        };
+        let p50 = r.latency.as_ref().map(|l| l.p50_ns);
+        let beside = limits::latency_limit(&report.limits, &r.provider, r.size);
         let mut cells = vec![r.provider.clone(), units::size(r.size)];
         cells.extend(latency_cells(r.latency.as_ref()));
-        cells.extend([units::bandwidth(line.stream_bytes_per_s), units::rate(line.stream_msg_per_s)]);
+        cells.insert(3, ratio(p50, beside));
+        let beside = limits::bandwidth_limit(&report.limits, &r.provider, r.size);
+        cells.push(units::bandwidth(line.stream_bytes_per_s));
+        cells.extend([ratio(Some(line.stream_bytes_per_s), beside), units::rate(line.stream_msg_per_s)]);
         table.row(cells);
     }
     out += &table.text();
@@ -168,7 +190,7 @@ fn text(report: &Report) -> String {
         );
     }
     if !report.limits.is_empty() {
-        out += "\nThe machine's limits, measured in the same run without kfab:\n\n";
+        out += "\nThe machine's limits, measured in the same run without kfab (`/limit` is the figure divided by the one that fits):\n\n";
         out += &limits_text(&report.limits);
     }
     if let Some(share) = report.cpu_share.filter(|s| *s < QUIET) {

@@ -40,6 +40,26 @@ impl Limit {
     }
 }
 
+/// What a provider's latency at this size stands beside, ns: shared memory a cache line, TCP a bare socket.
+pub(crate) fn latency_limit(all: &[Limit], provider: &str, size: usize) -> Option<f64> {
+    let fits = |l: &&Limit| match (provider, l.name) {
+        ("shm", "cache_line") => size <= 64,
+        ("tcp", "tcp_pingpong") => l.size == Some(size),
+        _ => false,
+    };
+    all.iter().find(fits)?.one_way_ns
+}
+
+/// What a provider's bandwidth at this size stands beside, bytes/s: shared memory one copy, TCP a bare stream of large messages.
+pub(crate) fn bandwidth_limit(all: &[Limit], provider: &str, size: usize) -> Option<f64> {
+    let fits = |l: &&Limit| match (provider, l.name) {
+        ("shm", "memcpy") => l.size == Some(size) && size >= 64 << 10,
+        ("tcp", "tcp_stream") => l.size.is_some_and(|s| size >= s),
+        _ => false,
+    };
+    all.iter().find(fits)?.bytes_per_s
+}
+
 /// How much to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
@@ -70,7 +90,7 @@ pub(crate) fn measure(pins: &Pin, scope: Scope, progress: &mut dyn FnMut(f64)) -
     let (memory, pingpong): (&[usize], &[usize]) = if full {
         (&[64, 4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20], &[8, 4 << 10, 64 << 10])
     } else {
-        (&[4 << 10, 64 << 10, 1 << 20, 4 << 20], &[8])
+        (&[4 << 10, 64 << 10, 1 << 20], &[8, 4 << 10, 64 << 10])
     };
     let part = Duration::from_millis(if full { 150 } else { 60 });
     let total = (memory.len() + pingpong.len() + 3) as f64;
@@ -124,4 +144,25 @@ pub(crate) fn on_two<A: Send, B: Send>(
 pub(crate) fn median(mut v: Vec<f64>) -> f64 {
     v.sort_by(f64::total_cmp);
     v.get(v.len() / 2).copied().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_find_the_limit_they_stand_beside() {
+        let all = [
+            Limit::latency("cache_line", None, 50.0),
+            Limit::latency("tcp_pingpong", Some(8), 6000.0),
+            Limit::bandwidth("memcpy", 1 << 20, 3e10),
+            Limit::bandwidth("tcp_stream", 1 << 20, 5e9),
+        ];
+        assert_eq!(latency_limit(&all, "shm", 8), Some(50.0));
+        assert_eq!(latency_limit(&all, "shm", 4096), None);
+        assert_eq!(latency_limit(&all, "tcp", 8), Some(6000.0));
+        assert_eq!(bandwidth_limit(&all, "shm", 1 << 20), Some(3e10));
+        assert_eq!(bandwidth_limit(&all, "tcp", 4 << 20), Some(5e9));
+        assert_eq!(bandwidth_limit(&all, "tcp", 64 << 10), None);
+    }
 }
