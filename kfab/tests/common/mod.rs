@@ -1,18 +1,27 @@
 //! What the tests of the API share: watchdogs, endpoints by provider, patterns.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod child;
+pub(crate) mod level;
+pub(crate) mod node;
+
 use kfab::{Endpoint, EndpointConfig, Fabric, Peer};
 use std::sync::mpsc;
 use std::time::Duration;
 
 /// Ends the test run if `f` hangs.
 pub(crate) fn watched(name: &str, f: impl FnOnce() + Send + 'static) {
+    watched_for(name, 90, f);
+}
+
+/// Ends the test run if `f` takes more than `seconds`.
+pub(crate) fn watched_for(name: &str, seconds: u64, f: impl FnOnce() + Send + 'static) {
     let (tx, rx) = mpsc::channel();
     let t = std::thread::spawn(move || {
         f();
         let _ = tx.send(());
     });
-    match rx.recv_timeout(Duration::from_secs(90)) {
+    match rx.recv_timeout(Duration::from_secs(seconds)) {
         Err(mpsc::RecvTimeoutError::Timeout) => {
             eprintln!("{name} hangs");
             std::process::exit(99);
@@ -21,10 +30,10 @@ pub(crate) fn watched(name: &str, f: impl FnOnce() + Send + 'static) {
     }
 }
 
-pub(crate) const SCHEMES: [&str; 1] = ["tcp"];
+pub(crate) const SCHEMES: [&str; 2] = ["shm", "tcp"];
 
 pub(crate) fn fabric() -> Fabric {
-    Fabric::new((kfab_sockets::Sockets,))
+    Fabric::new((kfab_shm::Shm, kfab_sockets::Sockets))
 }
 
 pub(crate) fn config(scheme: &str) -> EndpointConfig {

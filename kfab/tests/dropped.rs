@@ -1,0 +1,29 @@
+//! Operations let go of: what was begun goes on to its end, and nothing stays behind.
+
+mod common;
+
+use common::*;
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_send_that_is_let_go_arrives_all_the_same() {
+    on_all("dropped", |s| {
+        for posted_first in [false, true] {
+            let (a, b, to_b) = pair(s);
+            for (i, len) in [10, 5000, 300_000, 3 << 20].into_iter().enumerate() {
+                let want = pattern(len, i);
+                let early = posted_first.then(|| b.recv());
+                drop(to_b.send(&want[..]));
+                let m = early.unwrap_or_else(|| b.recv()).wait();
+                let m = m.unwrap_or_else(|e| panic!("{len} bytes over {s}, posted first {posted_first}: {e:?}"));
+                assert_eq!(&m[..], &want[..]);
+            }
+            let end = Instant::now() + Duration::from_secs(10);
+            while a.stats().lane.ops + b.stats().lane.ops > 0 {
+                assert!(Instant::now() < end, "{:?} {:?}", a.stats().lane, b.stats().lane);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(a.stats().pool.in_use, 0);
+        }
+    });
+}

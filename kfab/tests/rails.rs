@@ -1,0 +1,345 @@
+//! Two rails between two network namespaces of the test's own making: striping, a cut link, a healed one, loss, shaping.
+//!
+//! Needs root, `ip`, `tc` and `nft`; where they are missing the tests say so and do nothing.
+
+mod common;
+
+use common::child::{self, Kid};
+use common::{config, node, watched_for};
+use kfab::{Endpoint, EndpointConfig, Peer, SendOptions};
+use std::collections::VecDeque;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// One network at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Two namespaces, `a` and `b`, joined by two cables; gone when dropped.
+struct Net {
+    a: String,
+    b: String,
+    _alone: std::sync::MutexGuard<'static, ()>,
+}
+
+fn try_sh(line: &str) -> Result<(), String> {
+    let mut words = line.split_whitespace();
+    let out = Command::new(words.next().unwrap()).args(words).output().map_err(|e| format!("{line}: {e}"))?;
+    if out.status.success() { Ok(()) } else { Err(format!("{line}: {}", String::from_utf8_lossy(&out.stderr))) }
+}
+
+fn sh(line: &str) {
+    try_sh(line).unwrap_or_else(|e| panic!("{e}"));
+}
+
+impl Net {
+    /// `None`, with a printed reason, where this is not permitted.
+    fn new() -> Option<Net> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+        let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let net = Net { a: format!("kfa{id}"), b: format!("kfb{id}"), _alone: alone };
+        match net.build() {
+            Ok(()) => Some(net),
+            Err(e) => {
+                println!("skipped, no network namespaces here: {e}");
+                None
+            }
+        }
+    }
+
+    fn build(&self) -> Result<(), String> {
+        let (a, b) = (&self.a, &self.b);
+        for n in [a, b] {
+            try_sh(&format!("ip netns add {n}"))?;
+            try_sh(&format!("ip -n {n} link set lo up"))?;
+        }
+        for i in 0..2 {
+            try_sh(&format!("ip -n {a} link add r{i} type veth peer name r{i} netns {b}"))?;
+            for (n, host) in [(a, 1), (b, 2)] {
+                try_sh(&format!("ip -n {n} addr add 10.77.{i}.{host}/24 dev r{i}"))?;
+                try_sh(&format!("ip -n {n} link set r{i} up"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&self, rail: usize, state: &str) {
+        sh(&format!("ip -n {} link set r{rail} {state}", self.a));
+    }
+
+    /// Shapes the rail to some Mbit/s, both ways.
+    fn shape(&self, rail: usize, mbit: u32) {
+        for n in [&self.a, &self.b] {
+            sh(&format!("ip netns exec {n} tc qdisc add dev r{rail} root tbf rate {mbit}mbit burst 64kb latency 50ms"));
+        }
+    }
+
+    /// Drops one packet of a hundred that come in by the rail, on both sides; the reason if it cannot.
+    fn lose(&self, rail: usize) -> Result<(), String> {
+        for n in [&self.a, &self.b] {
+            for rule in [
+                "add table inet loss".to_owned(),
+                "add chain inet loss in { type filter hook input priority 0 ; }".to_owned(),
+                format!("add rule inet loss in iifname r{rail} numgen random mod 100 == 0 drop"),
+            ] {
+                try_sh(&format!("ip netns exec {n} nft {rule}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A sink in `b` on these rails, and a source in `a` that sends to it.
+    fn run(&self, rails: &str) -> Pair {
+        let sink = Kid::start_in(&self.b, "sink", &[rails]);
+        let address = sink.says("ready");
+        let source = Kid::start_in(&self.a, "source", &[rails, &address]);
+        source.says("ready");
+        Pair { source, sink }
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for n in [&self.a, &self.b] {
+            let _ = try_sh(&format!("ip netns del {n}"));
+        }
+    }
+}
+
+/// The two ends; the children are killed before the namespaces go.
+struct Pair {
+    source: Kid,
+    sink: Kid,
+}
+
+/// What the sink has got so far.
+#[derive(Debug, Clone, Copy)]
+struct Got {
+    messages: u64,
+    rails: [u64; 2],
+    /// The longest time without a message, ms, since last asked.
+    gap_ms: u64,
+}
+
+impl Pair {
+    fn got(&mut self) -> Got {
+        self.sink.tell("got");
+        let said = self.sink.says("got");
+        let n: Vec<u64> = said.split(' ').map(|n| n.parse().unwrap()).collect();
+        Got { messages: n[0], rails: [n[1], n[2]], gap_ms: n[3] }
+    }
+
+    /// Bytes by rail since `before`, as shares of their sum.
+    fn shares(&mut self, before: Got) -> [f64; 2] {
+        let now = self.got();
+        let by = [now.rails[0].saturating_sub(before.rails[0]), now.rails[1].saturating_sub(before.rails[1])];
+        by.map(|b| b as f64 / (by[0] + by[1]).max(1) as f64)
+    }
+
+    /// Waits until the sink has `n` more messages.
+    fn more(&mut self, n: u64) -> Duration {
+        let (begun, from) = (Instant::now(), self.got().messages);
+        while self.got().messages < from + n {
+            assert!(begun.elapsed() < Duration::from_secs(40), "traffic does not go on: {:?}", self.got());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        begun.elapsed()
+    }
+
+    /// Ends the traffic: all that was sent has arrived, once each.
+    fn finish(mut self) {
+        self.source.tell("stop");
+        let sent: u64 = self.source.says("sent").parse().unwrap();
+        let begun = Instant::now();
+        while self.got().messages < sent {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{:?} of {sent} arrived", self.got());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(self.got().messages, sent, "more arrived than was sent");
+        assert!(self.source.lives() && self.sink.lives());
+    }
+}
+
+/// Not a test of its own: what the children do.
+#[test]
+fn child_main() {
+    let Some(role) = child::role() else { return };
+    match role[0].as_str() {
+        "sink" => sink(&role[1]),
+        "source" => source(&role[1], &role[2]),
+        other => panic!("{other}"),
+    }
+}
+
+/// An endpoint with a port on each of these rails; `host` is 1 or 2.
+fn on_rails(rails: &str, host: u32) -> Endpoint {
+    let rails: Vec<_> = rails.split(',').collect();
+    let c = EndpointConfig {
+        listen: rails.iter().map(|i| format!("tcp:10.77.{i}.{host}:7000")).collect(),
+        devices: rails.iter().map(|i| format!("tcp:r{i}")).collect(),
+        ..config("tcp")
+    };
+    // Separate networks with nobody else in them: the key is only what listening beyond loopback asks for.
+    node::plain_fabric().open(c).unwrap()
+}
+
+/// Receives numbered messages, each exactly once and whole.
+fn sink(rails: &str) {
+    let e = Arc::new(on_rails(rails, 2));
+    let (count, gap) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    child::say(&format!("ready {}", e.address()));
+    let (seen_by, seen_gap, seen_e) = (count.clone(), gap.clone(), e.clone());
+    // Bytes of connections that are gone count too: what was seen of each last.
+    let mut known = std::collections::HashMap::new();
+    child::listen(move |_| {
+        let mut by = [0u64; 2];
+        for p in seen_e.stats().peers {
+            for r in p.info.rails {
+                known.insert((r.rail, r.port), r.rx_bytes);
+            }
+        }
+        known.iter().for_each(|((_, port), bytes)| by[*port] += bytes);
+        let gap = seen_gap.swap(0, Ordering::Relaxed);
+        child::say(&format!("got {} {} {} {gap}", seen_by.load(Ordering::Relaxed), by[0], by[1]));
+    });
+    let mut seen = Vec::new();
+    let mut last = Instant::now();
+    loop {
+        let m = e.recv().wait().unwrap();
+        gap.fetch_max(last.elapsed().as_millis() as u64, Ordering::Relaxed);
+        last = Instant::now();
+        let n = u64::from_le_bytes(m[..8].try_into().unwrap()) as usize;
+        if seen.len() <= n {
+            seen.resize(n + 1, false);
+        }
+        assert!(!std::mem::replace(&mut seen[n], true), "message {n} came twice");
+        let (head, tail) = (m[8], m[m.len() - 1]);
+        assert_eq!((head, tail), (n as u8, n as u8), "message {n} is damaged");
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Sends numbered messages, mostly of 1 MiB, some of 100 bytes, a few under way at a time, until told to stop.
+fn source(rails: &str, address: &str) {
+    let e = on_rails(rails, 1);
+    let to = e.peer(address).unwrap();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = stop.clone();
+    child::listen(move |_| stopped.store(true, Ordering::Relaxed));
+    child::say("ready");
+    let mut under_way = VecDeque::new();
+    let mut n = 0u64;
+    while !stop.load(Ordering::Relaxed) {
+        under_way.push_back(numbered(&e, &to, n));
+        n += 1;
+        if under_way.len() >= 8 {
+            under_way.pop_front().map(|o: kfab::Op<()>| o.wait().expect("a send"));
+        }
+    }
+    under_way.into_iter().for_each(|o| o.wait().expect("a send"));
+    child::say(&format!("sent {n}"));
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+fn numbered(e: &Endpoint, to: &Peer, n: u64) -> kfab::Op<()> {
+    let len = if n % 10 == 9 { 100 } else { 1 << 20 };
+    let mut b = e.buffer(len).unwrap();
+    let bytes = b.get_mut().unwrap();
+    bytes.fill(n as u8);
+    bytes[..8].copy_from_slice(&n.to_le_bytes());
+    to.send_with(b, SendOptions { delivered: true, ..Default::default() })
+}
+
+#[test]
+fn large_traffic_uses_both_rails_and_survives_the_loss_of_one() {
+    watched_for("two rails", 200, || {
+        let Some(net) = Net::new() else { return };
+        let mut pair = net.run("0,1");
+        let start = pair.got();
+        pair.more(200);
+        let s = pair.shares(start);
+        println!("shares of two equal rails: {s:.2?}");
+        assert!(s.iter().all(|s| *s > 0.2), "{s:?}");
+        for cut in [0, 1] {
+            pair.got();
+            net.link(cut, "down");
+            std::thread::sleep(Duration::from_millis(1500));
+            let resumed = pair.got();
+            println!("rail {cut} cut: traffic stood still for {} ms", resumed.gap_ms);
+            let took = pair.more(50);
+            println!("rail {cut} cut: then 50 messages in {took:?}");
+            let before = pair.got();
+            pair.more(50);
+            let s = pair.shares(before);
+            assert!(s[1 - cut] > 0.95, "the other rail carries it all: {s:?}");
+            net.link(cut, "up");
+            let healed = Instant::now();
+            loop {
+                let before = pair.got();
+                pair.more(20);
+                if pair.shares(before)[cut] > 0.2 {
+                    break;
+                }
+                assert!(healed.elapsed() < Duration::from_secs(30), "rail {cut} is not used again");
+            }
+            println!("rail {cut} healed: used again after {:?}", healed.elapsed());
+        }
+        pair.finish();
+    });
+}
+
+#[test]
+fn both_rails_cut_and_healed_in_time_lose_nothing() {
+    watched_for("both cut", 120, || {
+        let Some(net) = Net::new() else { return };
+        let mut pair = net.run("0,1");
+        pair.more(50);
+        for _ in 0..2 {
+            net.link(0, "down");
+            net.link(1, "down");
+            std::thread::sleep(Duration::from_millis(1500));
+            net.link(0, "up");
+            net.link(1, "up");
+            println!("both cut for 1.5 s: 50 messages arrived {:?} after the healing", pair.more(50));
+        }
+        pair.finish();
+    });
+}
+
+#[test]
+fn two_shaped_rails_carry_more_than_one() {
+    watched_for("shaped", 120, || {
+        let Some(net) = Net::new() else { return };
+        for r in 0..2 {
+            net.shape(r, 50);
+        }
+        let mut rates = Vec::new();
+        for rails in ["0", "0,1"] {
+            let mut pair = net.run(rails);
+            pair.more(10);
+            let n = 30;
+            rates.push(n as f64 / pair.more(n).as_secs_f64());
+            pair.finish();
+        }
+        println!("one rail {:.1} messages/s, two {:.1}: x{:.2}", rates[0], rates[1], rates[1] / rates[0]);
+        assert!(rates[1] > 1.3 * rates[0], "{rates:?}");
+    });
+}
+
+#[test]
+fn one_rail_that_loses_packets_delays_and_loses_nothing() {
+    watched_for("loss", 120, || {
+        let Some(net) = Net::new() else { return };
+        if let Err(e) = net.lose(1) {
+            return println!("skipped, packets cannot be dropped here: {e}");
+        }
+        let mut pair = net.run("0,1");
+        let start = pair.got();
+        let took = pair.more(200);
+        println!("1 % loss on one of two rails: 200 messages in {took:?}, shares {:.2?}", pair.shares(start));
+        pair.finish();
+    });
+}
