@@ -17,6 +17,9 @@ use rustix::io::Errno;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+/// Attempts of ours that are under way at once, whatever the configuration allows: making queue pairs keeps the processor busy, not
+/// the wire, so more at once would only make each take longer.
+const DIALS_MAX: usize = 16;
 /// How long we wait for the peer's goodbye after ours.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -41,7 +44,7 @@ impl VerbsPort {
 
     /// Starts attempts up to the storm bound.
     fn dial_queued(&mut self) {
-        while self.running < self.config.max_connecting.max(1) {
+        while self.running < self.config.max_connecting.clamp(1, DIALS_MAX) {
             let Some(conn) = self.queue.pop_front() else { return };
             let Some(l) = self.links.get(conn).filter(|l| l.phase == Phase::Queued) else { continue };
             let Some(to) = l.to else { continue };

@@ -190,7 +190,7 @@ mod tests {
         let g = |text: &str, v2| Gid { index: 0, bytes: gid_bytes(text).unwrap(), v2 };
         let v4 = g("0000:0000:0000:0000:0000:ffff:0a08:0001", true);
         assert_eq!(v4.ip().to_string(), "10.8.0.1");
-        let mut all = vec![g("fe80::1", true), g("fd00::1", false), g("fd00::1", true), v4.clone()];
+        let mut all = [g("fe80::1", true), g("fd00::1", false), g("fd00::1", true), v4.clone()];
         all.sort_by_key(Gid::rank);
         assert_eq!(all[0], v4);
         assert!(all[1].v2 && !all[2].v2 && all[3].ip().to_string() == "fe80::1");

@@ -31,6 +31,8 @@ use std::time::{Duration, Instant};
 pub(crate) const EVENTS_MAX: usize = 256;
 /// While nothing else calls for it, epoll is asked at every Nth poll.
 const EPOLL_EVERY: u32 = 32;
+/// Readiness reports taken from epoll at once: each may cost the making of a queue pair.
+const EPOLL_BATCH: usize = 16;
 /// Requests of one queue pair under way.
 const SEND_DEPTH: usize = 128;
 /// Pieces of memory in one request.
@@ -239,7 +241,7 @@ impl VerbsPort {
     }
 
     fn descriptors(&mut self) -> bool {
-        let mut ready = Vec::with_capacity(64);
+        let mut ready = Vec::with_capacity(EPOLL_BATCH);
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&zero)).is_err() {
             return false;

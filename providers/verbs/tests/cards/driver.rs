@@ -18,14 +18,19 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const WINDOW: usize = 4 << 20;
 const CHILD: &str = "KFAB_VERBS_CHILD";
 
+type Got = (Conn, [u8; 16], Vec<u8>, Vec<u8>);
+type Ended = (Option<Vec<u8>>, Result<(), Error>);
+
 /// A port and what it reported.
 pub(crate) struct Node {
     pub(crate) port: Box<dyn Port>,
     pub(crate) up: Vec<Conn>,
     pub(crate) incoming: Vec<Conn>,
-    pub(crate) frames: Vec<(Conn, [u8; 16], Vec<u8>, Vec<u8>)>,
+    /// Connection, header, inline part, body.
+    pub(crate) frames: Vec<Got>,
     pub(crate) down: HashMap<Conn, (DownReason, String)>,
-    pub(crate) rma: HashMap<u64, (Option<Vec<u8>>, Result<(), Error>)>,
+    /// The bytes read and the outcome, by token.
+    pub(crate) rma: HashMap<u64, Ended>,
     pub(crate) writable: usize,
 }
 
@@ -117,8 +122,8 @@ pub(crate) fn until(what: &str, nodes: &mut [&mut Node], mut done: impl FnMut(&m
             "{what}: it did not happen; {:?}",
             nodes.iter().map(|n| &n.down).collect::<Vec<_>>()
         );
-        let busy = nodes.iter_mut().fold(false, |b, n| n.poll() || b);
-        if !busy {
+        let busy = nodes.iter_mut().map(|n| usize::from(n.poll())).sum::<usize>();
+        if busy == 0 {
             std::thread::sleep(Duration::from_micros(100));
         }
     }
