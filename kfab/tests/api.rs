@@ -243,7 +243,9 @@ fn delivered_means_the_peer_has_it_and_credit_defers() {
             op.wait().unwrap();
         }
         t.join().unwrap();
-        assert!(a.stats().lane.totals.credit_stalls > 0 && a.stats().lane.totals.coalesced > 0);
+        let totals = a.stats().lane.totals;
+        assert!(totals.credit_stalls > 0);
+        assert!(totals.coalesced > 0 || s != "tcp", "messages that waited left one by one");
     });
 }
 

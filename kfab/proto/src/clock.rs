@@ -194,6 +194,9 @@ impl Machine {
             self.dial(io, pi);
             due = self.next_dial(pi);
         }
+        if self.peers[pi as usize].active.len() > 1 {
+            due = due.min(self.check_silent_rails(io, pi));
+        }
         let p = &self.peers[pi as usize];
         if p.tx.unacked.iter().any(|u| u.conn == NOWHERE) {
             self.mark_dirty(pi);
@@ -208,6 +211,27 @@ impl Machine {
             due = due.min(self.probe(io, pi));
         }
         due
+    }
+
+    /// A link can die without a word. Of several rails, one that has frames under way and is silent is asked; one that does not
+    /// answer while another is heard is given up.
+    fn check_silent_rails(&mut self, io: &mut Io<'_>, pi: u32) -> u64 {
+        let patience = ns(self.limits.rail_timeout);
+        let heard = self.peers[pi as usize].active.iter().map(|ci| self.conns[*ci as usize].heard_at).max().unwrap_or(0);
+        let works = heard + patience > io.now;
+        for ci in self.peers[pi as usize].active.clone() {
+            let c = &self.conns[ci as usize];
+            if c.unacked_bytes == 0 || c.heard_at + patience / 4 > io.now {
+                continue;
+            }
+            if c.asked_at == 0 {
+                self.conns[ci as usize].asked_at = io.now;
+                self.send_over(io, pi, ci, FrameKind::Probe, 0);
+            } else if works && c.asked_at + patience <= io.now && self.peers[pi as usize].active.len() > 1 {
+                self.abandon_rail(io, ci, "silent although probed");
+            }
+        }
+        io.now + patience / 4
     }
 
     /// Sends again what has been unacknowledged for too long; when to look again.

@@ -345,6 +345,29 @@ impl Machine {
         self.mark_dirty(pi);
     }
 
+    /// Takes a rail out of service before its transport has noticed anything.
+    pub(crate) fn abandon_rail(&mut self, io: &mut Io<'_>, ci: u32, why: &str) {
+        let Some(pi) = self.conns[ci as usize].peer else { return };
+        self.candidate_down(io.now, pi, ci, why, false);
+        let (first, _) = self.limits.reconnect;
+        for c in &mut self.peers[pi as usize].candidates {
+            if let Dial::Down { next_try } = &mut c.dial {
+                *next_try = (*next_try).max(io.now + first.as_nanos() as u64);
+            }
+        }
+        let resent = self.strand(pi, ci);
+        let c = &mut self.conns[ci as usize];
+        (c.up, c.unacked_bytes) = (false, 0);
+        self.close_conn(io, ci);
+        let p = &mut self.peers[pi as usize];
+        p.rails.retain(|r| *r != ci);
+        p.counters.failovers += 1;
+        let name = p.name;
+        self.refresh_rails(pi);
+        self.stream.push(FabricEvent::RailDown { peer: name, rail: ci, reason: why.to_owned(), resent });
+        self.mark_dirty(pi);
+    }
+
     /// A connection that never came up. Everybody who refuses us after having been there is dead; a wrong key is final.
     fn dial_ended(&mut self, io: &mut Io<'_>, pi: u32, reason: DownReason, text: &str) {
         let p = &self.peers[pi as usize];

@@ -25,7 +25,7 @@ impl Machine {
         let peer = self.peers[pi as usize].name;
         let len = source.len() as u64;
         let (exposed, key) = self.expose_source(io, pi, &source);
-        let op = self.start_send(io, pi, Proto::Large { peer, source, exposed })?;
+        let op = self.start_send(io, pi, Proto::Large { peer, source, exposed, canceled: false })?;
         let rts = Rts {
             len: len.into(),
             op: op.to_bits().into(),
@@ -223,9 +223,13 @@ impl Machine {
         let name = self.peers[pi as usize].name;
         let op = OpId::from_bits(cts.op.get());
         let source = match self.ops.proto(op) {
-            Some(Proto::Large { peer, source, .. }) if *peer == name => source.clone(),
+            Some(Proto::Large { peer, source, canceled: false, .. }) if *peer == name => source.clone(),
             // Cancelled or ended here: say so there.
-            _ => return self.send_done(io, pi, cts.sink.get(), Status::Canceled),
+            _ => {
+                self.drop_exposure(io, op);
+                self.end_op(op);
+                return self.send_done(io, pi, cts.sink.get(), Status::Canceled);
+            }
         };
         let piece = cts.piece.get() as usize;
         let fits = self.peers[pi as usize]
@@ -234,10 +238,6 @@ impl Machine {
             .all(|r| piece <= io.ports[self.conns[*r as usize].port].caps().max_body);
         if piece == 0 || !fits || cts.pieces.get() as usize != source.len().div_ceil(piece) {
             return self.hostile(io, ci, "a clear to send that does not fit the message");
-        }
-        if !self.ops.is_waiting(op) {
-            self.end_op(op);
-            return self.send_done(io, pi, cts.sink.get(), Status::Canceled);
         }
         self.drop_exposure(io, op);
         let stream =

@@ -28,6 +28,8 @@ pub struct Limits {
     pub probe_after: Duration,
     /// After this long without a word although probed, or without a way to it, the peer is lost (default 5 s).
     pub peer_timeout: Duration,
+    /// A rail that owes answers for this long while another rail works is given up, its frames move (default 400 ms).
+    pub rail_timeout: Duration,
     /// First resend of a frame on a lossy rail when its round trip is not yet known (default 20 ms).
     pub resend_after: Duration,
     /// Waiting acknowledgements are sent on their own after this long without traffic to carry them (default 1 ms).
@@ -52,6 +54,7 @@ impl Default for Limits {
             fetch_min: 2048,
             probe_after: Duration::from_millis(500),
             peer_timeout: Duration::from_secs(5),
+            rail_timeout: Duration::from_millis(400),
             resend_after: Duration::from_millis(20),
             ack_delay: Duration::from_millis(1),
             idle_close: Duration::from_secs(600),

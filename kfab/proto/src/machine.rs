@@ -50,6 +50,9 @@ pub(crate) struct ConnState {
     pub(crate) far_port: u16,
     pub(crate) opened_at: u64,
     pub(crate) used_at: u64,
+    /// The last frame from the other end, and since when it owes an answer to a probe (0: it does not).
+    pub(crate) heard_at: u64,
+    pub(crate) asked_at: u64,
     pub(crate) tx_bytes: u64,
     pub(crate) rx_bytes: u64,
     pub(crate) tx_frames: u64,
@@ -370,7 +373,12 @@ impl Machine {
                         self.end_op(op);
                         Fate::NotSent
                     }
-                    None => Fate::Unknown,
+                    None => {
+                        if let Some(Proto::Large { canceled, .. }) = self.ops.proto(op) {
+                            *canceled = true;
+                        }
+                        Fate::Unknown
+                    }
                 }
             }
             Some(Proto::Pieces { .. }) => {
@@ -625,6 +633,8 @@ impl Machine {
             far_port: 0,
             opened_at: io.now,
             used_at: io.now,
+            heard_at: io.now,
+            asked_at: 0,
             tx_bytes: 0,
             rx_bytes: 0,
             tx_frames: 0,

@@ -15,7 +15,7 @@ pub(crate) enum Proto {
     /// A send that waits for credit, or for its acknowledgement.
     Send { peer: PeerId },
     /// A large send: the receiver fetches it, or asks for pieces.
-    Large { peer: PeerId, source: Source, exposed: Option<(usize, Exposure)> },
+    Large { peer: PeerId, source: Source, exposed: Option<(usize, Exposure)>, canceled: bool },
     /// A posted receive.
     Recv { want: Want, into: Option<Buffer> },
     /// A receive that got a large message and is fetching it in one-sided fashion; the landing is with the port.

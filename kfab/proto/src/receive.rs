@@ -98,6 +98,8 @@ impl Machine {
             return self.discard(io, ci, None, body_len);
         }
         c.used_at = io.now;
+        c.heard_at = io.now;
+        c.asked_at = 0;
         self.take_header(io, pi, &h);
         if !kind.is_sequenced() {
             return self.on_bare(io, ci, pi, kind, &h, body_len);
@@ -164,7 +166,8 @@ impl Machine {
         }
         match kind {
             FrameKind::Probe if h.tag.get() == 0 => {
-                self.send_bare(io, pi, FrameKind::Probe, 1);
+                // Over the connection that was asked: the answer speaks for it alone.
+                self.send_over(io, pi, ci, FrameKind::Probe, 1);
             }
             FrameKind::Bye => self.lose_peer(io, pi, "the peer closed its endpoint", Fate::Unknown),
             _ => {}

@@ -479,9 +479,14 @@ impl Machine {
         self.send_bare(io, pi, FrameKind::Ack, 0);
     }
 
-    /// An unsequenced frame over any rail that takes it; lost if none does.
+    /// An unsequenced frame over the rail last heard from; lost if it does not take it.
     pub(crate) fn send_bare(&mut self, io: &mut Io<'_>, pi: u32, kind: FrameKind, tag: u64) -> bool {
-        let Some(ci) = self.pick_rail(pi, 0) else { return false };
+        let open = self.peers[pi as usize].active.iter().copied().filter(|ci| !self.conns[*ci as usize].blocked);
+        let Some(ci) = open.max_by_key(|ci| self.conns[*ci as usize].heard_at) else { return false };
+        self.send_over(io, pi, ci, kind, tag)
+    }
+
+    pub(crate) fn send_over(&mut self, io: &mut Io<'_>, pi: u32, ci: u32, kind: FrameKind, tag: u64) -> bool {
         let out = Out { kind, flags: 0, tag, inline: Inline::EMPTY, body: Source::Empty, op: None, units: 0 };
         self.post(io, pi, ci, 0, &out, Body::Empty)
     }
