@@ -7,6 +7,7 @@
 use crate::sys;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Entries of the GID table that are looked at.
 const GIDS_MAX: u8 = 64;
@@ -144,6 +145,25 @@ fn node_of(base: &Path, netdev: Option<&str>) -> Option<u32> {
     places.iter().find_map(|p| line(p)?.parse().ok())
 }
 
+/// Opens a card. libibverbs calls a device node that may not be opened "not found", so that is looked at before.
+pub(crate) fn open(name: &str) -> Result<Arc<sys::Context>, String> {
+    use rustix::fs::{Access, access};
+    if let Some(node) = device_node(name)
+        && let Err(e) = access(&node, Access::READ_OK | Access::WRITE_OK)
+    {
+        return Err(format!("no permission to open {name} ({}): {e}", node.display()));
+    }
+    sys::Context::open(name)
+}
+
+/// `/dev/infiniband/uverbsN` of a card, where that is its usual place.
+fn device_node(name: &str) -> Option<PathBuf> {
+    let all = std::fs::read_dir("/sys/class/infiniband_verbs").ok()?.flatten();
+    let mut mine = all.filter(|d| line(d.path().join("ibdev")).as_deref() == Some(name));
+    let node = Path::new("/dev/infiniband").join(mine.next()?.file_name());
+    node.exists().then_some(node)
+}
+
 /// What stands in the way of using this port, if anything: tried by opening the card and registering a little memory.
 pub(crate) fn obstacle(card: &Card) -> Option<String> {
     if !card.active() {
@@ -152,7 +172,7 @@ pub(crate) fn obstacle(card: &Card) -> Option<String> {
     if card.gids.is_empty() {
         return Some(format!("{} port {} has no address (GID)", card.name, card.port));
     }
-    let context = match sys::Context::open(&card.name) {
+    let context = match open(&card.name) {
         Ok(c) => c,
         Err(why) => return Some(why),
     };

@@ -4,7 +4,7 @@
 //! How a poll goes: the completion queue until it is empty or the batch is full (`flow`), then the links with something to do,
 //! then (every few polls, or after a sleep) epoll for the side channels (`connect`), then links with a deadline or an end.
 
-use crate::device::{Card, Gid};
+use crate::device::{self, Card, Gid};
 use crate::flow::Look;
 use crate::link::{ByQpn, Link, Phase, Table};
 use crate::memory::Memory;
@@ -114,7 +114,7 @@ impl VerbsPort {
     ) -> Result<VerbsPort> {
         let unavailable = |why: String| Error::new(Kind::Unavailable, "open", why);
         let os = |what: &'static str| move |e: std::io::Error| Error::os("open", what, e);
-        let context = Context::open(&card.name).map_err(unavailable)?;
+        let context = device::open(&card.name).map_err(unavailable)?;
         let attr = context.attr().map_err(os("query the card"))?;
         let port = context.port(card.port).map_err(os("query the port"))?;
         let pd = Pd::new(&context).map_err(os("a protection domain"))?;

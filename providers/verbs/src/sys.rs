@@ -50,7 +50,10 @@ macro_rules! library {
             fn load() -> Result<Lib, String> {
                 // SAFETY: loading runs the initialisers of rdma-core's library, which have no preconditions.
                 let library = unsafe { libloading::Library::new("libibverbs.so.1") }
-                    .map_err(|e| format!("no libibverbs.so.1 (Debian: libibverbs1, ibverbs-providers): {e}"))?;
+                    .map_err(|e| {
+                    let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+                    format!("no libibverbs.so.1 (Debian: libibverbs1, ibverbs-providers): {why}")
+                })?;
                 $(
                     // SAFETY: the symbol's type is the one of `infiniband/verbs.h`; the pointer lives no longer than `_library`.
                     let $name = *unsafe { library.get::<unsafe extern "C" fn($($arg),*) -> $ret>(stringify!($name)) }
