@@ -17,8 +17,9 @@ use figures::Row;
 use kfab::{Endpoint, Kind, Peer};
 use std::time::{Duration, Instant};
 
-/// About how long a round takes.
-pub(crate) const ROUND: Duration = Duration::from_millis(100);
+/// About how long a round takes at most, and at least.
+const ROUND: Duration = Duration::from_millis(100);
+const ROUND_MIN: Duration = Duration::from_millis(10);
 /// How long a warm-up takes that has no number.
 const SETTLE: Duration = Duration::from_millis(30);
 /// How long a server may take to answer.
@@ -78,6 +79,14 @@ pub(crate) struct Load {
 }
 
 impl Load {
+    /// About how long a round should take: a small part of the whole, because on a busy machine it takes longer.
+    fn round(&self) -> Duration {
+        match self.length {
+            Length::Iterations(_) => ROUND,
+            Length::Duration(d) => (d / 20).clamp(ROUND_MIN, ROUND),
+        }
+    }
+
     /// As the command line says, with `seconds` where it does not.
     pub(crate) fn of(args: &LoadArgs, size: usize, window: usize, seconds: f64) -> Load {
         let length = match (args.iterations, args.duration) {
@@ -233,7 +242,7 @@ pub(crate) fn rounds(
     let mut per_op = settle(load, &mut round)?;
     let (started, mut done, mut any) = (Instant::now(), 0, false);
     loop {
-        let fits = (ROUND.as_nanos() as f64 / per_op.max(1.0)) as u64;
+        let fits = (load.round().as_nanos() as f64 / per_op.max(1.0)) as u64;
         let (left, part) = match load.length {
             Length::Iterations(n) => (n - done, done as f64 / n as f64),
             Length::Duration(d) => {
@@ -271,7 +280,8 @@ fn settle(load: &Load, round: &mut impl FnMut(u64, bool) -> Result<Duration>) ->
     loop {
         stop::check()?;
         let took = round(count, false)?;
-        if load.warmup == Some(0) || (took * 3 > SETTLE && started.elapsed() > SETTLE) || took > ROUND {
+        let settled = took * 3 > SETTLE && started.elapsed() > SETTLE;
+        if load.warmup == Some(0) || settled || took > ROUND || started.elapsed() > 10 * SETTLE {
             return Ok(took.as_nanos() as f64 / count as f64);
         }
         count = if took * 4 > SETTLE { count } else { count * 4 };

@@ -8,7 +8,6 @@ use kfab::topo::Topology;
 use kfab::{Caps, Fabric, Limits, PoolConfig, ProviderInfo};
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::time::Duration;
 
 #[derive(Args, Debug)]
 pub(crate) struct InfoArgs {
@@ -20,7 +19,7 @@ pub(crate) struct InfoArgs {
 /// A limit of the protocol or of memory.
 #[derive(Debug, Serialize)]
 struct LimitRow {
-    name: &'static str,
+    name: String,
     value: u64,
     unit: &'static str,
     meaning: &'static str,
@@ -45,7 +44,7 @@ pub(crate) fn run(args: &InfoArgs) -> Result<()> {
     out += "\nLIMITS (defaults; every one can be set, see the docs of `Limits` and `PoolConfig`)\n";
     let mut table = Table::new(1, &["name", "value", "unit"]);
     for l in &limits {
-        table.row(vec![l.name.into(), l.value.to_string(), l.unit.into()]);
+        table.row(vec![l.name.clone(), l.value.to_string(), l.unit.into()]);
     }
     for (line, l) in table.text().lines().skip(1).zip(&limits) {
         out += &format!("  {line}  {}\n", l.meaning);
@@ -112,59 +111,62 @@ fn fact_text(f: &Fact) -> String {
     format!("  {:<18}{}{hint}\n", f.name, f.value)
 }
 
-/// Every limit there is. Taking the structs apart without `..` keeps this list whole.
+/// Units and meanings, in the order in which they are shown.
+const MEANINGS: [(&str, &str, &str); 17] = [
+    ("credits", "units", "memory that unasked messages of one peer may hold here"),
+    ("credit_bytes", "bytes", "per unit"),
+    ("max_message", "bytes", "largest message"),
+    ("max_ops", "operations", "under way at once on an endpoint"),
+    ("max_peers", "peers", "known at once to an endpoint"),
+    ("max_unacked", "frames", "to one peer without an acknowledgement"),
+    ("max_unacked_bytes", "bytes", "of large transfers to one peer, unacknowledged"),
+    ("coalesce_max", "bytes", "messages up to this share a frame under backlog"),
+    ("fetch_min", "bytes", "messages above this are fetched in one copy where possible"),
+    ("probe_after", "us", "of silence, then a peer is probed"),
+    ("peer_timeout", "us", "of silence, then a peer is lost"),
+    ("rail_timeout", "us", "of silence on one rail while others talk, then it is cut"),
+    ("resend_after", "us", "first resend on a lossy rail"),
+    ("ack_delay", "us", "an acknowledgement waits for company"),
+    ("idle_close", "us", "unused connections are closed after this"),
+    ("reconnect_first", "us", "shortest pause between attempts to connect"),
+    ("reconnect_last", "us", "longest pause between attempts to connect"),
+];
+
+/// A number as it is, a time in microseconds.
+fn number(v: &Value) -> Option<u64> {
+    match (v["secs"].as_u64(), v["nanos"].as_u64()) {
+        (Some(s), Some(ns)) => Some(s * 1_000_000 + ns / 1000),
+        _ => v.as_u64(),
+    }
+}
+
+/// Every limit there is, by its own name; [`MEANINGS`] tells the rest.
 fn limits() -> Vec<LimitRow> {
-    let Limits {
-        credits,
-        credit_bytes,
-        max_message,
-        max_ops,
-        max_peers,
-        max_unacked,
-        max_unacked_bytes,
-        coalesce_max,
-        fetch_min,
-        probe_after,
-        peer_timeout,
-        resend_after,
-        ack_delay,
-        idle_close,
-        reconnect,
-    } = Limits::default();
-    let us = |d: Duration| d.as_micros() as u64;
-    let row = |name, value, unit, meaning| LimitRow { name, value, unit, meaning };
-    let mut all = vec![
-        row("credits", credits.into(), "units", "memory that unasked messages of one peer may hold here"),
-        row("credit_bytes", credit_bytes.into(), "bytes", "per unit"),
-        row("max_message", max_message, "bytes", "largest message"),
-        row("max_ops", max_ops as u64, "operations", "under way at once on an endpoint"),
-        row("max_peers", max_peers as u64, "peers", "known at once to an endpoint"),
-        row("max_unacked", max_unacked as u64, "frames", "to one peer without an acknowledgement"),
-        row(
-            "max_unacked_bytes",
-            max_unacked_bytes as u64,
-            "bytes",
-            "of large transfers to one peer, unacknowledged",
-        ),
-        row("coalesce_max", coalesce_max as u64, "bytes", "messages up to this share a frame under backlog"),
-        row(
-            "fetch_min",
-            fetch_min as u64,
-            "bytes",
-            "messages above this are fetched in one copy where possible",
-        ),
-        row("probe_after", us(probe_after), "us", "of silence, then a peer is probed"),
-        row("peer_timeout", us(peer_timeout), "us", "of silence, then a peer is lost"),
-        row("resend_after", us(resend_after), "us", "first resend on a lossy rail"),
-        row("ack_delay", us(ack_delay), "us", "an acknowledgement waits for company"),
-        row("idle_close", us(idle_close), "us", "unused connections are closed after this"),
-        row("reconnect_first", us(reconnect.0), "us", "shortest pause between attempts to connect"),
-        row("reconnect_last", us(reconnect.1), "us", "longest pause between attempts to connect"),
-    ];
+    let mut found: Vec<(String, u64)> = Vec::new();
+    let all = serde_json::to_value(Limits::default()).unwrap_or_default();
+    for (name, value) in all.as_object().into_iter().flatten() {
+        match value.as_array() {
+            Some(pair) => {
+                let ends = pair.iter().filter_map(number).zip(["first", "last"]);
+                found.extend(ends.map(|(n, end)| (format!("{name}_{end}"), n)));
+            }
+            None => found.extend(number(value).map(|n| (name.clone(), n))),
+        }
+    }
     let PoolConfig { region_bytes, max_bytes, node: _ } = PoolConfig::default();
-    all.push(row("region_bytes", region_bytes as u64, "bytes", "of one slab of buffers"));
-    all.push(row("max_bytes", max_bytes as u64, "bytes", "of all slabs of an endpoint"));
-    all
+    let place = |name: &str| MEANINGS.iter().position(|m| m.0 == name);
+    found.sort_by_key(|(name, _)| place(name).unwrap_or(usize::MAX));
+    let row = |(name, value): (String, u64)| {
+        let (_, unit, meaning) = place(&name).map_or(("", "", ""), |i| MEANINGS[i]);
+        LimitRow { name, value, unit, meaning }
+    };
+    let mut rows: Vec<LimitRow> = found.into_iter().map(row).collect();
+    let mut pool = |name: &str, value: usize, meaning| {
+        rows.push(LimitRow { name: name.to_owned(), value: value as u64, unit: "bytes", meaning });
+    };
+    pool("region_bytes", region_bytes, "of one slab of buffers");
+    pool("max_bytes", max_bytes, "of all slabs of an endpoint");
+    rows
 }
 
 #[cfg(test)]
