@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 /// Attempts of ours that are under way at once, whatever the configuration allows: making queue pairs keeps the processor busy, not
 /// the wire, so more at once would only make each take longer.
-const DIALS_MAX: usize = 16;
+const DIALS_MAX: usize = 8;
 /// How long we wait for the peer's goodbye after ours.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -174,7 +174,11 @@ impl VerbsPort {
             let mut out = Vec::new();
             let outcome = g.received(n, self.config.key.as_ref(), full, &mut out);
             self.say(conn, &out);
+            let waited = matches!(outcome, Outcome::More);
             self.greeted(conn, outcome);
+            if let Some(l) = self.links.get(conn).filter(|l| !waited && l.phase == Phase::Greeting) {
+                l.deadline = Some(Instant::now() + self.config.connect_timeout);
+            }
         }
     }
 
@@ -373,7 +377,12 @@ impl VerbsPort {
     }
 
     fn overdue(&mut self, conn: Conn) {
-        let Some(l) = self.links.get(conn) else { return };
+        // What this port was too slow to hear does not count against the peer.
+        if self.links.get(conn).is_some_and(|l| l.phase == Phase::Greeting) {
+            self.greet(conn);
+        }
+        let overdue = |l: &&mut Link| l.next_deadline().is_some_and(|d| d <= Instant::now());
+        let Some(l) = self.links.get(conn).filter(overdue) else { return };
         let (reason, why) = match l.phase {
             Phase::Queued | Phase::Dialing | Phase::Greeting => (DownReason::Refused, "no answer in time"),
             _ if l.eof.is_some() => match (l.peer_goodbye, l.goodbye_acked, l.parted) {

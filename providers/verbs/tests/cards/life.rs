@@ -1,7 +1,7 @@
 //! The tests themselves.
 
 use crate::driver::{Node, PATIENCE, Peer, WINDOW, connect, header, key_of, until};
-use crate::machine::{cards, counters, expect_resources, link, resources};
+use crate::machine::{cards, count, counters, expect, expect_resources, link, resources, without};
 use kfab_core::mem::{Buffer, Landing, Pool};
 use kfab_core::spi::{Body, DownReason, Provider, Rights, Rma};
 use kfab_core::{Fate, Kind};
@@ -28,6 +28,7 @@ pub(crate) fn probe_names_the_cards() {
 pub(crate) fn two_hundred_connections() {
     let before = resources();
     let (mut a, mut b) = pair();
+    let with_ports = resources();
     let way = b.way();
     let names: Vec<_> = (0..200).map(|_| a.port.connect(&way).expect("a way")).collect();
     until("200 connections", &mut [&mut a, &mut b], |n| {
@@ -48,6 +49,8 @@ pub(crate) fn two_hundred_connections() {
     until("200 ends", &mut [&mut a, &mut b], |n| n[0].down.len() == 200 && n[1].down.len() == 200);
     let all = a.down.values().chain(b.down.values());
     all.for_each(|d| assert_eq!(d.0, DownReason::Closed, "{}", d.1));
+    // The ports keep memory for the next connections, and nothing of these.
+    expect(&without(&with_ports, "mr"), || without(&resources(), "mr"));
     drop((a, b));
     expect_resources(&before);
 }
@@ -149,7 +152,7 @@ pub(crate) fn peers_killed_in_mid_write() {
     let pool = Pool::new(Default::default());
     let source = pool.copy_from(&vec![0x77; 256 << 10]).expect("memory").as_source();
     let with_port = resources();
-    let mut cut = 0;
+    let (mut cut, mut registrations) = (0, Vec::new());
     for round in 0..ROUNDS {
         let mut peer = Peer::spawn(&c[1]);
         let conn = a.port.connect(&peer.way).expect("a way");
@@ -171,30 +174,15 @@ pub(crate) fn peers_killed_in_mid_write() {
         let (reason, why) = &a.down[&conn];
         assert!(matches!(reason, DownReason::PeerDead | DownReason::Broken), "{reason:?} {why}");
         cut += u32::from(a.rma.values().any(|r| r.1.is_err()));
+        registrations.push(count(&resources(), &c[0], "mr"));
     }
     assert!(cut > 0, "no kill met a write under way");
-    // One registration may be kept for the next write; nothing of any connection.
-    let slack = |r: &[String]| -> Vec<String> { r.iter().map(|l| strip(l, "mr")).collect() };
-    let until = Instant::now() + Duration::from_secs(10);
-    while slack(&resources()) != slack(&with_port) {
-        assert!(Instant::now() < until, "left behind: {:?}, before: {with_port:?}", resources());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    // Nothing of any connection is left, and not a registration for each: some memory is kept for the next.
+    expect(&without(&with_port, "mr"), || without(&resources(), "mr"));
+    let (first, last) = (registrations.first().expect("rounds"), registrations.last().expect("rounds"));
+    assert!(*last <= first + 3, "registrations grow: {registrations:?}");
     drop(a);
     expect_resources(&before);
-}
-
-/// A line of `rdma resource show` without one of its numbers.
-fn strip(line: &str, what: &str) -> String {
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let at = words.iter().position(|w| *w == what).unwrap_or(words.len());
-    words
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| *i != at && *i != at + 1)
-        .map(|(_, w)| *w)
-        .collect::<Vec<_>>()
-        .join(" ")
 }
 
 /// Ends by an error, then works again.

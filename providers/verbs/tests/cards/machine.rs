@@ -45,11 +45,34 @@ pub(crate) fn resources() -> Vec<String> {
 
 /// Waits until the kernel holds what it held before.
 pub(crate) fn expect_resources(before: &[String]) {
+    expect(before, resources);
+}
+
+/// Waits until `now` is what it was: the kernel takes its time with objects of processes that died.
+pub(crate) fn expect(before: &[String], now: impl Fn() -> Vec<String>) {
     let until = Instant::now() + Duration::from_secs(10);
-    while resources() != before {
-        assert!(Instant::now() < until, "left behind: {:?}, before: {before:?}", resources());
+    while now() != before {
+        assert!(Instant::now() < until, "left behind: {:?}, before: {before:?}", now());
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Lines of `rdma resource show` without one of their numbers.
+pub(crate) fn without(lines: &[String], what: &str) -> Vec<String> {
+    let one = |line: &String| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let at = words.iter().position(|w| *w == what).unwrap_or(words.len());
+        let kept = words.iter().enumerate().filter(|(i, _)| *i != at && *i != at + 1);
+        kept.map(|(_, w)| *w).collect::<Vec<_>>().join(" ")
+    };
+    lines.iter().map(one).collect()
+}
+
+/// One number of `rdma resource show`.
+pub(crate) fn count(lines: &[String], card: &str, what: &str) -> u64 {
+    let line = lines.iter().find(|l| l.contains(card)).expect("a line for each card");
+    let mut words = line.split_whitespace().skip_while(|w| *w != what);
+    words.nth(1).and_then(|n| n.parse().ok()).expect("a number")
 }
 
 /// `lab link 0 HOW`.
