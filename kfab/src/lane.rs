@@ -153,6 +153,10 @@ impl Lane {
     #[inline]
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Machine, &mut Io<'_>) -> R) -> R {
         let mut s = self.lock();
+        if s.asleep.is_some() {
+            // Nobody has polled for a while: the lane's clock is old.
+            s.read_clock();
+        }
         let (machine, mut io) = s.split();
         let r = f(machine, &mut io);
         if s.asleep.is_some() {

@@ -84,7 +84,7 @@ impl Machine {
         let mut next = u64::MAX;
         for ci in std::mem::take(&mut self.greeting) {
             let c = &self.conns[ci as usize];
-            if !c.live || c.up || c.closing {
+            if !c.live || !c.ready || c.up || c.closing {
                 continue;
             }
             let give_up = c.opened_at + limit;

@@ -115,6 +115,7 @@ impl Machine {
 
     pub(crate) fn on_up(&mut self, io: &mut Io<'_>, port: usize, conn: Conn) {
         if let Some(ci) = self.conn_at(port, conn) {
+            self.conns[ci as usize].ready = true;
             self.send_hello(io, ci);
             if self.conns[ci as usize].delivery == Delivery::Datagram {
                 // The hello itself may be lost: `clock` repeats it until it is answered.

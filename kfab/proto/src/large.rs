@@ -174,8 +174,7 @@ impl Machine {
             return self.finish(op, Ok(Outcome::Message(m)));
         }
         self.end_op(op);
-        let u = Unexpected { from: m.from, tag: m.tag, what: Arrived::Whole(m.data), units: 0 };
-        self.matcher.push_back_first(u);
+        self.give_again(m);
     }
 
     #[expect(clippy::too_many_arguments, reason = "one transfer's terms")]

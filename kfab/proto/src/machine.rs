@@ -3,7 +3,7 @@
 use crate::events::{FabricEvent, Stream as EventStream};
 use crate::faults::{FaultAction, FaultId, FaultRule, Faults};
 use crate::limits::Limits;
-use crate::matcher::{Arrived, Matcher, Unexpected};
+use crate::matcher::Matcher;
 use crate::message::*;
 use crate::onesided::Windows;
 use crate::ops::{Ops, Proto};
@@ -34,6 +34,8 @@ pub(crate) struct ConnState {
     pub(crate) peer: Option<u32>,
     /// We dialed it (for this peer) or the peer did.
     pub(crate) dialed: bool,
+    /// The transport has reported it up: frames may be posted.
+    pub(crate) ready: bool,
     /// The peer's hello has come: it is a rail.
     pub(crate) up: bool,
     pub(crate) live: bool,
@@ -417,8 +419,7 @@ impl Machine {
             self.withdraw(io, op);
         }
         if let Some(Ok(Outcome::Message(m))) = self.ops.detach(op) {
-            let u = Unexpected { from: m.from, tag: m.tag, what: Arrived::Whole(m.data), units: 0 };
-            self.matcher.push_back_first(u);
+            self.give_again(m);
         }
     }
 
@@ -621,6 +622,7 @@ impl Machine {
             conn,
             peer,
             dialed: peer.is_some(),
+            ready: peer.is_none(),
             up: false,
             live: true,
             closing: false,

@@ -309,6 +309,20 @@ impl Machine {
         }
     }
 
+    /// A whole message whose receive was withdrawn goes to the next that waits for it, or to the head of the queue.
+    pub(crate) fn give_again(&mut self, m: Message) {
+        let Some((op, _)) = self.matcher.take_posted(m.from, m.tag) else {
+            let what = Arrived::Whole(m.data);
+            return self.matcher.push_back_first(Unexpected { from: m.from, tag: m.tag, what, units: 0 });
+        };
+        let into = match self.ops.proto(op) {
+            Some(Proto::Recv { into, .. }) => into.take(),
+            _ => None,
+        };
+        let r = fit(m.data, into).map(|d| Outcome::Message(message(m.from, m.tag, d)));
+        self.finish(op, r);
+    }
+
     /// A receive that finds its message waiting.
     pub(crate) fn deliver_waiting(
         &mut self,
