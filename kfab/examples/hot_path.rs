@@ -28,6 +28,9 @@ fn main() -> kfab::Result<()> {
         to_a.send(&m).wait()?;
         r.wait()?;
     }
-    println!("{:.1} ns a message, both ends in one thread", start.elapsed().as_nanos() as f64 / f64::from(n) / 2.0);
+    println!(
+        "{:.1} ns a message, both ends in one thread",
+        start.elapsed().as_nanos() as f64 / f64::from(n) / 2.0
+    );
     Ok(())
 }

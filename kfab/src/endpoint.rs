@@ -23,7 +23,7 @@ pub struct Endpoint {
 #[inline]
 fn op<T: Finish>(lane: &Arc<Lane>, r: Result<Started>) -> Op<T> {
     match r {
-        Ok(Started::Done(o)) => Op::ready(T::finish(o, lane.clone())),
+        Ok(Started::Done(o)) => Op::ready(T::finish(o, || lane.clone())),
         Ok(Started::Pending(id)) => Op::pending(lane.clone(), id),
         Err(e) => Op::ready(Err(e)),
     }
@@ -60,7 +60,10 @@ impl Endpoint {
     /// Receives a message whose tag equals `tag` in every bit that is 0 in `ignore`.
     #[inline]
     pub fn recv_tagged(&self, tag: u64, ignore: u64) -> Op<Message> {
-        op(&self.lane, self.lane.with(|m, io| m.recv(io, Want { tag: Some((tag, ignore)), from: None }, None)))
+        op(
+            &self.lane,
+            self.lane.with(|m, io| m.recv(io, Want { tag: Some((tag, ignore)), from: None }, None)),
+        )
     }
 
     /// A receive with more to say: from one peer only, into a buffer of yours.

@@ -85,7 +85,8 @@ impl Fabric {
             if !config.providers.is_empty() && !config.providers.iter().any(|n| n == scheme) {
                 continue;
             }
-            let asked = config.providers.iter().any(|n| n == scheme) || !ways_of(&config.listen, scheme).is_empty();
+            let asked =
+                config.providers.iter().any(|n| n == scheme) || !ways_of(&config.listen, scheme).is_empty();
             match self.open_ports(p.as_ref(), &config) {
                 Ok(mut opened) => ports.append(&mut opened),
                 Err(e) if asked || e.kind() != Kind::Unavailable => return Err(e),
@@ -93,7 +94,8 @@ impl Fabric {
             }
         }
         if ports.is_empty() {
-            let why = if missing.is_empty() { "the fabric has no provider".to_owned() } else { missing.join("; ") };
+            let why =
+                if missing.is_empty() { "the fabric has no provider".to_owned() } else { missing.join("; ") };
             return Err(Error::new(Kind::Unavailable, "endpoint", why));
         }
         ports.sort_by_key(|p| p.caps().rank);
@@ -103,15 +105,26 @@ impl Fabric {
 
     /// One endpoint per partition of this machine, each with its memory and helper thread bound there. What could not be bound is
     /// in [`Endpoint::placement`].
-    pub fn open_partitioned(&self, config: EndpointConfig, parts: &kfab_topo::Partitions) -> Result<Vec<Endpoint>> {
-        parts.iter().map(|p| self.open(EndpointConfig { partition: Some(p.clone()), ..config.clone() })).collect()
+    pub fn open_partitioned(
+        &self,
+        config: EndpointConfig,
+        parts: &kfab_topo::Partitions,
+    ) -> Result<Vec<Endpoint>> {
+        parts
+            .iter()
+            .map(|p| self.open(EndpointConfig { partition: Some(p.clone()), ..config.clone() }))
+            .collect()
     }
 
     fn check_names(&self, config: &EndpointConfig) -> Result<()> {
         let have: Vec<_> = self.providers.iter().map(|p| p.scheme()).collect();
         let unknown = |name: &str| {
             let list = have.join(", ");
-            Err(Error::new(Kind::InvalidArgument, "endpoint", format!("unknown provider {name:?}; there are: {list}")))
+            Err(Error::new(
+                Kind::InvalidArgument,
+                "endpoint",
+                format!("unknown provider {name:?}; there are: {list}"),
+            ))
         };
         for name in &config.providers {
             if !have.contains(&name.as_str()) {
@@ -123,7 +136,11 @@ impl Fabric {
                 Some((scheme, _)) if have.contains(&scheme) => {}
                 Some((scheme, _)) => return unknown(scheme),
                 None => {
-                    return Err(Error::new(Kind::InvalidArgument, "endpoint", format!("{way:?}: expected SCHEME:WHERE")));
+                    return Err(Error::new(
+                        Kind::InvalidArgument,
+                        "endpoint",
+                        format!("{way:?}: expected SCHEME:WHERE"),
+                    ));
                 }
             }
         }
@@ -134,9 +151,14 @@ impl Fabric {
         let listen = ways_of(&config.listen, p.scheme());
         let devices = ways_of(&config.devices, p.scheme());
         let n = listen.len().max(devices.len()).max(1);
-        let base = PortConfig { key: self.config.key.clone(), encrypt: !self.config.plain, ..Default::default() };
+        let base =
+            PortConfig { key: self.config.key.clone(), encrypt: !self.config.plain, ..Default::default() };
         let one = |i: usize| {
-            p.open(&PortConfig { listen: listen.get(i).cloned(), device: devices.get(i).cloned(), ..base.clone() })
+            p.open(&PortConfig {
+                listen: listen.get(i).cloned(),
+                device: devices.get(i).cloned(),
+                ..base.clone()
+            })
         };
         (0..n).map(one).collect()
     }
@@ -144,7 +166,8 @@ impl Fabric {
 
 /// The texts of those ways that are for `scheme`.
 fn ways_of(list: &[String], scheme: &str) -> Vec<String> {
-    let split = |w: &String| w.split_once(':').filter(|(s, _)| *s == scheme).map(|(s, rest)| Way::new(s, rest).rest);
+    let split =
+        |w: &String| w.split_once(':').filter(|(s, _)| *s == scheme).map(|(s, rest)| Way::new(s, rest).rest);
     list.iter().filter_map(split).collect()
 }
 

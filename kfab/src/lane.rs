@@ -110,7 +110,8 @@ impl Lane {
         let address = Address::new(ports.iter().flat_map(|p| p.ways()).collect());
         machine.set_address(&address);
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let kick = eventfd(0, flags).map_err(|e| Error::os("endpoint", "eventfd (is the fd limit reached? ulimit -n)", e))?;
+        let kick = eventfd(0, flags)
+            .map_err(|e| Error::os("endpoint", "eventfd (is the fd limit reached? ulimit -n)", e))?;
         let mut state = State {
             machine,
             ports,
@@ -237,7 +238,12 @@ impl Lane {
     }
 
     /// Sleeps until there is news: on the descriptors, or beside another caller that sleeps there.
-    fn sleep(&self, mut s: LaneGuard<'_, State>, op: OpId, deadline: Option<Instant>) -> Option<Result<Outcome>> {
+    fn sleep(
+        &self,
+        mut s: LaneGuard<'_, State>,
+        op: OpId,
+        deadline: Option<Instant>,
+    ) -> Option<Result<Outcome>> {
         match s.asleep {
             Some(Sleeper { helper: false, .. }) => {
                 self.sleep_beside(s, op, deadline);
@@ -280,12 +286,21 @@ impl Lane {
     }
 
     /// Arms everything and sleeps in poll(2). Returns after news, a kick, a timer, or at once if there is work.
-    pub(crate) fn sleep_on_ports(&self, mut s: LaneGuard<'_, State>, deadline: Option<Instant>, helper: bool) {
+    pub(crate) fn sleep_on_ports(
+        &self,
+        mut s: LaneGuard<'_, State>,
+        deadline: Option<Instant>,
+        helper: bool,
+    ) {
         s.read_clock();
         if !s.arm() {
             return;
         }
-        let due = s.machine.deadline(&s.ports).unwrap_or(u64::MAX).min(deadline.map_or(u64::MAX, |d| s.lane_time(d)));
+        let due = s
+            .machine
+            .deadline(&s.ports)
+            .unwrap_or(u64::MAX)
+            .min(deadline.map_or(u64::MAX, |d| s.lane_time(d)));
         let until = due.min(s.now + LONGEST.as_nanos() as u64);
         if until <= s.now {
             return;
@@ -321,7 +336,8 @@ impl Lane {
             let e = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll descriptor (ulimit -n)");
             let fds = s.ports.iter().map(|p| p.fd()).chain([self.kick.as_fd()]);
             for (i, fd) in fds.enumerate() {
-                epoll::add(&e, fd, epoll::EventData::new_u64(i as u64), epoll::EventFlags::IN).expect("a new descriptor");
+                epoll::add(&e, fd, epoll::EventData::new_u64(i as u64), epoll::EventFlags::IN)
+                    .expect("a new descriptor");
             }
             e
         })

@@ -44,8 +44,8 @@ pub use kfab_core::mem::{Buffer, PoolConfig, PoolStats, WindowMem};
 pub use kfab_core::spi::{Address, Caps, Device, Provider, Rights, Unavailable, Way};
 pub use kfab_core::{Error, Fate, Kind, Result};
 pub use kfab_proto::{
-    FabricEvent, FaultAction, FaultId, FaultRule, LaneStats, Limits, Payload, Peeked, PeerCounters, PeerId, PeerInfo, RailInfo,
-    SendOptions, WindowKey,
+    FabricEvent, FaultAction, FaultId, FaultRule, LaneStats, Limits, Payload, Peeked, PeerCounters, PeerId,
+    PeerInfo, RailInfo, SendOptions, WindowKey,
 };
 pub use kfab_topo as topo;
 #[cfg(feature = "serde")]

@@ -21,10 +21,11 @@ impl Finish for Buffer {}
 pub(crate) mod sealed {
     use super::*;
 
-    /// How the value is made from what the machine gives. Not for others to implement.
+    /// How the value is made from what the machine gives. Not for others to implement. The lane is asked for only by values that
+    /// keep it: counting an owner more costs as much as a small message's way through the machine.
     pub trait Finish: Sized {
         #[doc(hidden)]
-        fn finish(outcome: Outcome, lane: Arc<Lane>) -> Result<Self>;
+        fn finish(outcome: Outcome, lane: impl FnOnce() -> Arc<Lane>) -> Result<Self>;
     }
 
     fn unexpected() -> Error {
@@ -32,8 +33,8 @@ pub(crate) mod sealed {
     }
 
     impl Finish for () {
-        #[inline]
-        fn finish(outcome: Outcome, _: Arc<Lane>) -> Result<()> {
+        #[inline(always)]
+        fn finish(outcome: Outcome, _: impl FnOnce() -> Arc<Lane>) -> Result<()> {
             match outcome {
                 Outcome::Unit => Ok(()),
                 _ => Err(unexpected()),
@@ -42,18 +43,18 @@ pub(crate) mod sealed {
     }
 
     impl Finish for Message {
-        #[inline]
-        fn finish(outcome: Outcome, lane: Arc<Lane>) -> Result<Message> {
+        #[inline(always)]
+        fn finish(outcome: Outcome, lane: impl FnOnce() -> Arc<Lane>) -> Result<Message> {
             match outcome {
-                Outcome::Message(m) => Ok(Message::new(lane, m)),
+                Outcome::Message(m) => Ok(Message::new(lane(), m)),
                 _ => Err(unexpected()),
             }
         }
     }
 
     impl Finish for Buffer {
-        #[inline]
-        fn finish(outcome: Outcome, _: Arc<Lane>) -> Result<Buffer> {
+        #[inline(always)]
+        fn finish(outcome: Outcome, _: impl FnOnce() -> Arc<Lane>) -> Result<Buffer> {
             match outcome {
                 Outcome::Buffer(b) => Ok(b),
                 _ => Err(unexpected()),
@@ -116,7 +117,7 @@ impl<T: Finish> Op<T> {
         match std::mem::replace(&mut self.state, State::Taken) {
             State::Ready(r) => r,
             State::Pending(lane, id) => match lane.wait_for(id, None) {
-                Some(r) => r.and_then(|o| T::finish(o, lane)),
+                Some(r) => r.and_then(|o| T::finish(o, || lane)),
                 None => Err(Lane::closed()),
             },
             State::Taken => Err(Lane::closed()),
@@ -129,8 +130,10 @@ impl<T: Finish> Op<T> {
         match std::mem::replace(&mut self.state, State::Taken) {
             State::Ready(r) => r,
             State::Pending(lane, id) => {
-                let r = lane.wait_for(id, Some(Instant::now() + limit)).unwrap_or_else(|| end_early(&lane, id, Kind::TimedOut));
-                r.and_then(|o| T::finish(o, lane))
+                let r = lane
+                    .wait_for(id, Some(Instant::now() + limit))
+                    .unwrap_or_else(|| end_early(&lane, id, Kind::TimedOut));
+                r.and_then(|o| T::finish(o, || lane))
             }
             State::Taken => Err(Lane::closed()),
         }
@@ -151,14 +154,16 @@ impl<T: Finish> Op<T> {
     pub fn cancel(mut self) -> Result<T> {
         match std::mem::replace(&mut self.state, State::Taken) {
             State::Ready(r) => r,
-            State::Pending(lane, id) => end_early(&lane, id, Kind::Canceled).and_then(|o| T::finish(o, lane)),
+            State::Pending(lane, id) => {
+                end_early(&lane, id, Kind::Canceled).and_then(|o| T::finish(o, || lane))
+            }
             State::Taken => Err(Lane::closed()),
         }
     }
 
     fn end(&mut self, r: Result<Outcome>) {
         if let State::Pending(lane, _) = std::mem::replace(&mut self.state, State::Taken) {
-            self.state = State::Ready(r.and_then(|o| T::finish(o, lane)));
+            self.state = State::Ready(r.and_then(|o| T::finish(o, || lane)));
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Windows: memory that peers who hold the key may read or write without our doing.
 
 use crate::lane::Lane;
+use kfab_core::Result;
 use kfab_core::mem::{Buffer, WindowMem};
 use kfab_core::spi::Rights;
-use kfab_core::Result;
 use kfab_proto::{WindowId, WindowKey, WindowMemory};
 use std::sync::Arc;
 

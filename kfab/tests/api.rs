@@ -11,7 +11,8 @@ use std::time::Duration;
 fn messages_of_all_sizes_arrive_whole() {
     on_all("sizes", |s| {
         let (a, b, to_b) = pair(s);
-        let sizes = [0, 1, 8, 40, 41, 64, 1000, 2048, 2049, 4096, 8192, 65_536, 65_537, 1 << 20, (5 << 20) + 3];
+        let sizes =
+            [0, 1, 8, 40, 41, 64, 1000, 2048, 2049, 4096, 8192, 65_536, 65_537, 1 << 20, (5 << 20) + 3];
         for (i, len) in sizes.into_iter().enumerate() {
             let want = pattern(len, i);
             let sent = to_b.send(&want[..]);
@@ -67,7 +68,12 @@ fn tags_choose_and_peek_looks() {
     on_all("tags", |s| {
         let (_a, b, to_b) = pair(s);
         for tag in [5u64, 0x100, 7] {
-            to_b.send_with(&tag.to_le_bytes(), SendOptions { tag: Some(tag), ordered: true, ..Default::default() }).wait().unwrap();
+            to_b.send_with(
+                &tag.to_le_bytes(),
+                SendOptions { tag: Some(tag), ordered: true, ..Default::default() },
+            )
+            .wait()
+            .unwrap();
         }
         to_b.send(b"plain").wait().unwrap();
         assert_eq!(b.recv_tagged(7, 0).wait().unwrap()[..], 7u64.to_le_bytes());
@@ -201,7 +207,9 @@ fn nobody_at_the_address_is_an_error_that_says_what_was_tried() {
         assert_eq!(e.fate(), kfab::Fate::NotSent);
         let e = a.peer("ib:fe80::1").unwrap_err();
         assert!(e.to_string().contains("tcp"), "{e}");
-        let e = fabric().open(EndpointConfig { providers: vec!["nosuch".into()], ..Default::default() }).unwrap_err();
+        let e = fabric()
+            .open(EndpointConfig { providers: vec!["nosuch".into()], ..Default::default() })
+            .unwrap_err();
         assert!(e.to_string().contains("nosuch") && e.to_string().contains("tcp"), "{e}");
     });
 }

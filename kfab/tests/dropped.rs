@@ -15,7 +15,8 @@ fn a_send_that_is_let_go_arrives_all_the_same() {
                 let early = posted_first.then(|| b.recv());
                 drop(to_b.send(&want[..]));
                 let m = early.unwrap_or_else(|| b.recv()).wait();
-                let m = m.unwrap_or_else(|e| panic!("{len} bytes over {s}, posted first {posted_first}: {e:?}"));
+                let m =
+                    m.unwrap_or_else(|e| panic!("{len} bytes over {s}, posted first {posted_first}: {e:?}"));
                 assert_eq!(&m[..], &want[..]);
             }
             let end = Instant::now() + Duration::from_secs(10);

@@ -114,7 +114,10 @@ fn a_thousand_peers() {
         assert!(each <= 32.0, "{each} KiB per peer");
         assert_eq!(with.threads, before.threads, "no thread per peer");
         let among = round_trip(&a, &first);
-        println!("latency to one of {PEERS} peers {among:?}, alone {alone:?}: x{:.2}", among.as_secs_f64() / alone.as_secs_f64());
+        println!(
+            "latency to one of {PEERS} peers {among:?}, alone {alone:?}: x{:.2}",
+            among.as_secs_f64() / alone.as_secs_f64()
+        );
 
         drop(kid);
         let late = peers[7].send(b"anyone?").wait_timeout(Duration::from_secs(30)).unwrap_err();

@@ -50,7 +50,8 @@ fn promised(scheme: &str) -> Duration {
 /// Waits for all operations; each must end well or as `PeerLost`. How many were lost.
 fn all_end<T: kfab::Finish>(ops: Vec<Op<T>>, until: Instant, what: &str) -> usize {
     let ended = ops.into_iter().map(|o| o.wait_timeout(until.saturating_duration_since(Instant::now())));
-    let lost = ended.filter_map(Result::err).inspect(|e| assert_eq!(e.kind(), Kind::PeerLost, "{what}: {e:?}"));
+    let lost =
+        ended.filter_map(Result::err).inspect(|e| assert_eq!(e.kind(), Kind::PeerLost, "{what}: {e:?}"));
     lost.count()
 }
 
@@ -94,11 +95,14 @@ fn killed_while(name: &'static str, deed: Deed) {
                 };
                 let (n, heard) = deed(&a, &peer, &server, &mut kill, promised(scheme));
                 lost += n;
-                times.push(heard.duration_since(killed.expect("the deed kills")));
+                let took = heard.duration_since(killed.expect("the deed kills"));
                 drop(kid);
                 let (events, _) = a.events();
-                let told = events.iter().filter(|e| matches!(e, FabricEvent::PeerLost { peer: p, .. } if *p == peer.id()));
+                let told = events
+                    .iter()
+                    .filter(|e| matches!(e, FabricEvent::PeerLost { peer: p, .. } if *p == peer.id()));
                 assert!(told.count() >= 1, "{events:?}");
+                times.push((took, events));
                 drop(peer);
                 if round == 4 {
                     level = Some(Level::now());
@@ -108,10 +112,12 @@ fn killed_while(name: &'static str, deed: Deed) {
             assert_eq!((s.lane.ops, s.lane.unacked, s.lane.deferred, s.lane.conns), (0, 0, 0, 0), "{s:?}");
             assert_eq!(s.pool.in_use, 0, "{s:?}");
             level.unwrap().regained(name, 8 << 10);
-            times.sort();
-            let (median, worst) = (times[ROUNDS / 2], times[ROUNDS - 1]);
-            println!("{name} over {scheme}: {lost} operations lost; heard of it after {median:?}, at most {worst:?}; reached the next after {first:?}");
-            assert!(lost > 0 && worst < promised(scheme), "{lost} lost, {worst:?}");
+            times.sort_by_key(|(took, _)| *took);
+            let (median, (worst, slowest)) = (times[ROUNDS / 2].0, times.pop().unwrap());
+            println!(
+                "{name} over {scheme}: {lost} operations lost; heard of it after {median:?}, at most {worst:?}; reached the next after {first:?}"
+            );
+            assert!(lost > 0 && worst < promised(scheme), "{lost} lost, {worst:?}: {slowest:?}");
             assert!(first < Duration::from_secs(2), "a restarted server is reached after {first:?}");
         });
     }
@@ -131,7 +137,11 @@ fn killed_while_idly_waited_for() {
 fn killed_in_mid_stream() {
     killed_while("stream", |a, peer, _, kill, limit| {
         let ops = |n: u32| {
-            let opt = |i: u32| SendOptions { delivered: i % 3 == 0, ordered: i % 5 == 0, tag: (i % 7 == 0).then_some(9) };
+            let opt = |i: u32| SendOptions {
+                delivered: i % 3 == 0,
+                ordered: i % 5 == 0,
+                tag: (i % 7 == 0).then_some(9),
+            };
             (0..n).map(|i| peer.send_with(&pattern(i as usize % 3000, 1)[..], opt(i))).collect::<Vec<_>>()
         };
         let waits: Vec<_> = (0..50).map(|_| a.recv_with().from(peer).post()).collect();
@@ -188,7 +198,8 @@ fn killed_in_mid_write_and_read() {
         let reads: Vec<_> = (0..2).map(|_| read()).collect();
         kill();
         let until = Instant::now() + limit;
-        let mut n = all_end(writes, until, "a write to the dead") + all_end(reads, until, "a read from the dead");
+        let mut n =
+            all_end(writes, until, "a write to the dead") + all_end(reads, until, "a read from the dead");
         let heard = Instant::now();
         // Over shared memory writes and reads are done in the call: go on until one finds the peer dead.
         while n == 0 {
@@ -269,7 +280,9 @@ fn reached_by(a: &Endpoint, peer: &Peer) -> (String, Option<String>) {
     let up: Vec<_> = events
         .iter()
         .filter_map(|e| match e {
-            FabricEvent::PeerUp { peer: p, via, fallback } if *p == peer.id() => Some((via.clone(), fallback.clone())),
+            FabricEvent::PeerUp { peer: p, via, fallback } if *p == peer.id() => {
+                Some((via.clone(), fallback.clone()))
+            }
             _ => None,
         })
         .collect();

@@ -26,7 +26,11 @@ struct Net {
 fn try_sh(line: &str) -> Result<(), String> {
     let mut words = line.split_whitespace();
     let out = Command::new(words.next().unwrap()).args(words).output().map_err(|e| format!("{line}: {e}"))?;
-    if out.status.success() { Ok(()) } else { Err(format!("{line}: {}", String::from_utf8_lossy(&out.stderr))) }
+    if out.status.success() {
+        Ok(())
+    } else {
+        Err(format!("{line}: {}", String::from_utf8_lossy(&out.stderr)))
+    }
 }
 
 fn sh(line: &str) {
@@ -72,7 +76,9 @@ impl Net {
     /// Shapes the rail to some Mbit/s, both ways.
     fn shape(&self, rail: usize, mbit: u32) {
         for n in [&self.a, &self.b] {
-            sh(&format!("ip netns exec {n} tc qdisc add dev r{rail} root tbf rate {mbit}mbit burst 64kb latency 50ms"));
+            sh(&format!(
+                "ip netns exec {n} tc qdisc add dev r{rail} root tbf rate {mbit}mbit burst 64kb latency 50ms"
+            ));
         }
     }
 

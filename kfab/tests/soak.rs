@@ -104,7 +104,13 @@ fn fault(e: &Endpoint, peer: &Peer, rng: &mut Rng) -> kfab::FaultId {
         _ => FaultAction::Cut,
     };
     let port = (action == FaultAction::Cut || rng.below(2) == 0).then(|| rng.below(2) as usize);
-    let rule = FaultRule { peer: Some(peer.id()), port, action, chance: 0.05 + rng.below(30) as f64 / 100.0, seed: rng.below(1 << 30) };
+    let rule = FaultRule {
+        peer: Some(peer.id()),
+        port,
+        action,
+        chance: 0.05 + rng.below(30) as f64 / 100.0,
+        seed: rng.below(1 << 30),
+    };
     e.add_fault(rule).unwrap()
 }
 
@@ -177,7 +183,11 @@ fn account(kid: &mut Kid, acknowledged: &[u64]) {
         if missing.is_empty() {
             return;
         }
-        assert!(begun.elapsed() < Duration::from_secs(15), "acknowledged and lost: {missing:?} of {}", acknowledged.len());
+        assert!(
+            begun.elapsed() < Duration::from_secs(15),
+            "acknowledged and lost: {missing:?} of {}",
+            acknowledged.len()
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -220,17 +230,27 @@ fn epoch(e: &Endpoint, places: &[String], seed: u64, until: Instant, sums: &Sums
 #[ignore = "runs for minutes: cargo xtask soak"]
 fn soak_kill_cut_restart() {
     let seconds: u64 = std::env::var("KFAB_SOAK_SECS").ok().and_then(|s| s.parse().ok()).unwrap_or(30);
-    let seed = std::env::var("KFAB_SOAK_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(u64::from(std::process::id()));
+    let seed = std::env::var("KFAB_SOAK_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(u64::from(std::process::id()));
     println!("seed {seed} (KFAB_SOAK_SEED repeats its choices)");
     watched_for("soak", seconds + 240, move || {
         let before = Level::now();
         let e = fabric_with(None).open(limits(EndpointConfig::default())).unwrap();
-        let places: Vec<String> =
-            (0..CHILDREN).map(|i| format!("{},{}", place("shm", &format!("soak{i}")), place("tcp", ""))).collect();
+        let places: Vec<String> = (0..CHILDREN)
+            .map(|i| format!("{},{}", place("shm", &format!("soak{i}")), place("tcp", "")))
+            .collect();
         let (begun, sums) = (Instant::now(), Sums::default());
         let (mut level, mut epochs) = (None, 0);
         while epochs < 3 || begun.elapsed() < Duration::from_secs(seconds) {
-            epoch(&e, &places, seed + epochs, Instant::now() + EPOCH.min(Duration::from_secs(seconds / 3)), &sums);
+            epoch(
+                &e,
+                &places,
+                seed + epochs,
+                Instant::now() + EPOCH.min(Duration::from_secs(seconds / 3)),
+                &sums,
+            );
             epochs += 1;
             settle(&e);
             println!("{:>4} s: {sums:?} {:?}", begun.elapsed().as_secs(), Level::now());
@@ -241,7 +261,10 @@ fn soak_kill_cut_restart() {
         level.unwrap().regained("after the warm-up", 16 << 10);
         drop(e);
         let end = Level::now();
-        assert!(end.fds <= before.fds && end.threads <= before.threads, "{end:?} at the end, {before:?} before");
+        assert!(
+            end.fds <= before.fds && end.threads <= before.threads,
+            "{end:?} at the end, {before:?} before"
+        );
         let n = |a: &AtomicU64| a.load(Ordering::Relaxed);
         assert!(n(&sums.acknowledged) > 0 && n(&sums.struck) > 0, "{sums:?}");
     });

@@ -217,7 +217,12 @@ impl Machine {
     /// answer while another is heard is given up.
     fn check_silent_rails(&mut self, io: &mut Io<'_>, pi: u32) -> u64 {
         let patience = ns(self.limits.rail_timeout);
-        let heard = self.peers[pi as usize].active.iter().map(|ci| self.conns[*ci as usize].heard_at).max().unwrap_or(0);
+        let heard = self.peers[pi as usize]
+            .active
+            .iter()
+            .map(|ci| self.conns[*ci as usize].heard_at)
+            .max()
+            .unwrap_or(0);
         let works = heard + patience > io.now;
         for ci in self.peers[pi as usize].active.clone() {
             let c = &self.conns[ci as usize];

@@ -436,8 +436,8 @@ impl Machine {
         for port in 0..io.ports.len() {
             let mut events = std::mem::take(&mut self.events);
             busy |= io.ports[port].poll(io.now, &mut events);
-            for e in events.drain(..) {
-                self.on_event(io, port, e);
+            if !events.is_empty() {
+                self.on_events(io, port, &mut events);
             }
             self.events = events;
         }
@@ -456,6 +456,21 @@ impl Machine {
             io.ports.iter_mut().for_each(|p| p.flush());
         }
         busy
+    }
+
+    /// Frames are handled where they lie: moving each event once more would cost as much as handling it.
+    #[inline]
+    fn on_events(&mut self, io: &mut Io<'_>, port: usize, events: &mut Vec<Event>) {
+        for e in events.iter_mut() {
+            if let Event::Frame { conn, header, inline, body_len } = e {
+                self.on_frame_event(io, port, *conn, header, inline, *body_len);
+            } else {
+                let done = Event::Writable { conn: Conn(u64::MAX) };
+                let e = std::mem::replace(e, done);
+                self.on_event(io, port, e);
+            }
+        }
+        events.clear();
     }
 
     fn drain_dirty(&mut self, io: &mut Io<'_>) {
@@ -604,7 +619,7 @@ impl Machine {
 
     // ---- connections by their port's name ----
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn conn_at(&mut self, port: usize, conn: Conn) -> Option<u32> {
         let (p, c, i) = self.last_conn;
         if p == port && c == conn && i != NO_CONN {
@@ -683,6 +698,7 @@ impl Machine {
     }
 
     /// An operation waits no more for its peer.
+    #[inline(always)]
     pub(crate) fn unexpect(&mut self, old: &Proto) {
         if let Some(peer) = old.peer()
             && let Some(p) = self.peers.get_mut(peer.index as usize).filter(|p| p.name == peer)
@@ -692,7 +708,7 @@ impl Machine {
     }
 
     /// Ends the protocol's side of an operation.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn end_op(&mut self, op: OpId) -> Proto {
         let old = self.ops.end_proto(op);
         self.unexpect(&old);
@@ -700,7 +716,7 @@ impl Machine {
     }
 
     /// Ends both sides of an operation.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn finish(&mut self, op: OpId, result: Result<Outcome>) {
         self.ops.complete(op, result);
         self.end_op(op);

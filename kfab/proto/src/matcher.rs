@@ -79,7 +79,7 @@ impl Matcher {
     }
 
     /// The first waiting receive that accepts this message.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take_posted(&mut self, from: PeerId, tag: Option<u64>) -> Option<(OpId, Want)> {
         let q = &mut self.posted[space(tag.is_some())];
         if q.is_empty() {

@@ -82,7 +82,7 @@ impl Ops {
     }
 
     /// A new operation; `Kind::Limit` if there are too many.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn insert(&mut self, proto: Proto, op: &'static str) -> Result<OpId> {
         if self.free == NONE {
             if self.slots.len() >= self.max {
@@ -105,17 +105,19 @@ impl Ops {
         Ok(OpId { index, generation: s.generation })
     }
 
+    #[inline(always)]
     fn slot(&mut self, id: OpId) -> Option<&mut Slot> {
         self.slots.get_mut(id.index as usize).filter(|s| s.generation == id.generation)
     }
 
     /// The protocol's side; `None` for a name nobody gave out, or an ended one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn proto(&mut self, id: OpId) -> Option<&mut Proto> {
         self.slot(id).map(|s| &mut s.proto).filter(|p| !matches!(p, Proto::Ended))
     }
 
     /// Ends the protocol's side and gives what it held.
+    #[inline(always)]
     pub(crate) fn end_proto(&mut self, id: OpId) -> Proto {
         let Some(s) = self.slot(id) else { return Proto::Ended };
         let p = std::mem::replace(&mut s.proto, Proto::Ended);
@@ -124,7 +126,7 @@ impl Ops {
     }
 
     /// Gives the user the result, once; wakes whoever waits.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn complete(&mut self, id: OpId, result: Result<Outcome>) {
         let Some(s) = self.slot(id) else { return };
         if let User::Waiting(w) = &mut s.user {
@@ -150,7 +152,7 @@ impl Ops {
     }
 
     /// The result, if there is one; afterwards the name is dead.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(&mut self, id: OpId) -> Option<Result<Outcome>> {
         let s = self.slot(id)?;
         if !matches!(s.user, User::Ready(_)) {
@@ -181,7 +183,7 @@ impl Ops {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn collect(&mut self, id: OpId) {
         let s = &mut self.slots[id.index as usize];
         if matches!(s.user, User::Gone) && matches!(s.proto, Proto::Ended) && s.generation == id.generation {

@@ -9,7 +9,7 @@ use crate::message::*;
 use crate::ops::{Proto, data};
 use crate::wire::*;
 use kfab_core::mem::{Buffer, Landing};
-use kfab_core::spi::{Event, INLINE_MAX, Inline};
+use kfab_core::spi::{Conn, Event, INLINE_MAX, Inline};
 use kfab_core::{Error, Fate, Kind, Result};
 
 /// What the body being taken from a connection belongs to.
@@ -46,13 +46,8 @@ fn message(from: PeerId, tag: Option<u64>, data: Data) -> Message {
 impl Machine {
     pub(crate) fn on_event(&mut self, io: &mut Io<'_>, port: usize, e: Event) {
         match e {
-            Event::Frame { conn, header, inline, body_len } => {
-                if let Some(ci) = self.conn_at(port, conn) {
-                    self.on_frame(io, ci, &header, inline, body_len);
-                } else if body_len > 0 {
-                    io.ports[port].take(conn, None);
-                }
-            }
+            // Handled where it lies, by `on_frame_event`.
+            Event::Frame { .. } => {}
             Event::Taken { conn, landing, ok } => {
                 if let Some(ci) = self.conn_at(port, conn)
                     && let Some(t) = self.conns[ci as usize].taking.take()
@@ -77,8 +72,25 @@ impl Machine {
         }
     }
 
-    #[inline]
-    fn on_frame(&mut self, io: &mut Io<'_>, ci: u32, header: &[u8; 16], inline: Inline, body_len: usize) {
+    #[inline(always)]
+    pub(crate) fn on_frame_event(
+        &mut self,
+        io: &mut Io<'_>,
+        port: usize,
+        conn: Conn,
+        header: &[u8; 16],
+        inline: &Inline,
+        body_len: usize,
+    ) {
+        if let Some(ci) = self.conn_at(port, conn) {
+            self.on_frame(io, ci, header, inline, body_len);
+        } else if body_len > 0 {
+            io.ports[port].take(conn, None);
+        }
+    }
+
+    #[inline(always)]
+    fn on_frame(&mut self, io: &mut Io<'_>, ci: u32, header: &[u8; 16], inline: &Inline, body_len: usize) {
         let c = &mut self.conns[ci as usize];
         c.rx_frames += 1;
         c.rx_bytes += body_len as u64;
@@ -86,7 +98,7 @@ impl Machine {
             return self.hostile(io, ci, "a frame of unknown kind");
         };
         if kind == FrameKind::Hello {
-            return self.on_hello(io, ci, inline, body_len);
+            return self.on_hello(io, ci, *inline, body_len);
         }
         let Some(pi) = c.peer.filter(|_| c.up) else {
             if c.closing || c.delivery == kfab_core::spi::Delivery::Datagram {
@@ -120,7 +132,7 @@ impl Machine {
     }
 
     /// Acknowledgement and credit ride in every header.
-    #[inline]
+    #[inline(always)]
     fn take_header(&mut self, io: &mut Io<'_>, pi: u32, h: &Header) {
         let p = &mut self.peers[pi as usize];
         p.last_heard = io.now;
@@ -176,7 +188,7 @@ impl Machine {
 
     /// A sequenced frame seen for the first time.
     #[expect(clippy::too_many_arguments, reason = "the parts of one frame, taken apart once")]
-    #[inline]
+    #[inline(always)]
     fn on_new(
         &mut self,
         io: &mut Io<'_>,
@@ -185,20 +197,20 @@ impl Machine {
         kind: FrameKind,
         h: &Header,
         seq: u32,
-        inline: Inline,
+        inline: &Inline,
         body_len: usize,
     ) {
         if body_len > 0 {
             if self.is_taking(pi, seq) {
-                return self.park(io, ci, h, inline, body_len);
+                return self.park(io, ci, h, *inline, body_len);
             }
-            return self.start_take(io, ci, pi, kind, h, seq, inline, body_len);
+            return self.start_take(io, ci, pi, kind, h, seq, *inline, body_len);
         }
         self.arrived(io.now, ci, pi, seq, h.has(URGENT_ACK));
         match kind {
             FrameKind::Eager => {
                 let tag = h.has(TAGGED).then(|| h.tag.get());
-                self.message_here(io, pi, seq, tag, h.kind_flags, Arrived::Whole(Data::Inline(inline)), 1);
+                self.message_here(io, pi, seq, tag, h.kind_flags, Arrived::Whole(Data::Inline(*inline)), 1);
             }
             FrameKind::Rts => match Rts::parse(inline.as_slice()) {
                 Some(rts) if rts.len.get() <= self.limits.max_message => {
@@ -230,7 +242,7 @@ impl Machine {
     }
 
     /// Counts a frame as arrived and sees to its acknowledgement.
-    #[inline]
+    #[inline(always)]
     fn arrived(&mut self, now: u64, ci: u32, pi: u32, seq: u32, urgent: bool) {
         let p = &mut self.peers[pi as usize];
         p.rx.dedup.record(seq);
@@ -249,7 +261,7 @@ impl Machine {
 
     /// A message, whole or promised: to the receive that waits for it, or into the queue. Ordered ones wait for their turn.
     #[expect(clippy::too_many_arguments, reason = "the parts of one message")]
-    #[inline]
+    #[inline(always)]
     fn message_here(
         &mut self,
         io: &mut Io<'_>,
@@ -285,7 +297,7 @@ impl Machine {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn offer(&mut self, io: &mut Io<'_>, pi: u32, u: Unexpected) {
         let p = &mut self.peers[pi as usize];
         p.counters.rx_messages += 1;
@@ -349,7 +361,7 @@ impl Machine {
     }
 
     /// The memory of a message is the user's now: its units go back to the sender.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn consume(&mut self, pi: u32, units: u32) {
         let quarter = self.limits.credits / 4;
         let p = &mut self.peers[pi as usize];
@@ -396,7 +408,7 @@ impl Machine {
         for k in std::mem::take(&mut self.parked) {
             let c = &self.conns[k.ci as usize];
             if c.live && c.port == k.port {
-                self.on_frame(io, k.ci, &k.header, k.inline, k.body_len);
+                self.on_frame(io, k.ci, &k.header, &k.inline, k.body_len);
             }
         }
     }
@@ -623,7 +635,7 @@ pub(crate) fn truncated() -> Error {
 }
 
 /// Puts a message's data into the buffer the receive brought, if it brought one.
-#[inline]
+#[inline(always)]
 fn fit(d: Data, into: Option<Buffer>) -> Result<Data> {
     let Some(mut b) = into else { return Ok(d) };
     let bytes = match &d {

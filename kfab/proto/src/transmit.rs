@@ -73,7 +73,7 @@ impl Machine {
         !fetch && len <= caps.eager_max && self.limits.units(len) <= credits / 4
     }
 
-    #[inline]
+    #[inline(always)]
     fn send_inline(&mut self, io: &mut Io<'_>, pi: u32, inline: Inline, o: SendOptions) -> Result<Started> {
         let mut out = Out {
             kind: FrameKind::Eager,
@@ -194,7 +194,7 @@ impl Machine {
     }
 
     /// Numbers a frame and posts it; `false` if no rail takes it now. Spends its units.
-    #[inline]
+    #[inline(always)]
     fn transmit(&mut self, io: &mut Io<'_>, pi: u32, out: &Out, body: Body<'_>) -> bool {
         let p = &mut self.peers[pi as usize];
         if p.tx.unacked.len() >= self.limits.max_unacked {
@@ -214,7 +214,7 @@ impl Machine {
         self.sent(io.now, pi, ci, out, len)
     }
 
-    #[inline]
+    #[inline(always)]
     fn sent(&mut self, now: u64, pi: u32, ci: u32, out: &Out, len: usize) -> bool {
         let p = &mut self.peers[pi as usize];
         let seq = p.tx.take_seq();
@@ -240,7 +240,7 @@ impl Machine {
 
     /// The rail for a frame of `len` bytes: of the active ones that are not blocked, the one that would be done first, judged by what it
     /// has under way over its weight. So a slow rail gets less, and small frames spray.
-    #[inline]
+    #[inline(always)]
     fn pick_rail(&self, pi: u32, len: usize) -> Option<u32> {
         let p = &self.peers[pi as usize];
         if let [one] = p.active[..] {
@@ -254,7 +254,7 @@ impl Machine {
     }
 
     /// Hands one frame to a port, with the latest acknowledgement and credit in its header. `false`: the port has no room.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn post(
         &mut self,
         io: &mut Io<'_>,
@@ -481,7 +481,8 @@ impl Machine {
 
     /// An unsequenced frame over the rail last heard from; lost if it does not take it.
     pub(crate) fn send_bare(&mut self, io: &mut Io<'_>, pi: u32, kind: FrameKind, tag: u64) -> bool {
-        let open = self.peers[pi as usize].active.iter().copied().filter(|ci| !self.conns[*ci as usize].blocked);
+        let open =
+            self.peers[pi as usize].active.iter().copied().filter(|ci| !self.conns[*ci as usize].blocked);
         let Some(ci) = open.max_by_key(|ci| self.conns[*ci as usize].heard_at) else { return false };
         self.send_over(io, pi, ci, kind, tag)
     }

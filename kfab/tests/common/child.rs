@@ -52,7 +52,8 @@ impl Kid {
 
     /// What it says next after the word `word`; other lines are dropped.
     pub(crate) fn says(&self, word: &str) -> String {
-        self.says_within(word, Duration::from_secs(60)).unwrap_or_else(|| panic!("the child does not say {word:?}"))
+        self.says_within(word, Duration::from_secs(60))
+            .unwrap_or_else(|| panic!("the child does not say {word:?}"))
     }
 
     /// The same, with a limit of time.

@@ -42,7 +42,8 @@ impl Level {
 
 /// What the open descriptors are.
 fn descriptors() -> String {
-    let list = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|e| std::fs::read_link(e.ok()?.path()).ok());
+    let list =
+        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|e| std::fs::read_link(e.ok()?.path()).ok());
     let mut list: Vec<_> = list.map(|p| p.display().to_string()).collect();
     list.sort();
     list.join("\n")

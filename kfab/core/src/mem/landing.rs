@@ -123,7 +123,16 @@ impl Assembly {
         let n = len.div_ceil(piece_len);
         let Slice { block, start, len: whole } = b.into_slice();
         debug_assert!(len <= whole);
-        Ok(Assembly { block, start, len, whole, piece_len, pieces: vec![Piece::Missing; n], missing: n, lent: 0 })
+        Ok(Assembly {
+            block,
+            start,
+            len,
+            whole,
+            piece_len,
+            pieces: vec![Piece::Missing; n],
+            missing: n,
+            lent: 0,
+        })
     }
 
     /// The right to fill piece `i`; `None` if there is no such piece, it is lent, or it has arrived.

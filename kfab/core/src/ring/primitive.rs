@@ -43,7 +43,8 @@ pub(super) struct Cell<T>(core::cell::UnsafeCell<T>);
 
 #[cfg(not(loom))]
 impl<T: Copy> Cell<T> {
-    /// A copy of the contents. Volatile: bytes that the other process may change are read once and then checked.
+    /// A copy of the contents. The fence keeps the compiler from reading the source again later instead of the copy: bytes that
+    /// the other process may change are read once and then checked. (A volatile read of a struct would do the same, byte by byte.)
     ///
     /// # Safety
     /// The cell lies in live, initialised memory.
@@ -51,7 +52,9 @@ impl<T: Copy> Cell<T> {
     pub(super) unsafe fn get(&self) -> T {
         // SAFETY: live and initialised by the caller's word, aligned as a field of a placed struct. `T` is plain bytes, any
         // pattern is a value.
-        unsafe { self.0.get().read_volatile() }
+        let copy = unsafe { self.0.get().read() };
+        core::sync::atomic::compiler_fence(Ordering::SeqCst);
+        copy
     }
 
     /// # Safety

@@ -57,7 +57,8 @@ pub(crate) fn contents(id: u64, len: usize) -> Vec<u8> {
 impl Node {
     pub(crate) fn new(world: &World, host: u32, life: u32, rails: u32, seed: u64) -> Node {
         let ports: Vec<_> = (0..rails).map(|r| world.port(host, r)).collect();
-        let mut machine = Machine::new(limits(), seed ^ (u64::from(host) << 32) ^ u64::from(life) << 48 | 1, false);
+        let mut machine =
+            Machine::new(limits(), seed ^ (u64::from(host) << 32) ^ u64::from(life) << 48 | 1, false);
         machine.set_address(&Address::new(ports.iter().flat_map(|p| p.ways()).collect()));
         let pool = Pool::new(PoolConfig { region_bytes: 1 << 20, max_bytes: 64 << 20, node: None });
         let mut n = Node {
@@ -76,7 +77,9 @@ impl Node {
         let bytes: Vec<u8> = (0..WINDOW).map(|i| (i * 7 + host as usize) as u8).collect();
         let memory = n.pool.alloc_window(WINDOW).unwrap();
         memory.write(0, &bytes);
-        let (id, key) = n.with(1, |m, io| m.open_window(io, WindowMemory::Shared(memory), Rights::READ | Rights::WRITE)).unwrap();
+        let (id, key) = n
+            .with(1, |m, io| m.open_window(io, WindowMemory::Shared(memory), Rights::READ | Rights::WRITE))
+            .unwrap();
         n.window = Some((id, key));
         n
     }
@@ -148,7 +151,14 @@ impl Node {
         self.start(r, Job::Recv { tagged }, book);
     }
 
-    pub(crate) fn one_sided(&mut self, now: u64, owner: (u32, u32), key: &WindowKey, rng: &mut Rng, book: &mut Book) {
+    pub(crate) fn one_sided(
+        &mut self,
+        now: u64,
+        owner: (u32, u32),
+        key: &WindowKey,
+        rng: &mut Rng,
+        book: &mut Book,
+    ) {
         let peer = self.peers[&owner.0];
         // Writes stay in the second half, each writing what is there already; so reads know what to expect.
         let at = rng.below(WINDOW as u64 - 1) as usize;
@@ -166,7 +176,8 @@ impl Node {
 
     /// Some operations are cancelled or given up.
     pub(crate) fn disturb(&mut self, now: u64, rng: &mut Rng) {
-        let recv = |(op, j): (&OpId, &Job)| if let Job::Recv { tagged } = j { Some((*op, *tagged)) } else { None };
+        let recv =
+            |(op, j): (&OpId, &Job)| if let Job::Recv { tagged } = j { Some((*op, *tagged)) } else { None };
         let Some((op, tagged)) = self.jobs.iter().filter_map(recv).min() else { return };
         if rng.chance(0.5) {
             self.with(now, |m, io| m.cancel(io, op, Kind::Canceled));
@@ -208,7 +219,10 @@ impl Node {
             }
             (Job::Recv { tagged }, Err(e)) => {
                 self.posted[usize::from(tagged)] -= 1;
-                assert!(matches!(e.kind(), Kind::Canceled | Kind::PeerLost | Kind::Protocol), "a receive failed: {e:?}");
+                assert!(
+                    matches!(e.kind(), Kind::Canceled | Kind::PeerLost | Kind::Protocol),
+                    "a receive failed: {e:?}"
+                );
                 book.disturbed |= e.kind() == Kind::Canceled;
             }
             (Job::Read { at, len, owner }, Ok(Outcome::Buffer(b))) => check_window(&b, at, len, owner.0),
@@ -222,7 +236,9 @@ impl Node {
     pub(crate) fn check_empty(&mut self, now: u64) -> Result<(), String> {
         self.held.clear();
         let s = self.machine.stats();
-        let lost = |what: &str, n: usize| if n == 0 { Ok(()) } else { Err(format!("host {}: {n} {what} left: {s:?}", self.host)) };
+        let lost = |what: &str, n: usize| {
+            if n == 0 { Ok(()) } else { Err(format!("host {}: {n} {what} left: {s:?}", self.host)) }
+        };
         lost("operations of the application", self.jobs.len())?;
         lost("operations", s.ops)?;
         lost("deferred messages", s.deferred)?;
@@ -231,7 +247,10 @@ impl Node {
             let Some(i) = self.machine.peer_info(*id).filter(|i| i.up) else { continue };
             // Up to a quarter comes back only with the next traffic: no message is spent on it.
             if i.credits <= i.credit_limit * 3 / 4 {
-                return Err(format!("host {}: {} of {} credits to {host}", self.host, i.credits, i.credit_limit));
+                return Err(format!(
+                    "host {}: {} of {} credits to {host}",
+                    self.host, i.credits, i.credit_limit
+                ));
             }
         }
         let (id, _) = self.window.take().unwrap();
@@ -242,7 +261,11 @@ impl Node {
         self.ports.clear();
         self.machine = Machine::new(limits(), 1, false);
         let p = self.pool.stats();
-        if p.in_use != 0 { Err(format!("host {}: {} bytes of memory left", self.host, p.in_use)) } else { Ok(()) }
+        if p.in_use != 0 {
+            Err(format!("host {}: {} bytes of memory left", self.host, p.in_use))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -255,5 +278,8 @@ fn check_window(b: &Buffer, at: usize, len: usize, host: u32) {
 
 /// What an error may be while peers crash.
 pub(crate) fn is_loss(e: &Error) -> bool {
-    matches!(e.kind(), Kind::PeerLost | Kind::Unreachable | Kind::AccessDenied | Kind::Protocol | Kind::Canceled)
+    matches!(
+        e.kind(),
+        Kind::PeerLost | Kind::Unreachable | Kind::AccessDenied | Kind::Protocol | Kind::Canceled
+    )
 }

@@ -84,7 +84,8 @@ impl Book {
     }
 
     pub(crate) fn send_failed(&mut self, id: u64, e: &Error) {
-        let allowed = (self.losses_allowed && is_loss(e)) || (self.disturbed && e.kind() == kfab_core::Kind::Canceled);
+        let allowed =
+            (self.losses_allowed && is_loss(e)) || (self.disturbed && e.kind() == kfab_core::Kind::Canceled);
         assert!(allowed, "send {id} failed: {e:?}");
         self.end(id).failed = true;
     }
@@ -257,7 +258,10 @@ impl Run {
             n.poll(now, &mut self.book);
             let s = n.machine.stats();
             if s.unexpected > bound {
-                return Err(format!("host {} holds {} unexpected messages; credits allow {bound}", n.host, s.unexpected));
+                return Err(format!(
+                    "host {} holds {} unexpected messages; credits allow {bound}",
+                    n.host, s.unexpected
+                ));
             }
         }
         Ok(())
@@ -278,11 +282,15 @@ impl Run {
             let s = n.machine.stats();
             done && only_receives && s.unacked == 0 && s.deferred == 0 && s.unexpected == 0
         };
-        self.nodes.iter().all(|n| n.as_ref().is_some_and(idle)) && (self.book.losses_allowed || self.book.all_received())
+        self.nodes.iter().all(|n| n.as_ref().is_some_and(idle))
+            && (self.book.losses_allowed || self.book.all_received())
     }
 
     fn trouble(&mut self) {
-        let (a, b) = (self.rng.below(u64::from(self.plan.hosts)) as u32, self.rng.below(u64::from(self.plan.hosts)) as u32);
+        let (a, b) = (
+            self.rng.below(u64::from(self.plan.hosts)) as u32,
+            self.rng.below(u64::from(self.plan.hosts)) as u32,
+        );
         let kind = match self.plan.trouble {
             Trouble::None => return,
             Trouble::Lossy => 0,
