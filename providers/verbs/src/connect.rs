@@ -447,10 +447,7 @@ impl VerbsPort {
             events.push(Event::RmaDone { token, landing, result });
         }
         if provided {
-            self.memory.withdraw(PROVIDE);
-            if !well {
-                self.memory.maybe_lost();
-            }
+            self.memory.withdraw(PROVIDE, well);
         }
         self.wake_starved();
     }

@@ -131,7 +131,7 @@ impl VerbsPort {
     }
 
     fn received(&mut self, wc: &Wc, qpn: u32, events: &mut Vec<Event>) {
-        let Some(slot) = self.memory.srq.complete(wc) else { return };
+        let Some(slot) = self.memory.complete(wc) else { return };
         if wc.status() != ffi::WC_SUCCESS {
             // Flushed with its queue pair, for which another was posted or will be.
             return self.memory.returned(slot);

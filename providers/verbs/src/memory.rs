@@ -6,7 +6,7 @@
 
 use crate::cache::Cache;
 use crate::device::memlock;
-use crate::sys::{Pd, Slot, Srq};
+use crate::sys::{Pd, Slot, Srq, Wc};
 use crate::wire::SLOT_LEN;
 use kfab_core::{Error, Kind, Result};
 use std::sync::Arc;
@@ -34,6 +34,10 @@ pub(crate) struct Memory {
     /// Receives that peers were promised.
     promised: usize,
     depth: usize,
+    /// Messages that were not reported or not taken yet.
+    held: usize,
+    /// Receives that may be lost: see [`Memory::maybe_lost`].
+    suspects: usize,
     big: Vec<Slot>,
     bigs: usize,
     small: Vec<Slot>,
@@ -55,6 +59,8 @@ impl Memory {
             active: 0,
             promised: 0,
             depth,
+            held: 0,
+            suspects: 0,
             big: Vec::new(),
             bigs: 0,
             small: Vec::new(),
@@ -78,7 +84,21 @@ impl Memory {
 
     /// `true` if receives for another connection fit into the queue.
     pub(crate) fn has_room(&self, n: usize) -> bool {
-        self.promised.max(self.active) + n <= self.depth
+        let missing = (self.promised + n).saturating_sub(self.active);
+        self.all() + missing <= self.depth
+    }
+
+    /// Receives, wherever they are, with those that may be lost.
+    fn all(&self) -> usize {
+        self.srq.len() + self.repost.len() + self.held
+    }
+
+    /// Takes a message out of the queue; [`Memory::recycle`] or [`Memory::returned`] follows.
+    #[inline]
+    pub(crate) fn complete(&mut self, wc: &Wc) -> Option<Slot> {
+        let slot = self.srq.complete(wc)?;
+        self.held += 1;
+        Some(slot)
     }
 
     /// Posts receives for a peer that will be promised `n`.
@@ -93,7 +113,7 @@ impl Memory {
 
     fn fill(&mut self) -> Result<()> {
         while self.active < self.promised {
-            if self.active >= self.depth {
+            if self.all() >= self.depth {
                 let why =
                     format!("{}: the shared receive queue holds {} receives at most", self.card, self.depth);
                 return Err(Error::new(Kind::Limit, "connect", why));
@@ -107,14 +127,33 @@ impl Memory {
         self.post()
     }
 
-    /// The peer that was promised `n` is gone for good.
-    pub(crate) fn withdraw(&mut self, n: usize) {
+    /// The peer that was promised `n` is gone for good, and so is the queue pair; not `well` if it broke.
+    pub(crate) fn withdraw(&mut self, n: usize, well: bool) {
         self.promised = self.promised.saturating_sub(n);
+        if !well {
+            self.maybe_lost();
+        }
+        if self.promised == 0 && self.held == 0 && self.suspects > 0 {
+            self.renew();
+        }
+    }
+
+    /// No queue pair is left: a new queue, so that no receive is lost for good. The old one's slots are freed with it.
+    fn renew(&mut self) {
+        match Srq::new(&self.pd, self.depth) {
+            Ok(new) => {
+                self.srq = new;
+                self.spare.append(&mut self.repost);
+                (self.active, self.suspects) = (0, 0);
+            }
+            Err(e) => tracing::debug!(%e, "the shared receive queue is kept, with what may be lost in it"),
+        }
     }
 
     /// A receive is empty again.
     #[inline]
     pub(crate) fn recycle(&mut self, slot: Slot) {
+        self.held -= 1;
         if self.active > self.promised {
             self.active -= 1;
             self.spare.push(slot);
@@ -124,8 +163,10 @@ impl Memory {
     }
 
     /// A connection broke: the receive that a message was arriving in may be lost with it (soft-RoCE), so another takes its
-    /// place. If it does come back, as an error, see [`Memory::returned`].
-    pub(crate) fn maybe_lost(&mut self) {
+    /// place. If it does come back, as an error, see [`Memory::returned`]; if not, the queue holds one more than it needs, at most
+    /// as many as it has room for, until no connection is left.
+    fn maybe_lost(&mut self) {
+        self.suspects += 1;
         self.active = self.active.saturating_sub(1);
         if let Err(e) = self.fill() {
             tracing::warn!(%e, "a lost receive could not be replaced");
@@ -134,6 +175,7 @@ impl Memory {
 
     /// A receive came back with an error.
     pub(crate) fn returned(&mut self, slot: Slot) {
+        self.held -= 1;
         self.spare.push(slot);
     }
 

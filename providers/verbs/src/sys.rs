@@ -14,6 +14,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Declares a handle with its `Send` and `Sync`.
@@ -501,7 +502,7 @@ impl Slot {
 
 handle! {
     /// A shared receive queue. The slots posted to it belong to it until they come back filled.
-    Srq { raw: NonNull<ffi::Srq>, posted: Vec<Option<Slot>>, free: Vec<u32>, _pd: Arc<Pd> }
+    Srq { raw: NonNull<ffi::Srq>, generation: u64, posted: Vec<Option<Slot>>, free: Vec<u32>, _pd: Arc<Pd> }
 }
 
 impl Srq {
@@ -511,7 +512,10 @@ impl Srq {
         // SAFETY: the domain is live; `attr` has the layout that the call reads.
         let raw = made(unsafe { (loaded().ibv_create_srq)(pd.raw.as_ptr(), &mut attr) })?;
         let posted = (0..depth).map(|_| None).collect();
-        Ok(Srq { raw, posted, free: (0..max_wr).rev().collect(), _pd: pd.clone() })
+        static GENERATIONS: AtomicU32 = AtomicU32::new(0);
+        // Completions left over from an earlier queue name no slot of this one.
+        let generation = u64::from(GENERATIONS.fetch_add(1, Ordering::Relaxed) & 0x7fff_ffff) << 32;
+        Ok(Srq { raw, generation, posted, free: (0..max_wr).rev().collect(), _pd: pd.clone() })
     }
 
     /// Slots posted.
@@ -531,7 +535,7 @@ impl Srq {
                 let slot = slots.pop().expect("n slots are there");
                 let place = self.free.pop().expect("n places are free");
                 sges[i] = slot.sge(slot.len);
-                wrs[i].wr_id = RECV | u64::from(place);
+                wrs[i].wr_id = RECV | self.generation | u64::from(place);
                 self.posted[place as usize] = Some(slot);
             }
             let (first_sge, first) = (sges.as_mut_ptr(), wrs.as_mut_ptr());
@@ -554,10 +558,10 @@ impl Srq {
 
     /// Takes the slot of a completed receive back.
     pub(crate) fn complete(&mut self, wc: &Wc) -> Option<Slot> {
-        if wc.0.wr_id & RECV == 0 {
+        let place = wc.0.wr_id as u32;
+        if wc.0.wr_id != RECV | self.generation | u64::from(place) {
             return None;
         }
-        let place = u32::try_from(wc.0.wr_id & !RECV).ok()?;
         let slot = self.posted.get_mut(place as usize)?.take()?;
         self.free.push(place);
         Some(slot)
