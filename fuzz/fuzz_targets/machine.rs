@@ -4,8 +4,8 @@
 
 use kfab_core::mem::{Buffer, Landing, Pool, Slice};
 use kfab_core::spi::{
-    Address, Caps, Conn, Delivery, DownReason, Event, Exposure, Frame, Inline, Port, RemoteKey, Rights, Rma, RmaStarted,
-    RmaToken, Way,
+    Address, Caps, Conn, Delivery, DownReason, Event, Exposure, Frame, Inline, Port, RemoteKey, Rights, Rma,
+    RmaStarted, RmaToken, Way,
 };
 use kfab_core::{Error, Kind, Result};
 use kfab_proto::{Io, Limits, Machine, OpId, Payload, SendOptions, Started, Want, WindowKey, WindowMemory};
@@ -190,7 +190,8 @@ impl<'a> Play<'a> {
     fn new(bytes: &'a [u8]) -> Play<'a> {
         let mut input = Input(bytes);
         let how = input.byte();
-        let delivery = [Delivery::Datagram, Delivery::Connection, Delivery::Process][usize::from(how & 3) % 3];
+        let delivery =
+            [Delivery::Datagram, Delivery::Connection, Delivery::Process][usize::from(how & 3) % 3];
         let caps = Caps {
             delivery,
             max_body: 4096,
@@ -203,10 +204,12 @@ impl<'a> Play<'a> {
             rank: 0,
             node: None,
         };
-        let wire = Arc::new(Mutex::new(Wire { late: how & 16 != 0, no_rma: how & 32 != 0, ..Wire::default() }));
+        let wire =
+            Arc::new(Mutex::new(Wire { late: how & 16 != 0, no_rma: how & 32 != 0, ..Wire::default() }));
         let fd = std::fs::File::open("/dev/null").unwrap();
         let mut ports: Vec<Box<dyn Port>> = vec![Box::new(Fake { wire: wire.clone(), caps, fd })];
-        let limits = Limits { credits: 64, max_message: 1 << 20, max_ops: 256, max_peers: 16, ..Limits::default() };
+        let limits =
+            Limits { credits: 64, max_message: 1 << 20, max_ops: 256, max_peers: 16, ..Limits::default() };
         let mut machine = Machine::new(limits, 99, false);
         machine.set_address(&"fake:here".parse().unwrap());
         let pool = Pool::new(Default::default());
@@ -312,7 +315,7 @@ impl<'a> Play<'a> {
                 *next += 1;
                 *next - 1
             }
-            b @ 200..=230 => next.wrapping_sub(u32::from(b) - 210),
+            b @ 200..=230 => next.wrapping_add(u32::from(b)).wrapping_sub(210),
             _ => self.input.number() as u32,
         };
         let mut header = [0; 16];
@@ -331,7 +334,9 @@ impl<'a> Play<'a> {
     fn inline(&mut self, kind: u8) -> Vec<u8> {
         let key = self.key.to_bytes();
         let mut b = Vec::new();
-        let words = |p: &mut Self, b: &mut Vec<u8>, n: usize| (0..n).for_each(|_| b.extend(p.input.number().to_le_bytes()));
+        let words = |p: &mut Self, b: &mut Vec<u8>, n: usize| {
+            (0..n).for_each(|_| b.extend(p.input.number().to_le_bytes()))
+        };
         match kind {
             3 => words(self, &mut b, 5),
             4 => {
@@ -375,11 +380,22 @@ impl<'a> Play<'a> {
         let peers = self.machine.peers();
         let peer = peers.get(usize::from(self.input.byte()) % peers.len().max(1)).copied();
         let options = self.input.byte();
-        let options = SendOptions { tag: (options & 1 != 0).then_some(5), ordered: options & 2 != 0, delivered: options & 4 != 0 };
+        let options = SendOptions {
+            tag: (options & 1 != 0).then_some(5),
+            ordered: options & 2 != 0,
+            delivered: options & 4 != 0,
+        };
         let (what, len) = (self.input.byte(), (self.input.number() % 20_000) as usize);
         let io = io!(self);
         let started = match (what % 7, peer) {
-            (0, from) => self.machine.recv(io, Want { tag: (what & 64 != 0).then_some((5, u64::from(what))), from: from.filter(|_| what & 32 != 0) }, None),
+            (0, from) => self.machine.recv(
+                io,
+                Want {
+                    tag: (what & 64 != 0).then_some((5, u64::from(what))),
+                    from: from.filter(|_| what & 32 != 0),
+                },
+                None,
+            ),
             (1, Some(p)) => self.machine.send(io, p, Payload::Bytes(&vec![1; len]), options),
             (2, Some(p)) => self.machine.send(io, p, Payload::Buffer(Buffer::adopt(vec![2; len])), options),
             (3, Some(p)) => self.machine.read(io, p, &self.key, 5, Buffer::adopt(vec![0; len])),

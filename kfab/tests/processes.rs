@@ -138,9 +138,9 @@ fn killed_in_mid_stream() {
     killed_while("stream", |a, peer, _, kill, limit| {
         let ops = |n: u32| {
             let opt = |i: u32| SendOptions {
-                delivered: i % 3 == 0,
-                ordered: i % 5 == 0,
-                tag: (i % 7 == 0).then_some(9),
+                delivered: i.is_multiple_of(3),
+                ordered: i.is_multiple_of(5),
+                tag: i.is_multiple_of(7).then_some(9),
             };
             (0..n).map(|i| peer.send_with(&pattern(i as usize % 3000, 1)[..], opt(i))).collect::<Vec<_>>()
         };
