@@ -112,8 +112,15 @@ impl VerbsPort {
         if let Some(l) = self.links.get(conn) {
             l.refused = true;
         }
-        self.starved.push(conn);
+        self.starves(conn);
         false
+    }
+
+    /// Remembers a link for when there is again what all share; once.
+    pub(crate) fn starves(&mut self, conn: Conn) {
+        if !self.starved.contains(&conn) {
+            self.starved.push(conn);
+        }
     }
 
     pub(crate) fn wake_starved(&mut self) {
@@ -330,7 +337,7 @@ impl VerbsPort {
             return;
         }
         if starving {
-            return self.starved.push(conn);
+            return self.starves(conn);
         }
         l.refused = false;
         events.push(Event::Writable { conn });

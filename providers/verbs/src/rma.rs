@@ -211,7 +211,7 @@ impl VerbsPort {
                 break;
             }
             if requests + pieces >= most {
-                self.starved.push(conn);
+                self.starves(conn);
                 break;
             }
             let Some((rma, token)) = l.rma_waiting.pop_front() else { break };
