@@ -84,7 +84,8 @@ fn killed_while(name: &'static str, deed: Deed) {
                 let server = Server::of(&kid);
                 let peer = a.peer(&server.address).unwrap();
                 let begun = Instant::now();
-                ask(&a, &peer, format!("round {round}").as_bytes()).unwrap();
+                ask(&a, &peer, format!("round {round}").as_bytes())
+                    .unwrap_or_else(|e| panic!("round {round}: {e:?}; {:?} {:?}", a.events(), peer.info()));
                 first = first.max(begun.elapsed());
                 let mut killed = None;
                 let pause = Duration::from_micros(rng.below(4000));

@@ -241,8 +241,10 @@ fn source(rails: &str, address: &str) {
     while !stop.load(Ordering::Relaxed) {
         under_way.push_back(numbered(&e, &to, n));
         n += 1;
-        if under_way.len() >= 8 {
-            under_way.pop_front().map(|o: kfab::Op<()>| o.wait().expect("a send"));
+        if under_way.len() >= 8
+            && let Some(oldest) = under_way.pop_front()
+        {
+            kfab::Op::<()>::wait(oldest).expect("a send");
         }
     }
     under_way.into_iter().for_each(|o| o.wait().expect("a send"));

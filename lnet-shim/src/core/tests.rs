@@ -1,3 +1,5 @@
+//! Tests of `core`.
+
 use super::*;
 use crate::nid::Net;
 use crate::wire::lnet::{LnetHeader, MsgType, WireHandle};

@@ -1,3 +1,5 @@
+//! Tests of `nid`.
+
 use super::*;
 use proptest::prelude::*;
 

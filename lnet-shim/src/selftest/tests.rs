@@ -1,3 +1,5 @@
+//! Tests of `selftest`.
+
 use super::load::{Kind, LoadSpec, Progress};
 use super::*;
 use crate::core::*;

@@ -1,3 +1,5 @@
+//! Tests of `wire`.
+
 use super::*;
 use crate::nid::{PID_LNET, ProcessId};
 use acceptor::Request;

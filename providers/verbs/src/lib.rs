@@ -25,6 +25,7 @@ mod connect;
 mod device;
 #[doc(hidden)]
 #[allow(missing_docs)]
+#[path = "sys/ffi.rs"]
 pub mod ffi;
 mod flow;
 mod greet;

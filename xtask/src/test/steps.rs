@@ -13,7 +13,7 @@ use crate::{apt, fuzz as fuzzing, tidy as tidying};
 const FEATURES: &[(&str, &str, &str)] = &[("kfab-topo", "hwloc", "libhwloc-dev")];
 
 /// Seeds for each scenario of a simulator.
-const SEEDS: &str = "2000";
+const SEEDS: &str = "200";
 
 pub(super) fn packages(_: &Options) -> anyhow::Result<Outcome> {
     let missing = apt::install(apt::PACKAGES);
