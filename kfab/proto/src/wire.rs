@@ -262,13 +262,13 @@ mod tests {
 
     #[test]
     fn golden_header() {
-        let mut h = Header::new(FrameKind::Rts, TAGGED, 0x0403_02, 0x1122_3344_5566_7788);
+        let mut h = Header::new(FrameKind::Rts, TAGGED, 0x0004_0302, 0x1122_3344_5566_7788);
         h.ack = U16::new(0xbeef);
         h.credit = U16::new(0x0102);
         let b = h.to_bytes();
         assert_eq!(b, [0x13, 2, 3, 4, 0xef, 0xbe, 2, 1, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
         let (k, back) = Header::parse(&b).unwrap();
-        assert_eq!((k, back, back.seq()), (FrameKind::Rts, h, 0x0403_02));
+        assert_eq!((k, back, back.seq()), (FrameKind::Rts, h, 0x0004_0302));
     }
 
     #[test]

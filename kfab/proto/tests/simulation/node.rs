@@ -116,7 +116,7 @@ impl Node {
         let id = book.new_message((self.host, self.life), to, len);
         let bytes = contents(id, len);
         let options = SendOptions {
-            tag: rng.chance(0.5).then(|| id & 3),
+            tag: rng.chance(0.5).then_some(id & 3),
             ordered: rng.chance(0.3),
             delivered: rng.chance(0.3),
         };

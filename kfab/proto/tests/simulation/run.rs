@@ -171,7 +171,7 @@ impl Run {
         let mut c = WorldConfig::new(plan.delivery);
         c.rma = plan.rma;
         c.trace = if trace { 300 } else { 0 };
-        c.sees_rail_death = seed % 2 == 0;
+        c.sees_rail_death = seed.is_multiple_of(2);
         let world = World::new(seed, c);
         let new = |h| Some(Node::new(&world, h, 0, plan.rails, seed));
         let nodes = (0..plan.hosts).map(new).collect();
