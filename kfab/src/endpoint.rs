@@ -20,11 +20,21 @@ pub struct Endpoint {
     missing: Vec<String>,
 }
 
-#[inline]
+#[inline(always)]
 fn op<T: Finish>(lane: &Arc<Lane>, r: Result<Started>) -> Op<T> {
     match r {
         Ok(Started::Done(o)) => Op::ready(T::finish(o, || lane.clone())),
         Ok(Started::Pending(id)) => Op::pending(lane.clone(), id),
+        Err(e) => Op::ready(Err(e)),
+    }
+}
+
+/// An operation that hands nothing over.
+#[inline(always)]
+fn unit(lane: &Arc<Lane>, r: Result<Option<OpId>>) -> Op<()> {
+    match r {
+        Ok(None) => Op::ready(Ok(())),
+        Ok(Some(id)) => Op::pending(lane.clone(), id),
         Err(e) => Op::ready(Err(e)),
     }
 }
@@ -52,7 +62,7 @@ impl Endpoint {
     }
 
     /// Receives an untagged message from anyone. The oldest that waits is taken first.
-    #[inline]
+    #[inline(always)]
     pub fn recv(&self) -> Op<Message> {
         op(&self.lane, self.lane.with(|m, io| m.recv(io, Want::default(), None)))
     }
@@ -181,7 +191,7 @@ impl Recv<'_> {
     }
 
     /// Starts it.
-    #[inline]
+    #[inline(always)]
     pub fn post(self) -> Op<Message> {
         let lane = &self.endpoint.lane;
         op(lane, lane.with(|m, io| m.recv(io, self.want, self.into)))
@@ -203,7 +213,7 @@ impl Peer {
 
     /// Sends a message: bytes (copied before this returns), a [`Buffer`] or several (sent from where they lie). Ends when the memory is
     /// free again. Waits, in its `Op`, while the peer has no credit left; `PeerLost` if the peer dies.
-    #[inline]
+    #[inline(always)]
     pub fn send<'a>(&self, payload: impl Into<Payload<'a>>) -> Op<()> {
         self.send_with(payload, SendOptions::default())
     }
@@ -215,9 +225,9 @@ impl Peer {
     }
 
     /// Sends a message: tagged or not, in order or not, ended by the peer's having it or by the memory's being free.
-    #[inline]
+    #[inline(always)]
     pub fn send_with<'a>(&self, payload: impl Into<Payload<'a>>, options: SendOptions) -> Op<()> {
-        op(&self.lane, self.lane.with(|m, io| m.send(io, self.id, payload.into(), options)))
+        unit(&self.lane, self.lane.with(|m, io| m.send(io, self.id, payload.into(), options)))
     }
 
     /// Reads from the peer's window, starting at byte `offset`, as many bytes as the buffer has. The peer takes no part where the provider
@@ -227,9 +237,9 @@ impl Peer {
     }
 
     /// Writes into the peer's window, starting at byte `offset`. Ends when the bytes are there.
-    #[inline]
+    #[inline(always)]
     pub fn write<'a>(&self, key: &WindowKey, offset: u64, payload: impl Into<Payload<'a>>) -> Op<()> {
-        op(&self.lane, self.lane.with(|m, io| m.write(io, self.id, key, offset, payload.into())))
+        unit(&self.lane, self.lane.with(|m, io| m.write(io, self.id, key, offset, payload.into())))
     }
 
     /// What is known about the peer; `None` if it is gone.

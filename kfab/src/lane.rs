@@ -74,7 +74,7 @@ impl State {
     }
 
     /// One round of the machine. The clock is read now and then: timers are coarse, a spinning caller is not.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn poll(&mut self) -> bool {
         if self.clock_age == 0 {
             self.read_clock();
@@ -151,7 +151,7 @@ impl Lane {
     }
 
     /// Runs a verb under the lock. If somebody sleeps who must now wake earlier, wakes them.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Machine, &mut Io<'_>) -> R) -> R {
         let mut s = self.lock();
         if s.asleep.is_some() {

@@ -81,12 +81,12 @@ pub struct Op<T: Finish> {
 }
 
 impl<T: Finish> Op<T> {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ready(r: Result<T>) -> Op<T> {
         Op { state: State::Ready(r) }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn pending(lane: Arc<Lane>, id: OpId) -> Op<T> {
         Op { state: State::Pending(lane, id) }
     }
@@ -112,7 +112,7 @@ impl<T: Finish> Op<T> {
     }
 
     /// Waits for the end: spins, then sleeps, as the endpoint was told ([`crate::Wait`]). For ever if need be; a dead peer ends it.
-    #[inline]
+    #[inline(always)]
     pub fn wait(mut self) -> Result<T> {
         match std::mem::replace(&mut self.state, State::Taken) {
             State::Ready(r) => r,

@@ -252,7 +252,8 @@ fn delivered_means_the_peer_has_it_and_credit_defers() {
         }
         t.join().unwrap();
         let totals = a.stats().lane.totals;
-        assert!(totals.credit_stalls > 0);
+        // Over shm the ring may be full before the credits are used up.
+        assert!(totals.credit_stalls > 0 || s != "tcp");
         assert!(totals.coalesced > 0 || s != "tcp", "messages that waited left one by one");
     });
 }

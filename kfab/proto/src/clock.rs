@@ -150,8 +150,11 @@ impl Machine {
                 self.check_rails(io, pi)
             };
             due = due.min(at);
-        } else if !self.peers[pi as usize].rails.is_empty() {
-            due = due.min(self.check_idle(io, pi));
+        } else {
+            self.peers[pi as usize].cut_since = None;
+            if !self.peers[pi as usize].rails.is_empty() {
+                due = due.min(self.check_idle(io, pi));
+            }
         }
         (due != u64::MAX).then_some(due)
     }

@@ -383,6 +383,8 @@ impl Machine {
             return self.lose_peer(io, pi, "nobody listens at its address any more", Fate::Unknown);
         }
         self.dial(io, pi);
+        // The timer was set for an answer; now the next try is due sooner.
+        self.set_timer(pi, io.now);
     }
 
     fn candidate_down(&mut self, now: u64, pi: u32, ci: u32, why: &str, refused: bool) {

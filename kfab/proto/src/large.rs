@@ -21,7 +21,7 @@ impl Machine {
         pi: u32,
         source: Source,
         o: SendOptions,
-    ) -> Result<Started> {
+    ) -> Result<Option<OpId>> {
         let peer = self.peers[pi as usize].name;
         let len = source.len() as u64;
         let (exposed, key) = self.expose_source(io, pi, &source);
@@ -39,7 +39,7 @@ impl Machine {
         let out = Out { kind, flags, tag, inline, body: Source::Empty, op: None, units: 1 };
         self.peers[pi as usize].counters.tx_bytes += len;
         self.send_or_defer(io, pi, out, op);
-        self.started(op)
+        self.begun(op)
     }
 
     /// Opens the memory of a send to the receiver, where the rail in use can and the memory is one piece.

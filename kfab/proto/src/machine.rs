@@ -302,14 +302,16 @@ impl Machine {
 
     /// Sends a message. Ends when the memory may be reused, or with [`SendOptions::delivered`] when the peer has it. Without
     /// credit it waits; that is no error. Peer death: `PeerLost`, with the fate.
-    #[inline]
+    ///
+    /// `None`: it has ended already.
+    #[inline(always)]
     pub fn send(
         &mut self,
         io: &mut Io<'_>,
         to: PeerId,
         payload: Payload<'_>,
         opts: SendOptions,
-    ) -> Result<Started> {
+    ) -> Result<Option<OpId>> {
         let pi = self.peer_index(to, "send")?;
         self.send_message(io, pi, payload, opts)
     }
@@ -689,6 +691,8 @@ impl Machine {
         let p = &mut self.peers[pi as usize];
         if p.expects == 0 {
             p.expect_since = now;
+            // Nobody has waited for a connection until now, whenever one was last missed.
+            p.cut_since = None;
         }
         p.expects += 1;
         // Where the port itself sees a death, nobody has to be probed.

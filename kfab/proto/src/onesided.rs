@@ -245,7 +245,7 @@ impl Machine {
         key: &WindowKey,
         offset: u64,
         payload: Payload<'_>,
-    ) -> Result<Started> {
+    ) -> Result<Option<OpId>> {
         let pi = self.peer_index(to, "write")?;
         let len = payload.len();
         self.check_access(key, offset, len, Rights::WRITE, "write")?;
@@ -271,7 +271,7 @@ impl Machine {
                 Out { kind: FrameKind::Write, flags: 0, tag: 0, inline, body, op: None, units: 0 },
             );
         }
-        self.started(op)
+        self.begun(op)
     }
 
     fn write_direct(
@@ -282,13 +282,13 @@ impl Machine {
         key: RemoteKey,
         offset: u64,
         payload: Payload<'_>,
-    ) -> Result<Started> {
+    ) -> Result<Option<OpId>> {
         let (port, conn) = (self.conns[ci as usize].port, self.conns[ci as usize].conn);
         let buffers = match payload {
             Payload::Bytes(b) => {
                 // Few bytes: a port that can finish within the call needs no operation and no memory.
                 if let Some(done) = io.ports[port].write_now(conn, key, offset, b) {
-                    return done.map(|()| Started::Done(Outcome::Unit));
+                    return done.map(|()| None);
                 }
                 vec![io.pool.copy_from(b)?]
             }
@@ -311,7 +311,7 @@ impl Machine {
                 RmaStarted::Failed(_, e) => self.finish(op, Err(e)),
             }
         }
-        self.started(op)
+        self.begun(op)
     }
 
     /// Our own check, before anything leaves. The owner checks again.

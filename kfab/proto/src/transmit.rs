@@ -23,13 +23,14 @@ fn flags(o: &SendOptions) -> u8 {
 }
 
 impl Machine {
+    #[inline]
     pub(crate) fn send_message(
         &mut self,
         io: &mut Io<'_>,
         pi: u32,
         payload: Payload<'_>,
         o: SendOptions,
-    ) -> Result<Started> {
+    ) -> Result<Option<OpId>> {
         let len = payload.len();
         if let Payload::Bytes(b) = payload
             && let Some(inline) = Inline::new(b)
@@ -74,7 +75,13 @@ impl Machine {
     }
 
     #[inline(always)]
-    fn send_inline(&mut self, io: &mut Io<'_>, pi: u32, inline: Inline, o: SendOptions) -> Result<Started> {
+    fn send_inline(
+        &mut self,
+        io: &mut Io<'_>,
+        pi: u32,
+        inline: Inline,
+        o: SendOptions,
+    ) -> Result<Option<OpId>> {
         let mut out = Out {
             kind: FrameKind::Eager,
             flags: flags(&o),
@@ -87,12 +94,12 @@ impl Machine {
         let p = &self.peers[pi as usize];
         if !o.delivered && p.tx.is_drained() && p.tx.credit() > 0 && self.transmit(io, pi, &out, Body::Empty)
         {
-            return Ok(Started::Done(Outcome::Unit));
+            return Ok(None);
         }
         let op = self.start_send(io, pi, Proto::Send { peer: self.peers[pi as usize].name })?;
         out.op = o.delivered.then_some(op);
         self.send_or_defer(io, pi, out, op);
-        self.started(op)
+        self.begun(op)
     }
 
     fn send_eager(
@@ -101,7 +108,7 @@ impl Machine {
         pi: u32,
         payload: Payload<'_>,
         o: SendOptions,
-    ) -> Result<Started> {
+    ) -> Result<Option<OpId>> {
         let units = self.limits.units(payload.len());
         let (kind, tag) = (FrameKind::Eager, o.tag.unwrap_or(0));
         let mut out =
@@ -115,7 +122,7 @@ impl Machine {
             && p.tx.credit() >= units
             && self.transmit(io, pi, &out, Body::Borrowed(b))
         {
-            return Ok(Started::Done(Outcome::Unit));
+            return Ok(None);
         }
         let theirs = !matches!(payload, Payload::Bytes(_));
         out.body = into_source(io, payload)?;
@@ -123,7 +130,7 @@ impl Machine {
         // The user's own memory is free again when the frame need not be kept any more.
         out.op = (o.delivered || (theirs && self.peers[pi as usize].keep)).then_some(op);
         self.send_or_defer(io, pi, out, op);
-        self.started(op)
+        self.begun(op)
     }
 
     pub(crate) fn start_send(&mut self, io: &mut Io<'_>, pi: u32, proto: Proto) -> Result<OpId> {
@@ -133,6 +140,14 @@ impl Machine {
     }
 
     /// The operation as its starter sees it: it may have ended meanwhile.
+    pub(crate) fn begun(&mut self, op: OpId) -> Result<Option<OpId>> {
+        match self.ops.take(op) {
+            Some(ended) => ended.map(|_| None),
+            None => Ok(Some(op)),
+        }
+    }
+
+    /// The same for an operation that hands something over.
     pub(crate) fn started(&mut self, op: OpId) -> Result<Started> {
         match self.ops.take(op) {
             Some(ended) => ended.map(Started::Done),

@@ -97,6 +97,11 @@ impl Node {
         id
     }
 
+    fn begin(&mut self, r: kfab_core::Result<Option<OpId>>, job: Job, book: &mut Book) {
+        let done = |o: Option<OpId>| o.map_or(Started::Done(Outcome::Unit), Started::Pending);
+        self.start(r.map(done), job, book);
+    }
+
     fn start(&mut self, r: kfab_core::Result<Started>, job: Job, book: &mut Book) {
         match r {
             Ok(Started::Pending(op)) => {
@@ -130,7 +135,7 @@ impl Node {
             self.with(now, |m, io| m.send(io, peer, bytes.as_slice().into(), options))
         };
         self.sent += 1;
-        self.start(r, job, book);
+        self.begin(r, job, book);
     }
 
     /// Keeps a few receives of either kind posted.
@@ -166,7 +171,7 @@ impl Node {
         if rng.chance(0.5) {
             let bytes: Vec<u8> = (at..at + len).map(|i| (i * 7 + owner.0 as usize) as u8).collect();
             let r = self.with(now, |m, io| m.write(io, peer, key, at as u64, bytes.as_slice().into()));
-            self.start(r, Job::Write, book);
+            self.begin(r, Job::Write, book);
         } else {
             let into = self.pool.alloc(len).unwrap();
             let r = self.with(now, |m, io| m.read(io, peer, key, at as u64, into));
