@@ -73,9 +73,16 @@ impl State {
         (&mut self.machine, Io { ports: &mut self.ports, now: self.now, pool: &self.pool })
     }
 
-    /// One round of the machine. The clock is read now and then: timers are coarse, a spinning caller is not.
-    #[inline(always)]
+    /// One round of the machine.
     pub(crate) fn poll(&mut self) -> bool {
+        self.clock_age = 0;
+        self.poll_again()
+    }
+
+    /// One of many rounds in a row: the clock is read now and then, as timers are coarse and a spinning caller is not. The first
+    /// round after a pause must be [`State::poll`]: events taken with an old time would be timed out by the next look at it.
+    #[inline(always)]
+    pub(crate) fn poll_again(&mut self) -> bool {
         if self.clock_age == 0 {
             self.read_clock();
             self.clock_age = BATCH / 2;
@@ -206,9 +213,10 @@ impl Lane {
             if let Some(r) = s.machine.take(op) {
                 return Some(r);
             }
+            s.clock_age = 0;
             for _ in 0..BATCH {
                 // No pause between polls: on some processors it takes longer than the message does.
-                if s.poll()
+                if s.poll_again()
                     && let Some(r) = s.machine.take(op)
                 {
                     self.leave(&mut s);

@@ -39,8 +39,9 @@ fn spin(lane: &Weak<Lane>) {
         if s.ports.is_empty() || s.machine.is_closed() {
             return;
         }
+        s.poll();
         for _ in 0..64 {
-            s.poll();
+            s.poll_again();
         }
         drop(s);
         lane.make_way();
