@@ -406,6 +406,10 @@ impl Machine {
 
     /// Frames under way on a connection that is gone must be sent again; how many.
     fn strand(&mut self, pi: u32, ci: u32) -> usize {
+        // What we told the peer last may have been lost as well: tell it again over the next rail.
+        let rx = &mut self.peers[pi as usize].rx;
+        rx.told_next = rx.dedup.next().wrapping_sub(1) & (SEQ_MOD - 1);
+        rx.ack_now = true;
         let mut n = 0;
         for u in self.peers[pi as usize].tx.unacked.iter_mut().filter(|u| u.conn == ci) {
             u.conn = NOWHERE;

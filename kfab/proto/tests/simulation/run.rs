@@ -384,7 +384,7 @@ impl Run {
             n.reap(&mut self.book);
         }
         for n in self.nodes.iter_mut().flatten() {
-            n.check_empty(now)?;
+            n.check_empty(now, matches!(self.plan.trouble, Trouble::None | Trouble::Lossy))?;
         }
         Ok(())
     }
