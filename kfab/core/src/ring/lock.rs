@@ -121,18 +121,17 @@ mod tests {
 
     #[test]
     fn one_at_a_time() {
-        let lock = LaneLock::new((0u64, 0u64));
-        std::thread::scope(|s| {
-            for _ in 0..4 {
-                s.spawn(|| {
-                    for _ in 0..20_000 {
-                        let mut g = lock.lock();
-                        g.0 += 1;
-                        g.1 = g.0 * 2;
-                    }
-                });
+        let lock = std::sync::Arc::new(LaneLock::new((0u64, 0u64)));
+        let work = |lock: std::sync::Arc<LaneLock<(u64, u64)>>| {
+            for _ in 0..20_000 {
+                let mut g = lock.lock();
+                g.0 += 1;
+                g.1 = g.0 * 2;
             }
-        });
+        };
+        let threads: Vec<_> =
+            (0..4).map(|_| lock.clone()).map(|l| std::thread::spawn(move || work(l))).collect();
+        threads.into_iter().for_each(|t| t.join().unwrap());
         assert_eq!(*lock.lock(), (80_000, 160_000));
     }
 
