@@ -223,12 +223,14 @@ impl Machine {
         let op = OpId::from_bits(cts.op.get());
         let source = match self.ops.proto(op) {
             Some(Proto::Large { peer, source, canceled: false, .. }) if *peer == name => source.clone(),
-            // Cancelled or ended here: say so there.
-            _ => {
+            // Cancelled here: it ends now, and there.
+            Some(Proto::Large { peer, canceled: true, .. }) if *peer == name => {
                 self.drop_exposure(io, op);
                 self.end_op(op);
                 return self.send_done(io, pi, cts.sink.get(), Status::Canceled);
             }
+            // Ended already, or never a send to this peer: whatever it names stays untouched.
+            _ => return self.send_done(io, pi, cts.sink.get(), Status::Canceled),
         };
         let piece = cts.piece.get() as usize;
         let fits = self.peers[pi as usize]
