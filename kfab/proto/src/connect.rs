@@ -479,6 +479,9 @@ impl Machine {
     /// Ends everything with a peer: operations, queues, connections (but `spare`). A peer the user named can be reached again at once;
     /// another is forgotten.
     pub(crate) fn reset_peer(&mut self, io: &mut Io<'_>, pi: u32, spare: Option<u32>, kind: Kind, why: &str) {
+        if self.peers[pi as usize].gone {
+            return;
+        }
         let name = self.peers[pi as usize].name;
         self.end_operations(io, pi, kind, why);
         self.matcher.forget_promises(name);
@@ -541,6 +544,7 @@ impl Machine {
     fn forget_peer(&mut self, pi: u32) {
         let old = &mut self.peers[pi as usize];
         old.name.generation = old.name.generation.wrapping_add(1);
+        old.gone = true;
         if let Some(a) = old.address.take() {
             let text = a.to_string();
             if self.by_address.get(&text) == Some(&pi) {

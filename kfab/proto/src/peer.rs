@@ -230,6 +230,8 @@ pub(crate) struct Peer {
     pub(crate) timed: bool,
     pub(crate) dirty: bool,
     pub(crate) ever_up: bool,
+    /// Forgotten: the place is free, or will be when no list names it any more.
+    pub(crate) gone: bool,
     pub(crate) counters: PeerCounters,
 }
 
@@ -257,6 +259,7 @@ impl Peer {
             timed: false,
             dirty: false,
             ever_up: false,
+            gone: false,
             counters: PeerCounters { min_credits: u32::MAX, ..Default::default() },
         }
     }
