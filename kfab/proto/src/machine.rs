@@ -47,6 +47,7 @@ pub(crate) struct ConnState {
     pub(crate) delivery: Delivery,
     pub(crate) rank: u8,
     pub(crate) weight: u64,
+    pub(crate) max_body: usize,
     pub(crate) unacked_bytes: usize,
     /// The peer's number of its port at the other end.
     pub(crate) far_port: u16,
@@ -648,6 +649,7 @@ impl Machine {
             delivery: caps.delivery,
             rank: caps.rank,
             weight: u64::from(caps.weight.max(1)),
+            max_body: caps.max_body,
             unacked_bytes: 0,
             far_port: 0,
             opened_at: io.now,

@@ -258,10 +258,23 @@ impl Machine {
     #[inline(always)]
     fn pick_rail(&self, pi: u32, len: usize) -> Option<u32> {
         let p = &self.peers[pi as usize];
-        if let [one] = p.active[..] {
+        if let [one] = p.active[..]
+            && len <= self.conns[one as usize].max_body
+        {
             return (!self.conns[one as usize].blocked).then_some(one);
         }
-        let open = p.active.iter().copied().filter(|ci| !self.conns[*ci as usize].blocked);
+        self.least_loaded(&p.active, len).or_else(|| {
+            // A frame made for another provider's rail may be too large for the best one.
+            let fits = |ci: &u32| len <= self.conns[*ci as usize].max_body;
+            if p.active.iter().any(fits) { None } else { self.least_loaded(&p.rails, len) }
+        })
+    }
+
+    fn least_loaded(&self, rails: &[u32], len: usize) -> Option<u32> {
+        let open = rails.iter().copied().filter(|ci| {
+            let c = &self.conns[*ci as usize];
+            !c.blocked && len <= c.max_body
+        });
         open.min_by_key(|ci| {
             let c = &self.conns[*ci as usize];
             ((c.unacked_bytes + len + 64) as u64 * 1024 / c.weight, c.tx_bytes / c.weight)

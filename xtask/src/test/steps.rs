@@ -110,7 +110,7 @@ pub(super) fn fuzz(options: &Options) -> anyhow::Result<Outcome> {
     if !apt::has("g++") {
         return Ok(Outcome::Skipped("libFuzzer needs g++".into()));
     }
-    fuzzing::smoke(&targets, options.fuzz_seconds)?;
+    fuzzing::smoke(&targets, options.fuzz_seconds, true)?;
     println!("  {} targets, {} s each", targets.len(), options.fuzz_seconds);
     Ok(Outcome::Passed)
 }
