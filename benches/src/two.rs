@@ -64,8 +64,7 @@ impl Two {
     pub fn send(&mut self, bytes: &[u8], tag: Option<u64>) {
         let options = SendOptions { tag, ..SendOptions::default() };
         let to = self.to_b;
-        if let Some(op) = call!(self.a, send, to, Payload::Bytes(bytes), options).expect("a send")
-        {
+        if let Some(op) = call!(self.a, send, to, Payload::Bytes(bytes), options).expect("a send") {
             call!(self.a, detach, op);
         }
     }
