@@ -7,6 +7,7 @@
 //! * [`network`]: the contract between a node and the networks below it;
 //! * [`tcp`]: the socklnd protocol, so that real Lustre nodes can talk to us;
 //! * [`node`]: several interfaces, multi-rail peers, discovery, health, faults; start here;
+//! * [`rpc`]: calls with bulk data, exactly once, on kfab alone;
 //! * [`selftest`]: lnet_selftest's service, console and load;
 //! * [`command`]: what a command line shows of all that.
 #![forbid(unsafe_code)]
@@ -19,6 +20,7 @@ pub mod fuzz;
 pub mod network;
 pub mod nid;
 pub mod node;
+pub mod rpc;
 pub mod selftest;
 pub mod tcp;
 pub mod wire;

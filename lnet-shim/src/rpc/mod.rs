@@ -1,0 +1,1 @@
+//! RPC with bulk data on kfab.
