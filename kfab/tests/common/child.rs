@@ -1,11 +1,13 @@
 //! Child processes: this very test program, run again with the variable `KFAB_TEST_CHILD`, which the test `child_main` of the
 //! program obeys. Lines that a child prints after `@` reach its parent; a child dies with its parent.
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Tells a child what to be.
 pub(crate) const ROLE: &str = "KFAB_TEST_CHILD";
@@ -87,6 +89,16 @@ impl Kid {
     /// Sends the signal only.
     pub(crate) fn shoot(&mut self) {
         let _ = self.child.kill();
+    }
+
+    /// A thread that ends, with the time, when the kernel says that the child is dead.
+    pub(crate) fn death(&self) -> JoinHandle<Instant> {
+        let pid = Pid::from_child(&self.child);
+        let fd = pidfd_open(pid, PidfdFlags::empty()).expect("a descriptor of the child");
+        std::thread::spawn(move || {
+            let _ = poll(&mut [PollFd::new(&fd, PollFlags::IN)], None);
+            Instant::now()
+        })
     }
 
     /// `true` while it runs.

@@ -4,6 +4,7 @@
 pub(crate) mod child;
 pub(crate) mod level;
 pub(crate) mod node;
+pub(crate) mod times;
 
 use kfab::{Endpoint, EndpointConfig, Fabric, Peer};
 use std::sync::mpsc;
