@@ -11,8 +11,8 @@ const INDEX_MASK: u64 = (1 << INDEX_BITS) - 1;
 /// A connection being made.
 pub(crate) struct Attempt {
     pub(crate) greeting: Greeting,
-    /// When it has taken too long (caller's clock). `None`: not yet seen by a poll.
-    pub(crate) deadline_ns: Option<u64>,
+    /// How long it has been waited for.
+    pub(crate) patience: Patience,
     /// When to dial again; 0: now.
     pub(crate) again_ns: u64,
     /// `true` if the caller knows this connection (it asked for it).
@@ -21,6 +21,34 @@ pub(crate) struct Attempt {
     pub(crate) refused: bool,
     /// It has failed; to be reported at the next poll.
     pub(crate) failed: Option<End>,
+}
+
+/// The time that was spent waiting for somebody, by the caller's clock. Only so much of the time between two looks counts:
+/// what a port spends on other greetings (proofs of a key take a while, and a storm brings many) or without a processor is no
+/// fault of the peer's.
+#[derive(Debug, Default)]
+pub(crate) struct Patience {
+    waited_ns: u64,
+    looked_ns: Option<u64>,
+}
+
+impl Patience {
+    /// The most that counts between two looks, as a part of the limit.
+    const STEPS: u64 = 8;
+
+    /// A look at the clock: `true` once it has been waited for `limit_ns`.
+    pub(crate) fn is_over(&mut self, now_ns: u64, limit_ns: u64) -> bool {
+        let since = self.looked_ns.map_or(0, |at| now_ns.saturating_sub(at));
+        self.waited_ns = self.waited_ns.saturating_add(since.min(limit_ns / Self::STEPS));
+        self.looked_ns = Some(now_ns);
+        self.waited_ns >= limit_ns
+    }
+
+    /// When to look again. `None`: at the next chance.
+    pub(crate) fn look_at_ns(&self, limit_ns: u64) -> Option<u64> {
+        let left = limit_ns.saturating_sub(self.waited_ns).min(limit_ns / Self::STEPS);
+        self.looked_ns.map(|at| at.saturating_add(left.max(1)))
+    }
 }
 
 pub(crate) enum State {
@@ -142,5 +170,34 @@ impl Source {
             n if n & PROCESS != 0 => Source::Process(Conn(n & !PROCESS)),
             n => Source::Socket(Conn(n)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_counts_waiting_only() {
+        let mut p = Patience::default();
+        assert_eq!(p.look_at_ns(800), None);
+        assert!(!p.is_over(1_000, 800));
+        // Away for long: an eighth counts.
+        assert!(!p.is_over(1_000_000, 800));
+        assert_eq!(p.look_at_ns(800), Some(1_000_100));
+        for i in 1..7 {
+            assert!(!p.is_over(1_000_000 + i * 100, 800), "{i}");
+        }
+        assert_eq!(p.look_at_ns(800), Some(1_000_700));
+        assert!(p.is_over(1_000_700, 800));
+    }
+
+    #[test]
+    fn patience_ends_on_time_where_it_is_looked_at_often() {
+        let (mut p, mut now) = (Patience::default(), 5);
+        while !p.is_over(now, 800) {
+            now = p.look_at_ns(800).unwrap().min(now + 30);
+        }
+        assert_eq!(now, 805);
     }
 }

@@ -3,7 +3,7 @@
 //! How a poll goes: what is pending; the rings of the hot links (no system call, nothing allocated); links that wait for room;
 //! and every [`CONTROL_NS`] or [`CONTROL_POLLS`] polls a look at epoll, where deaths, greetings and requests show.
 
-use crate::conns::{Attempt, Conns, Source, State};
+use crate::conns::{Attempt, Conns, Patience, Source, State};
 use crate::ctl::{self, Got};
 use crate::greet::{End, Greeting, Host, Parts, Progress};
 use crate::link::{Link, Posted, hostile};
@@ -178,11 +178,16 @@ impl ShmPort {
         self.control_at_ns == 0
     }
 
+    fn connect_timeout_ns(&self) -> u64 {
+        u64::try_from(self.config.connect_timeout.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     fn next_timer(&mut self) -> Option<u64> {
+        let timeout = self.connect_timeout_ns();
         let conns = &mut self.conns;
         let attempts = self.attempts.iter().filter_map(|c| match conns.state(*c) {
             Some(State::Attempt(a)) if a.greeting.is_dialling() => Some(a.again_ns),
-            Some(State::Attempt(a)) => a.deadline_ns,
+            Some(State::Attempt(a)) => a.patience.look_at_ns(timeout),
             _ => None,
         });
         let first = attempts.min();
@@ -234,7 +239,8 @@ impl ShmPort {
     }
 
     fn start(&mut self, greeting: Greeting, known: bool) -> Conn {
-        let a = Attempt { greeting, deadline_ns: None, again_ns: 0, known, refused: false, failed: None };
+        let patience = Patience::default();
+        let a = Attempt { greeting, patience, again_ns: 0, known, refused: false, failed: None };
         let conn = self.conns.insert(State::Attempt(Box::new(a)));
         self.attempts.push(conn);
         conn
@@ -297,15 +303,15 @@ impl ShmPort {
     /// Dials, deadlines and failures of the greetings.
     fn tend_attempts(&mut self, events: &mut Vec<Event>) {
         let now = self.now_ns;
-        let timeout = u64::try_from(self.config.connect_timeout.as_nanos()).unwrap_or(u64::MAX);
+        let timeout = self.connect_timeout_ns();
         let mut dialled = 0;
         for conn in self.attempts.clone() {
             let Some(State::Attempt(a)) = self.conns.state(conn) else { continue };
-            let deadline = *a.deadline_ns.get_or_insert(now.saturating_add(timeout));
+            let late = a.patience.is_over(now, timeout);
             let (dialling, again) = (a.greeting.is_dialling(), a.again_ns);
             if let Some(end) = a.failed.take() {
                 self.attempt_over(conn, end, events);
-            } else if now >= deadline {
+            } else if late {
                 let why = format!("no answer within {:?}", self.config.connect_timeout);
                 self.attempt_over(conn, End::new(DownReason::Refused, why), events);
             } else if !dialling {
@@ -478,8 +484,7 @@ impl Port for ShmPort {
 
     fn close(&mut self, conn: Conn) {
         self.look_soon();
-        let patience = u64::try_from(self.config.connect_timeout.as_nanos()).unwrap_or(u64::MAX);
-        let by = self.now_ns.saturating_add(patience);
+        let by = self.now_ns.saturating_add(self.connect_timeout_ns());
         match self.conns.state(conn) {
             Some(State::Up(link)) if !link.closing => {
                 link.closing = true;
