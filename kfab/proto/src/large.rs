@@ -2,10 +2,10 @@
 //! memory in one copy (one-sided ports) or asks for pieces (CTS), which stripe over all active rails. Either way the
 //! receiver says when it is done, and only then does the sender's operation end.
 
-use crate::machine::{Io, Machine};
+use crate::machine::{ConnState, Io, Machine};
 use crate::matcher::{Arrived, Unexpected};
 use crate::message::*;
-use crate::ops::{Proto, data};
+use crate::ops::{Lent, Proto, data};
 use crate::peer::{Out, Stream};
 use crate::receive::{Taking, truncated};
 use crate::wire::*;
@@ -24,10 +24,12 @@ impl Machine {
     ) -> Result<Option<OpId>> {
         let peer = self.peers[pi as usize].name;
         let len = source.len() as u64;
-        let (exposed, key) = self.expose_source(io, pi, &source);
+        let exposed = self.expose_source(io, pi, &source);
+        let (key, port) = exposed.as_ref().map_or_else(Default::default, |e| (e.exposure.key, e.port));
         let op = self.start_send(io, pi, Proto::Large { peer, source, exposed, canceled: false })?;
         let rts = Rts {
-            len: len.into(),
+            bytes: Rts::bytes_of(len),
+            port: (port as u16).into(),
             op: op.to_bits().into(),
             region: key.region.into(),
             base: key.base.into(),
@@ -42,41 +44,60 @@ impl Machine {
         self.begun(op)
     }
 
-    /// Opens the memory of a send to the receiver, where the rail in use can and the memory is one piece.
-    fn expose_source(
+    /// Opens the memory of a send to the receiver, where the rail can that has least to do and the memory is one piece.
+    fn expose_source(&mut self, io: &mut Io<'_>, pi: u32, s: &Source) -> Option<Lent> {
+        let Source::One(slice) = s else { return None };
+        let over = self.rma_rail(pi, slice.len(), |c| io.ports[c.port].caps().rma)?;
+        let port = self.conns[over as usize].port;
+        let exposure = io.ports[port].expose(slice, Rights::READ | Rights::TRANSFER).ok()?;
+        let len = slice.len();
+        self.conns[over as usize].rma_bytes += len;
+        Some(Lent { port, exposure, over, len })
+    }
+
+    /// Of the active rails that will do, the one that has the least one-sided work under way over its weight; of equals, the one that has
+    /// moved the least.
+    #[inline]
+    pub(crate) fn rma_rail(
         &self,
-        io: &mut Io<'_>,
         pi: u32,
-        s: &Source,
-    ) -> (Option<(usize, kfab_core::spi::Exposure)>, RemoteKey) {
-        let none = (None, RemoteKey::default());
-        let (Some(&ci), Source::One(slice)) = (self.peers[pi as usize].active.first(), s) else {
-            return none;
-        };
-        let port = self.conns[ci as usize].port;
-        if !io.ports[port].caps().rma {
-            return none;
+        len: usize,
+        mut fits: impl FnMut(&ConnState) -> bool,
+    ) -> Option<u32> {
+        let active = &self.peers[pi as usize].active;
+        if let [one] = active[..] {
+            return fits(&self.conns[one as usize]).then_some(one);
         }
-        match io.ports[port].expose(slice, Rights::READ | Rights::TRANSFER) {
-            Ok(e) => (Some((port, e)), e.key),
-            Err(_) => none,
-        }
+        let fitting = active.iter().copied().filter(|ci| fits(&self.conns[*ci as usize]));
+        fitting.min_by_key(|ci| {
+            let c = &self.conns[*ci as usize];
+            ((c.rma_bytes + len) as u64 * 1024 / c.weight, (c.tx_bytes + c.rx_bytes) / c.weight)
+        })
+    }
+
+    /// A one-sided transfer of `len` bytes over this connection has ended.
+    #[inline]
+    pub(crate) fn rma_left(&mut self, over: u32, len: usize) -> &mut ConnState {
+        let c = &mut self.conns[over as usize];
+        c.rma_bytes = c.rma_bytes.saturating_sub(len);
+        c
     }
 
     /// Takes back what a large send had opened.
     pub(crate) fn drop_exposure(&mut self, io: &mut Io<'_>, op: OpId) {
         if let Some(Proto::Large { exposed, .. }) = self.ops.proto(op)
-            && let Some((port, e)) = exposed.take()
+            && let Some(e) = exposed.take()
         {
-            io.ports[port].revoke(e);
+            io.ports[e.port].revoke(e.exposure);
+            self.rma_left(e.over, e.len);
         }
     }
 
     /// A receive has met a promise: get the bytes.
     pub(crate) fn fetch(&mut self, io: &mut Io<'_>, op: OpId, u: Unexpected, into: Option<Buffer>) {
-        let Arrived::Promise { rts, conn } = u.what else { return };
+        let Arrived::Promise { rts } = u.what else { return };
         let pi = u.from.index;
-        let (len, sender) = (rts.len.get() as usize, rts.op.get());
+        let (len, sender) = (rts.len() as usize, rts.op.get());
         self.consume(pi, u.units);
         let buffer = match into {
             Some(b) if b.len() < len => Err((Status::Ok, truncated())),
@@ -90,13 +111,15 @@ impl Machine {
                 return self.finish(op, Err(e));
             }
         };
-        let c = &self.conns[conn as usize];
-        let port = c.port;
-        let by_rma =
-            rts.secret.get() != 0 && c.live && c.up && c.peer == Some(pi) && io.ports[port].caps().rma;
-        if !by_rma {
+        // The memory was opened for one port of the sender's: only a rail that ends there leads to it.
+        let leads = |ci: &u32| {
+            let c = &self.conns[*ci as usize];
+            c.far_port == rts.port.get() && io.ports[c.port].caps().rma
+        };
+        let over = self.peers[pi as usize].active.iter().copied().find(leads);
+        let Some(over) = over.filter(|_| rts.secret.get() != 0) else {
             return self.ask_for_pieces(io, op, u.from, u.tag, len, sender, buffer);
-        }
+        };
         let landing = match Landing::prefix(buffer, len) {
             Ok(l) => l,
             Err(_) => {
@@ -107,8 +130,10 @@ impl Machine {
                 );
             }
         };
-        let conn = c.conn;
-        self.set_proto(io.now, op, Proto::Fetch { peer: u.from, tag: u.tag, len, sender });
+        let c = &mut self.conns[over as usize];
+        c.rma_bytes += len;
+        let (port, conn) = (c.port, c.conn);
+        self.set_proto(io.now, op, Proto::Fetch { peer: u.from, tag: u.tag, len, sender, over });
         let key = RemoteKey { region: rts.region.get(), base: rts.base.get(), secret: rts.secret.get() };
         let read = Rma::Read { landing, key, offset: 0 };
         match io.ports[port].rma(conn, read, RmaToken(op.to_bits())) {
@@ -138,8 +163,10 @@ impl Machine {
         result: Result<()>,
     ) {
         match self.ops.proto(op) {
-            Some(Proto::Fetch { peer, tag, len, sender }) => {
-                let (peer, tag, len, sender) = (*peer, *tag, *len, *sender);
+            Some(Proto::Fetch { peer, tag, len, sender, over }) => {
+                let (peer, tag, len, sender, over) = (*peer, *tag, *len, *sender, *over);
+                let c = self.rma_left(over, len);
+                c.rx_bytes += if result.is_ok() { len as u64 } else { 0 };
                 let Some(buffer) = landing.and_then(Landing::into_buffer) else {
                     return self
                         .finish(op, Err(Error::new(Kind::Protocol, "recv", "the port kept the buffer")));
@@ -152,18 +179,8 @@ impl Machine {
                 let message = Message { from: peer, tag, data: data(buffer, len) };
                 self.receive_ended(op, message);
             }
-            Some(Proto::RmaRead { .. }) => {
-                let r = match (result, landing.and_then(Landing::into_buffer)) {
-                    (Ok(()), Some(b)) => Ok(Outcome::Buffer(b)),
-                    (Err(e), _) => Err(e),
-                    (Ok(()), None) => Err(Error::new(Kind::Protocol, "read", "the port kept the buffer")),
-                };
-                self.finish(op, r);
-            }
-            Some(Proto::Write { .. }) => match result {
-                Ok(()) => self.write_part_done(op, Status::Ok),
-                Err(e) => self.finish(op, Err(e)),
-            },
+            Some(Proto::RmaRead { .. }) => self.direct_read_done(io, op, landing, result),
+            Some(Proto::Write { .. }) => self.direct_write_done(io, op, result),
             _ => {}
         }
     }
@@ -342,7 +359,11 @@ impl Machine {
         let refused = |kind, text: &str| Err(Error::new(kind, "operation", text).with_fate(Fate::Refused));
         match (&*proto, status) {
             (Proto::Write { .. }, s) => self.write_part_done(op, s),
-            (Proto::Large { .. }, s) => {
+            (Proto::Large { exposed, .. }, s) => {
+                // It was fetched, or pieces of it would have been asked for.
+                if let Some(e) = exposed.as_ref().filter(|_| s == Status::Ok) {
+                    self.conns[e.over as usize].tx_bytes += e.len as u64;
+                }
                 self.drop_exposure(io, op);
                 self.finish(
                     op,

@@ -79,6 +79,7 @@ impl Limits {
         let bad = |what: &str| Err(kfab_core::Error::new(kfab_core::Kind::InvalidArgument, "limits", what));
         match () {
             _ if !(16..=32_768).contains(&self.credits) => bad("credits must be 16..=32768"),
+            _ if self.max_message > crate::wire::Rts::MAX_LEN => bad("max_message must be below 2^48"),
             _ if self.credit_bytes < 64 => bad("credit_bytes must be at least 64"),
             _ if self.max_unacked == 0 || self.max_unacked > 16_384 => bad("max_unacked must be 1..=16384"),
             _ if self.coalesce_max > 16_384 => bad("coalesce_max must be at most 16384"),

@@ -49,6 +49,8 @@ pub(crate) struct ConnState {
     pub(crate) weight: u64,
     pub(crate) max_body: usize,
     pub(crate) unacked_bytes: usize,
+    /// Bytes of one-sided transfers under way over it, ours and those a peer was asked to fetch.
+    pub(crate) rma_bytes: usize,
     /// The peer's number of its port at the other end.
     pub(crate) far_port: u16,
     pub(crate) opened_at: u64,
@@ -651,6 +653,7 @@ impl Machine {
             weight: u64::from(caps.weight.max(1)),
             max_body: caps.max_body,
             unacked_bytes: 0,
+            rma_bytes: 0,
             far_port: 0,
             opened_at: io.now,
             used_at: io.now,

@@ -12,8 +12,8 @@ use std::collections::VecDeque;
 pub(crate) enum Arrived {
     /// Here.
     Whole(Data),
-    /// At the sender; `conn` (a connection's place) is where the promise came from.
-    Promise { rts: Rts, conn: u32 },
+    /// At the sender.
+    Promise { rts: Rts },
 }
 
 /// A message that waits for a receive.
@@ -31,7 +31,7 @@ impl Unexpected {
         match &self.what {
             Arrived::Whole(Data::Inline(i)) => i.as_slice().len() as u64,
             Arrived::Whole(Data::Buffer { len, .. }) => *len as u64,
-            Arrived::Promise { rts, .. } => rts.len.get(),
+            Arrived::Promise { rts } => rts.len(),
         }
     }
 }

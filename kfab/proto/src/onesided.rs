@@ -3,7 +3,7 @@
 
 use crate::machine::{Io, Machine};
 use crate::message::*;
-use crate::ops::Proto;
+use crate::ops::{Proto, Range, Redo};
 use crate::peer::{Out, Stream};
 use crate::receive::Taking;
 use crate::wire::*;
@@ -63,6 +63,11 @@ impl WindowKey {
     /// `true` for a window of no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    #[inline]
+    fn at(&self, offset: u64) -> Range {
+        Range { window: self.window, secret: self.secret, offset }
     }
 
     /// What may be done with it.
@@ -210,11 +215,14 @@ impl Machine {
             return Ok(Started::Done(Outcome::Buffer(into)));
         }
         let shared = |_| Error::new(Kind::InvalidArgument, "read", "the buffer has another owner");
-        if let Some((ci, remote)) = self.direct(io, pi, key) {
+        let (range, len) = (key.at(offset), into.len());
+        if let Some((over, remote)) = self.direct(io, pi, key, len) {
             let landing = Landing::whole(into).map_err(shared)?;
-            let op = self.ops.insert(Proto::RmaRead { peer: from }, "read")?;
+            let op = self.ops.insert(Proto::RmaRead { peer: from, range, len, over }, "read")?;
             self.expect(io.now, pi);
-            let (port, conn) = (self.conns[ci as usize].port, self.conns[ci as usize].conn);
+            let c = &mut self.conns[over as usize];
+            c.rma_bytes += len;
+            let (port, conn) = (c.port, c.conn);
             match io.ports[port].rma(conn, Rma::Read { landing, key: remote, offset }, RmaToken(op.to_bits()))
             {
                 RmaStarted::Done(l) => self.rma_done(io, op, l, Ok(())),
@@ -223,18 +231,52 @@ impl Machine {
             }
             return self.started(op);
         }
-        let len = into.len();
         let piece = self.piece_len(io, pi);
         let assembly = Some(Assembly::new(into, len, piece).map_err(shared)?);
         let op = self
             .ops
             .insert(Proto::Pieces { peer: from, tag: None, len, sender: 0, assembly, read: true }, "read")?;
         self.expect(io.now, pi);
-        let a = access(key, offset, op);
+        self.ask_to_read(io, pi, op, range, len, piece);
+        Ok(Started::Pending(op))
+    }
+
+    fn ask_to_read(&mut self, io: &mut Io<'_>, pi: u32, op: OpId, range: Range, len: usize, piece: usize) {
         // The piece size travels in the upper half of the length's word.
         let tag = len as u64 | (piece as u64) << 40;
-        self.send_control(io, pi, FrameKind::Read, tag, a.as_bytes());
-        Ok(Started::Pending(op))
+        self.send_control(io, pi, FrameKind::Read, tag, access(range, 0, op).as_bytes());
+    }
+
+    /// A read by a port has ended. If its rail broke, it is done again by messages, which go over whatever is left.
+    pub(crate) fn direct_read_done(
+        &mut self,
+        io: &mut Io<'_>,
+        op: OpId,
+        landing: Option<Landing>,
+        result: Result<()>,
+    ) {
+        let Some(Proto::RmaRead { peer, range, len, over }) = self.ops.proto(op) else { return };
+        let (peer, range, len, over) = (*peer, *range, *len, *over);
+        let c = self.rma_left(over, len);
+        c.rx_bytes += if result.is_ok() { len as u64 } else { 0 };
+        let Some(buffer) = landing.and_then(Landing::into_buffer) else {
+            let kept = Error::new(Kind::Protocol, "read", "the port kept the buffer");
+            return self.finish(op, Err(result.err().unwrap_or(kept)));
+        };
+        match result {
+            Ok(()) => self.finish(op, Ok(Outcome::Buffer(buffer))),
+            Err(e) if is_final(&e) => self.finish(op, Err(e)),
+            Err(e) => {
+                let piece = self.piece_len(io, peer.index);
+                let Ok(assembly) = Assembly::new(buffer, len, piece) else {
+                    return self.finish(op, Err(e));
+                };
+                let assembly = Some(assembly);
+                let proto = Proto::Pieces { peer, tag: None, len, sender: 0, assembly, read: true };
+                self.set_proto(io.now, op, proto);
+                self.ask_to_read(io, peer.index, op, range, len, piece);
+            }
+        }
     }
 
     /// Writes bytes at `offset` of a peer's window. Ends when they are there.
@@ -249,20 +291,26 @@ impl Machine {
         let pi = self.peer_index(to, "write")?;
         let len = payload.len();
         self.check_access(key, offset, len, Rights::WRITE, "write")?;
-        if let Some((ci, remote)) = self.direct(io, pi, key) {
-            return self.write_direct(io, pi, ci, remote, offset, payload);
+        let range = key.at(offset);
+        if let Some((ci, remote)) = self.direct(io, pi, key, len) {
+            return self.write_direct(io, pi, ci, remote, range, payload);
         }
-        let source = match payload {
-            Payload::Bytes(b) => Source::One(io.pool.copy_from(b)?.as_source()),
-            Payload::Buffer(b) => Source::One(b.as_source()),
-            Payload::Buffers(v) => Source::Many(v.iter().map(Buffer::as_source).collect()),
-        };
-        let piece = self.piece_len(io, pi);
-        let parts = len.div_ceil(piece).max(1) as u32;
-        let op = self.ops.insert(Proto::Write { peer: to, parts }, "write")?;
+        let source = source_of(io, payload)?;
+        let op = self.ops.insert(Proto::Write { peer: to, parts: 1, redo: None }, "write")?;
         self.expect(io.now, pi);
-        for i in 0..parts as usize {
-            let a = access(key, offset + (i * piece) as u64, op);
+        self.write_by_messages(io, pi, op, range, &source);
+        self.begun(op)
+    }
+
+    /// Stores `source` in pieces that the owner's machine puts into place and confirms.
+    fn write_by_messages(&mut self, io: &mut Io<'_>, pi: u32, op: OpId, range: Range, source: &Source) {
+        let piece = self.piece_len(io, pi);
+        let n = source.len().div_ceil(piece).max(1);
+        if let Some(Proto::Write { parts, redo, .. }) = self.ops.proto(op) {
+            (*parts, *redo) = (n as u32, None);
+        }
+        for i in 0..n {
+            let a = access(range, i * piece, op);
             let inline = Inline::new(a.as_bytes()).expect("an access fits");
             let body = source.range(i * piece, piece);
             self.send_control_out(
@@ -271,7 +319,35 @@ impl Machine {
                 Out { kind: FrameKind::Write, flags: 0, tag: 0, inline, body, op: None, units: 0 },
             );
         }
-        self.begun(op)
+    }
+
+    /// A part of a write by a port has ended. If its rail broke, the whole is written again by messages as soon as no part is under
+    /// way any more: the same bytes to the same place.
+    pub(crate) fn direct_write_done(&mut self, io: &mut Io<'_>, op: OpId, result: Result<()>) {
+        let Some(Proto::Write { peer, parts, redo: Some(r) }) = self.ops.proto(op) else { return };
+        *parts -= 1;
+        let ended = *parts == 0;
+        match result {
+            Err(e) if is_final(&e) => {
+                let (over, len) = (r.over, r.source.len());
+                self.rma_left(over, len);
+                return self.finish(op, Err(e));
+            }
+            Err(_) => r.broken = true,
+            Ok(()) => {}
+        }
+        if !ended {
+            return;
+        }
+        let (pi, over, broken, range) = (peer.index, r.over, r.broken, r.range);
+        let source = std::mem::replace(&mut r.source, Source::Empty);
+        let len = source.len();
+        let c = self.rma_left(over, len);
+        if broken {
+            return self.write_by_messages(io, pi, op, range, &source);
+        }
+        c.tx_bytes += len as u64;
+        self.finish(op, Ok(Outcome::Unit));
     }
 
     fn write_direct(
@@ -280,37 +356,45 @@ impl Machine {
         pi: u32,
         ci: u32,
         key: RemoteKey,
-        offset: u64,
+        range: Range,
         payload: Payload<'_>,
     ) -> Result<Option<OpId>> {
-        let (port, conn) = (self.conns[ci as usize].port, self.conns[ci as usize].conn);
-        let buffers = match payload {
-            Payload::Bytes(b) => {
-                // Few bytes: a port that can finish within the call needs no operation and no memory.
-                if let Some(done) = io.ports[port].write_now(conn, key, offset, b) {
-                    return done.map(|()| None);
-                }
-                vec![io.pool.copy_from(b)?]
+        let (port, conn, offset) = (self.conns[ci as usize].port, self.conns[ci as usize].conn, range.offset);
+        if let Payload::Bytes(b) = payload {
+            // Few bytes: a port that can finish within the call needs no operation and no memory.
+            if let Some(done) = io.ports[port].write_now(conn, key, offset, b) {
+                return done.map(|()| None);
             }
-            Payload::Buffer(b) => vec![b],
-            Payload::Buffers(v) => v,
-        };
+        }
+        let source = source_of(io, payload)?;
         let peer = self.peers[pi as usize].name;
-        let op = self.ops.insert(Proto::Write { peer, parts: buffers.len().max(1) as u32 }, "write")?;
+        let (len, n) = (source.len(), source.slices().len());
+        // One part more than there are, until all have been started.
+        let proto = Proto::Write { peer, parts: n as u32 + 1, redo: None };
+        let op = self.ops.insert(proto, "write")?;
         self.expect(io.now, pi);
-        if buffers.is_empty() {
-            self.write_part_done(op, Status::Ok);
-        }
-        let mut at = offset;
-        for b in buffers {
-            let write = Rma::Write { source: b.as_source(), key, offset: at };
-            at += b.len() as u64;
+        self.conns[ci as usize].rma_bytes += len;
+        let (mut at, mut ended, mut failed) = (offset, 1, None);
+        for part in source.slices() {
+            let write = Rma::Write { source: part.clone(), key, offset: at };
             match io.ports[port].rma(conn, write, RmaToken(op.to_bits())) {
-                RmaStarted::Done(_) => self.write_part_done(op, Status::Ok),
+                RmaStarted::Done(_) => ended += 1,
                 RmaStarted::Pending => {}
-                RmaStarted::Failed(_, e) => self.finish(op, Err(e)),
+                RmaStarted::Failed(_, e) => (failed, ended) = (Some(e), ended + 1),
             }
+            at += part.len() as u64;
         }
+        if failed.is_none() && ended == n + 1 {
+            let c = self.rma_left(ci, len);
+            c.tx_bytes += len as u64;
+            self.finish(op, Ok(Outcome::Unit));
+            return self.begun(op);
+        }
+        if let Some(Proto::Write { parts, redo, .. }) = self.ops.proto(op) {
+            *parts -= ended as u32 - 1;
+            *redo = Some(Box::new(Redo { source, range, over: ci, broken: false }));
+        }
+        self.direct_write_done(io, op, failed.map_or(Ok(()), Err));
         self.begun(op)
     }
 
@@ -339,16 +423,14 @@ impl Machine {
     }
 
     /// An active rail that reaches the window's memory by itself, and the key for its far end.
-    fn direct(&self, io: &Io<'_>, pi: u32, key: &WindowKey) -> Option<(u32, RemoteKey)> {
-        let p = &self.peers[pi as usize];
-        if p.identity != Some(key.owner) {
+    #[inline]
+    fn direct(&self, io: &Io<'_>, pi: u32, key: &WindowKey, len: usize) -> Option<(u32, RemoteKey)> {
+        if self.peers[pi as usize].identity != Some(key.owner) {
             return None;
         }
-        p.active.iter().find_map(|&ci| {
-            let c = &self.conns[ci as usize];
-            let remote = key.ports.iter().find(|(n, _)| *n == c.far_port)?.1;
-            io.ports[c.port].caps().rma.then_some((ci, remote))
-        })
+        let there = |n: u16| key.ports.iter().find(|(port, _)| *port == n).map(|(_, k)| *k);
+        let over = self.rma_rail(pi, len, |c| io.ports[c.port].caps().rma && there(c.far_port).is_some())?;
+        Some((over, there(self.conns[over as usize].far_port)?))
     }
 
     /// A part of a write is confirmed.
@@ -356,7 +438,7 @@ impl Machine {
         if status != Status::Ok {
             return self.finish(op, Err(denied("write")));
         }
-        let Some(Proto::Write { parts, .. }) = self.ops.proto(op) else { return };
+        let Some(Proto::Write { parts, redo: None, .. }) = self.ops.proto(op) else { return };
         *parts -= 1;
         if *parts == 0 {
             self.finish(op, Ok(Outcome::Unit));
@@ -398,11 +480,25 @@ impl Machine {
     }
 }
 
-fn access(key: &WindowKey, offset: u64, op: OpId) -> Access {
+/// The payload as memory that the operation owns.
+fn source_of(io: &mut Io<'_>, payload: Payload<'_>) -> Result<Source> {
+    Ok(match payload {
+        Payload::Bytes(b) => Source::One(io.pool.copy_from(b)?.as_source()),
+        Payload::Buffer(b) => Source::One(b.as_source()),
+        Payload::Buffers(v) => Source::Many(v.iter().map(Buffer::as_source).collect()),
+    })
+}
+
+/// An error that another way would not mend: the owner refused, or the operation makes no sense.
+fn is_final(e: &Error) -> bool {
+    e.fate() == Fate::Refused || matches!(e.kind(), Kind::AccessDenied | Kind::InvalidArgument)
+}
+
+fn access(range: Range, more: usize, op: OpId) -> Access {
     Access {
-        window: key.window.into(),
-        secret: key.secret.into(),
-        offset: offset.into(),
+        window: range.window.into(),
+        secret: range.secret.into(),
+        offset: (range.offset + more as u64).into(),
         op: op.to_bits().into(),
     }
 }

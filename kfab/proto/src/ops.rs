@@ -7,6 +7,32 @@ use kfab_core::spi::Exposure;
 use kfab_core::{Error, Kind, Result};
 use std::task::Waker;
 
+/// Memory of a large send that its receiver may fetch, and the rail it was opened for.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    pub(crate) port: usize,
+    pub(crate) exposure: Exposure,
+    pub(crate) over: u32,
+    pub(crate) len: usize,
+}
+
+/// A place in a peer's window, as its owner checks it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Range {
+    pub(crate) window: u64,
+    pub(crate) secret: u64,
+    pub(crate) offset: u64,
+}
+
+/// A write that a port was asked for: if its rail breaks, it is done again by messages.
+#[derive(Debug)]
+pub(crate) struct Redo {
+    pub(crate) source: Source,
+    pub(crate) range: Range,
+    pub(crate) over: u32,
+    pub(crate) broken: bool,
+}
+
 /// The protocol's side of an operation.
 #[derive(Debug)]
 pub(crate) enum Proto {
@@ -15,17 +41,17 @@ pub(crate) enum Proto {
     /// A send that waits for credit, or for its acknowledgement.
     Send { peer: PeerId },
     /// A large send: the receiver fetches it, or asks for pieces.
-    Large { peer: PeerId, source: Source, exposed: Option<(usize, Exposure)>, canceled: bool },
+    Large { peer: PeerId, source: Source, exposed: Option<Lent>, canceled: bool },
     /// A posted receive.
     Recv { want: Want, into: Option<Buffer> },
     /// A receive that got a large message and is fetching it in one-sided fashion; the landing is with the port.
-    Fetch { peer: PeerId, tag: Option<u64>, len: usize, sender: u64 },
+    Fetch { peer: PeerId, tag: Option<u64>, len: usize, sender: u64, over: u32 },
     /// A receive (`read` false) or one-sided read (`true`) whose pieces are arriving.
     Pieces { peer: PeerId, tag: Option<u64>, len: usize, sender: u64, assembly: Option<Assembly>, read: bool },
     /// A one-sided read by the port; the landing is with it.
-    RmaRead { peer: PeerId },
-    /// A one-sided write: this many parts have yet to be confirmed.
-    Write { peer: PeerId, parts: u32 },
+    RmaRead { peer: PeerId, range: Range, len: usize, over: u32 },
+    /// A one-sided write: this many parts have yet to be confirmed. `redo`: what a port is writing, for another way.
+    Write { peer: PeerId, parts: u32, redo: Option<Box<Redo>> },
 }
 
 impl Proto {
@@ -37,7 +63,7 @@ impl Proto {
             | Proto::Large { peer, .. }
             | Proto::Fetch { peer, .. }
             | Proto::Pieces { peer, .. }
-            | Proto::RmaRead { peer }
+            | Proto::RmaRead { peer, .. }
             | Proto::Write { peer, .. } => Some(*peer),
         }
     }
@@ -202,7 +228,7 @@ impl Ops {
                 | Proto::Large { peer, .. }
                 | Proto::Fetch { peer, .. }
                 | Proto::Pieces { peer, .. }
-                | Proto::RmaRead { peer }
+                | Proto::RmaRead { peer, .. }
                 | Proto::Write { peer, .. }
                     if *peer == old =>
                 {

@@ -213,9 +213,9 @@ impl Machine {
                 self.message_here(io, pi, seq, tag, h.kind_flags, Arrived::Whole(Data::Inline(*inline)), 1);
             }
             FrameKind::Rts => match Rts::parse(inline.as_slice()) {
-                Some(rts) if (1..=self.limits.max_message).contains(&rts.len.get()) => {
+                Some(rts) if (1..=self.limits.max_message).contains(&rts.len()) => {
                     let tag = h.has(TAGGED).then(|| h.tag.get());
-                    self.message_here(io, pi, seq, tag, h.kind_flags, Arrived::Promise { rts, conn: ci }, 1);
+                    self.message_here(io, pi, seq, tag, h.kind_flags, Arrived::Promise { rts }, 1);
                 }
                 _ => self.hostile(io, ci, "a bad request to send"),
             },

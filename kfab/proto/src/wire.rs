@@ -163,8 +163,10 @@ inline_struct!(
 inline_struct!(
     /// Ready to send.
     Rts 40 {
-        /// Bytes of the message.
-        len: U64,
+        /// Bytes of the message, 48 bits.
+        bytes: [u8; 6],
+        /// Which port of the sender's they can be fetched through.
+        port: U16,
         /// The sender's operation.
         op: U64,
         /// Where the bytes can be fetched from; `secret` 0: nowhere, ask with a CTS.
@@ -173,6 +175,23 @@ inline_struct!(
         secret: U64,
     }
 );
+
+impl Rts {
+    /// The longest message that can be promised, bytes.
+    pub(crate) const MAX_LEN: u64 = (1 << 48) - 1;
+
+    /// The length as it travels.
+    pub(crate) fn bytes_of(len: u64) -> [u8; 6] {
+        let b = len.min(Self::MAX_LEN).to_le_bytes();
+        [b[0], b[1], b[2], b[3], b[4], b[5]]
+    }
+
+    /// Bytes of the message.
+    pub(crate) fn len(&self) -> u64 {
+        let b = self.bytes;
+        u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], 0, 0])
+    }
+}
 
 inline_struct!(
     /// Clear to send.
