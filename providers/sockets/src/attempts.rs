@@ -18,6 +18,8 @@ use std::time::Duration;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stranger is safe from being displaced by others.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// The longest time between two polls that counts for a deadline where nobody slept.
+const AWAKE: Duration = Duration::from_millis(100);
 /// How long accepting rests when the process has no descriptor left.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -64,6 +66,10 @@ pub(crate) struct Timers {
     running: Vec<(u64, Conn)>,
     earliest_ns: Option<u64>,
     pub(crate) accept_again_ns: Option<u64>,
+    /// The caller went to sleep: the time until the next poll is waiting.
+    pub(crate) asleep: bool,
+    /// How long the last two polls lay apart beyond [`AWAKE`] though nobody slept.
+    away_ns: u64,
 }
 
 impl Timers {
@@ -76,8 +82,12 @@ impl Timers {
     /// `true` if [`TcpPort::expire`] has something to do.
     #[inline]
     pub(crate) fn is_due(&mut self, now_ns: u64) -> bool {
-        self.now_ns = now_ns;
-        !self.fresh.is_empty() || self.next_ns().is_some_and(|t| t <= now_ns)
+        let away = now_ns.saturating_sub(std::mem::replace(&mut self.now_ns, now_ns));
+        self.away_ns = match std::mem::take(&mut self.asleep) {
+            false => away.saturating_sub(ns(AWAKE)),
+            true => 0,
+        };
+        self.away_ns > 0 || !self.fresh.is_empty() || self.next_ns().is_some_and(|t| t <= now_ns)
     }
 
     /// When that will be.
@@ -229,8 +239,22 @@ impl TcpPort {
         false
     }
 
+    /// What we did ourselves between two polls (proofs of a key take a while, and a storm brings many) is no time that a peer had.
+    fn excuse(&mut self, away_ns: u64) {
+        for (at, id) in &mut self.timers.running {
+            if let Some(link) = self.links.get(*id).filter(|l| l.deadline_ns == Some(*at)) {
+                *at = at.saturating_add(away_ns);
+                link.deadline_ns = Some(*at);
+            }
+        }
+    }
+
     /// Starts fresh deadlines and ends the links whose time is up.
     pub(crate) fn expire(&mut self, now_ns: u64, events: &mut Vec<Event>) {
+        match std::mem::take(&mut self.timers.away_ns) {
+            0 => {}
+            away_ns => self.excuse(away_ns),
+        }
         let mut fresh = std::mem::take(&mut self.timers.fresh);
         for id in fresh.drain(..) {
             let Some(link) = self.links.get(id) else { continue };

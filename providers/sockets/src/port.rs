@@ -543,7 +543,8 @@ impl Port for TcpPort {
         self.harvest(&mut events);
         self.pending.extend(events);
         let listener_waits = self.attempts.accept_ready && self.timers.accept_again_ns.is_none();
-        self.pending.is_empty() && self.ready.is_empty() && !listener_waits
+        self.timers.asleep = self.pending.is_empty() && self.ready.is_empty() && !listener_waits;
+        self.timers.asleep
     }
 
     fn deadline(&self) -> Option<u64> {
