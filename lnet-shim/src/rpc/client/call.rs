@@ -1,0 +1,220 @@
+//! Calls: being described ([`Prepared`]) and under way ([`Call`]).
+
+use super::super::body::Body;
+use super::super::error::{Error, Kind, Result};
+use super::super::wire::{Extension, JOB_MAX, WINDOWS_MAX};
+use super::Shared;
+use super::core::{Replay, Start};
+use super::link::State;
+use kfab::Window;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::{Arc, MutexGuard};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// A call being described; it begins with [`Prepared::start`], [`Prepared::wait`] or `.await`.
+#[must_use = "a call begins with `start`, `wait` or `.await`"]
+pub struct Prepared<'a, R> {
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) portal: u8,
+    pub(super) opcode: u16,
+    pub(super) body: Result<Body>,
+    pub(super) decode: fn(Body) -> Result<R>,
+    pub(super) limit: Option<Duration>,
+    pub(super) high: bool,
+    pub(super) replay: Replay,
+    pub(super) extension: Extension,
+    pub(super) windows: Vec<Arc<Window>>,
+}
+
+impl<'a, R> Prepared<'a, R> {
+    pub(super) fn new(
+        shared: &'a Arc<Shared>,
+        (portal, opcode): (u8, u16),
+        body: Result<Body>,
+        decode: fn(Body) -> Result<R>,
+    ) -> Self {
+        let extension = Extension { job: shared.job.clone(), windows: Vec::new() };
+        let (limit, high, replay, windows) = (None, false, Replay::Never, Vec::new());
+        Prepared { shared, portal, opcode, body, decode, limit, high, replay, extension, windows }
+    }
+
+    /// Ends the call as `TimedOut` after so long, whatever the server says. Without it the client's default holds, and
+    /// early replies move it.
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// In the high-priority class, for liveness traffic: slots and a queue of its own, before everything else.
+    pub fn high(mut self) -> Self {
+        self.high = true;
+        self
+    }
+
+    /// What happens if the server that had the call is gone and another answers.
+    pub fn replay(mut self, replay: Replay) -> Self {
+        self.replay = replay;
+        self
+    }
+
+    /// The job it belongs to (at most 32 bytes), instead of the client's.
+    pub fn job(mut self, job: &str) -> Self {
+        self.extension.job = Some(job.into());
+        self
+    }
+
+    /// Opens this memory to the handler: to get from what may be read, to put into what may be written. Several make one run of
+    /// bytes, in this order. Kept open until the call ends. After an end that is not certain ([`super::super::Fate::Unknown`])
+    /// the server may still write: drop the window rather than use it for something else.
+    pub fn window(mut self, window: &Arc<Window>) -> Self {
+        self.extension.windows.push(window.key().clone());
+        self.windows.push(window.clone());
+        self
+    }
+
+    /// Begins the call. It leaves with others: when one of the client's calls is next waited for or polled, with
+    /// [`super::Client::flush`], or when a packet is full.
+    #[inline]
+    pub fn start(self) -> Call<R> {
+        let (shared, decode) = (self.shared.clone(), self.decode);
+        let key = self.begin(&mut shared.lock());
+        Call { shared, key: key.map_err(Some), decode }
+    }
+
+    /// Begins the call and waits for its end.
+    #[inline]
+    pub fn wait(self) -> Result<R> {
+        let (shared, decode) = (self.shared, self.decode);
+        let mut state = shared.lock();
+        let key = self.begin(&mut state)?;
+        shared.wait(state, key).and_then(decode)
+    }
+
+    #[inline]
+    fn begin(self, state: &mut MutexGuard<'_, State>) -> Result<usize> {
+        let body = self.body?;
+        if body.len() > self.shared.limits.payload {
+            return Err(Error::new(
+                Kind::Invalid,
+                "the request is larger than ClientLimits::payload: use a window",
+            ));
+        }
+        let extension = if self.extension.is_empty() { Vec::new() } else { encode(&self.extension)? };
+        let now = state.clock();
+        let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+        let deadline = now.saturating_add(ns(self.limit.unwrap_or(self.shared.limits.limit)));
+        let longest = now.saturating_add(ns(self.shared.limits.limit_max));
+        let start = Start {
+            portal: self.portal,
+            opcode: self.opcode,
+            high: self.high,
+            replay: self.replay,
+            deadline,
+            extend_to: if self.limit.is_some() { deadline } else { longest.max(deadline) },
+            extension,
+            body,
+            windows: self.windows,
+        };
+        let State { core, wire, .. } = &mut **state;
+        core.start(now, start, wire)
+    }
+}
+
+fn encode(extension: &Extension) -> Result<Vec<u8>> {
+    if extension.windows.len() > WINDOWS_MAX {
+        return Err(Error::new(Kind::Invalid, format!("more than {WINDOWS_MAX} windows")));
+    }
+    if extension.job.as_ref().is_some_and(|j| j.len() > JOB_MAX) {
+        return Err(Error::new(Kind::Invalid, format!("a job id of more than {JOB_MAX} bytes")));
+    }
+    Ok(extension.encode())
+}
+
+impl<'a, R: 'a> IntoFuture for Prepared<'a, R> {
+    type Output = Result<R>;
+    type IntoFuture = Call<R>;
+
+    fn into_future(self) -> Call<R> {
+        self.start()
+    }
+}
+
+/// A call under way. It ends exactly once; dropping it cancels it.
+#[must_use = "a call that is dropped is cancelled: wait for it or await it"]
+pub struct Call<R> {
+    shared: Arc<Shared>,
+    /// `Err(None)`: its end has been taken.
+    key: std::result::Result<usize, Option<Error>>,
+    decode: fn(Body) -> Result<R>,
+}
+
+impl<R> Call<R> {
+    /// Waits for the end: spins, then sleeps, as the client's endpoint was told.
+    #[inline]
+    pub fn wait(mut self) -> Result<R> {
+        match std::mem::replace(&mut self.key, Err(None)) {
+            Ok(key) => self.shared.wait(self.shared.lock(), key).and_then(self.decode),
+            Err(e) => Err(over(e)),
+        }
+    }
+
+    /// The end, if it has come; else the call back. Makes progress.
+    pub fn try_take(mut self) -> std::result::Result<Result<R>, Call<R>> {
+        match std::mem::replace(&mut self.key, Err(None)) {
+            Ok(key) => match self.shared.look(key) {
+                Some(r) => Ok(r.and_then(self.decode)),
+                None => {
+                    self.key = Ok(key);
+                    Err(self)
+                }
+            },
+            Err(e) => Ok(Err(over(e))),
+        }
+    }
+
+    /// Ends the call now, as `Canceled` unless it has ended already: the result tells which. The server drops the handler.
+    pub fn cancel(mut self) -> Result<R> {
+        match std::mem::replace(&mut self.key, Err(None)) {
+            Ok(key) => self.shared.cancel(key).and_then(self.decode),
+            Err(e) => Err(over(e)),
+        }
+    }
+}
+
+fn over(e: Option<Error>) -> Error {
+    e.unwrap_or_else(|| Error::new(Kind::Closed, "the call is over"))
+}
+
+impl<R> Future for Call<R> {
+    type Output = Result<R>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<R>> {
+        let key = match &mut self.key {
+            Ok(key) => *key,
+            Err(e) => return Poll::Ready(Err(over(e.take()))),
+        };
+        match self.shared.poll(key, cx) {
+            Some(r) => {
+                self.key = Err(None);
+                Poll::Ready(r.and_then(self.decode))
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<R> Drop for Call<R> {
+    fn drop(&mut self) {
+        if let Ok(key) = self.key {
+            self.shared.abandon(key);
+        }
+    }
+}
+
+impl<R> std::fmt::Debug for Call<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.key.is_ok() { "Call(under way)" } else { "Call(over)" })
+    }
+}
