@@ -7,7 +7,8 @@ use kfab_core::mem::Buffer;
 use kfab_core::spi::{Address, Rights};
 use kfab_core::{Error, Result};
 use kfab_proto::{
-    FaultId, FaultRule, Limits, OpId, Outcome, Payload, Peeked, PeerId, SendOptions, Started, Want, WindowKey,
+    Direct, FaultId, FaultRule, Limits, OpId, Outcome, Payload, Peeked, PeerId, SendOptions, Started, Want,
+    WindowKey,
 };
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -39,6 +40,16 @@ fn unit(lane: &Arc<Lane>, r: Result<Option<OpId>>) -> Op<()> {
     }
 }
 
+/// A receive: small messages may be there already.
+#[inline(always)]
+fn recv(lane: &Arc<Lane>, want: Want, into: Option<Buffer>) -> Op<Message> {
+    let mut direct = Direct::EMPTY;
+    if into.is_none() && lane.recv_now(&want, &mut direct) {
+        return Op::ready(Ok(Message::new(lane.clone(), direct.message())));
+    }
+    op(lane, lane.with(|m, io| m.recv(io, want, into)))
+}
+
 impl Endpoint {
     pub(crate) fn new(lane: Arc<Lane>, missing: Vec<String>) -> Endpoint {
         Endpoint { lane, missing }
@@ -64,16 +75,13 @@ impl Endpoint {
     /// Receives an untagged message from anyone. The oldest that waits is taken first.
     #[inline(always)]
     pub fn recv(&self) -> Op<Message> {
-        op(&self.lane, self.lane.with(|m, io| m.recv(io, Want::default(), None)))
+        recv(&self.lane, Want::default(), None)
     }
 
     /// Receives a message whose tag equals `tag` in every bit that is 0 in `ignore`.
     #[inline]
     pub fn recv_tagged(&self, tag: u64, ignore: u64) -> Op<Message> {
-        op(
-            &self.lane,
-            self.lane.with(|m, io| m.recv(io, Want { tag: Some((tag, ignore)), from: None }, None)),
-        )
+        recv(&self.lane, Want { tag: Some((tag, ignore)), from: None }, None)
     }
 
     /// A receive with more to say: from one peer only, into a buffer of yours.
@@ -193,8 +201,7 @@ impl Recv<'_> {
     /// Starts it.
     #[inline(always)]
     pub fn post(self) -> Op<Message> {
-        let lane = &self.endpoint.lane;
-        op(lane, lane.with(|m, io| m.recv(io, self.want, self.into)))
+        recv(&self.endpoint.lane, self.want, self.into)
     }
 }
 

@@ -9,7 +9,7 @@ use kfab_core::mem::Pool;
 use kfab_core::ring::{LaneGuard, LaneLock};
 use kfab_core::spi::{Address, Port};
 use kfab_core::{Error, Kind, Result};
-use kfab_proto::{Io, Machine, OpId, Outcome};
+use kfab_proto::{Direct, Io, Machine, OpId, Outcome, Polled, Want};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -19,6 +19,11 @@ use std::time::{Duration, Instant};
 
 /// Polls made under one hold of the lock, and between two looks at the clock.
 const BATCH: u32 = 64;
+/// Short rounds that a receive is waited for at most.
+const SHORT: u32 = 4096;
+/// Short rounds to a full one, where there is one port and where others want to be looked at too.
+const FULL: u32 = 512;
+const FULL_OF_MANY: u32 = 32;
 /// The longest sleep: a bound for what nobody thought of.
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -198,6 +203,43 @@ impl Lane {
     pub(crate) fn kick(&self) {
         // The counter can only be full if nobody has read it 2^64 times: the sleeper is awake then.
         let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
+    }
+
+    /// Starts a receive; `true` if its message came by the short way meanwhile and is in `out`.
+    #[inline(always)]
+    pub(crate) fn recv_now(&self, want: &Want, out: &mut Direct) -> bool {
+        let mut s = self.lock();
+        if s.asleep.is_some() {
+            return false;
+        }
+        s.turns += 1;
+        let (machine, mut io) = s.split();
+        machine.recv_now(&mut io, want, out)
+    }
+
+    /// Spins for a receive on the short way, for as long as it is short. `false`: wait for it as for everything.
+    #[inline(always)]
+    pub(crate) fn wait_shortly(&self, op: OpId, out: &mut Direct) -> bool {
+        let mut s = self.lock();
+        s.turns += 1;
+        if s.asleep.is_some() || s.machine.has_ended(op) {
+            return false;
+        }
+        let full = if s.ports.len() > 1 { FULL_OF_MANY } else { FULL };
+        for i in 1..=SHORT {
+            let (machine, mut io) = s.split();
+            match machine.poll_for(&mut io, op, out) {
+                Polled::Here => return true,
+                Polled::Nothing if !i.is_multiple_of(full) => continue,
+                Polled::Busy if !s.machine.has_ended(op) => continue,
+                Polled::Busy => return false,
+                Polled::Nothing | Polled::Due => {}
+            }
+            if s.poll() && s.machine.has_ended(op) {
+                return false;
+            }
+        }
+        false
     }
 
     /// Waits for the end of an operation, in the lane's way of waiting. `None`: the deadline passed first.

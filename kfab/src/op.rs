@@ -4,7 +4,7 @@ use crate::endpoint::Message;
 use crate::lane::Lane;
 use kfab_core::mem::Buffer;
 use kfab_core::{Error, Kind, Result};
-use kfab_proto::{OpId, Outcome};
+use kfab_proto::{Direct, OpId, Outcome};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,6 +26,20 @@ pub(crate) mod sealed {
     pub trait Finish: Sized {
         #[doc(hidden)]
         fn finish(outcome: Outcome, lane: impl FnOnce() -> Arc<Lane>) -> Result<Self>;
+
+        /// Waits on the short way, for what can come by it. `None`: wait as for everything.
+        #[doc(hidden)]
+        #[inline(always)]
+        fn wait_shortly(_: &Lane, _: OpId, _: &mut Direct) -> bool {
+            false
+        }
+
+        /// What came by the short way.
+        #[doc(hidden)]
+        #[inline(always)]
+        fn direct(_: &Direct, _: Arc<Lane>) -> Result<Self> {
+            Err(unexpected())
+        }
     }
 
     fn unexpected() -> Error {
@@ -49,6 +63,16 @@ pub(crate) mod sealed {
                 Outcome::Message(m) => Ok(Message::new(lane(), m)),
                 _ => Err(unexpected()),
             }
+        }
+
+        #[inline(always)]
+        fn wait_shortly(lane: &Lane, op: OpId, out: &mut Direct) -> bool {
+            lane.wait_shortly(op, out)
+        }
+
+        #[inline(always)]
+        fn direct(d: &Direct, lane: Arc<Lane>) -> Result<Message> {
+            Ok(Message::new(lane, d.message()))
         }
     }
 
@@ -116,10 +140,13 @@ impl<T: Finish> Op<T> {
     pub fn wait(mut self) -> Result<T> {
         match std::mem::replace(&mut self.state, State::Taken) {
             State::Ready(r) => r,
-            State::Pending(lane, id) => match lane.wait_for(id, None) {
-                Some(r) => r.and_then(|o| T::finish(o, || lane)),
-                None => Err(Lane::closed()),
-            },
+            State::Pending(lane, id) => {
+                let mut direct = Direct::EMPTY;
+                if T::wait_shortly(&lane, id, &mut direct) {
+                    return T::direct(&direct, lane);
+                }
+                wait_long(lane, id)
+            }
             State::Taken => Err(Lane::closed()),
         }
     }
@@ -165,6 +192,14 @@ impl<T: Finish> Op<T> {
         if let State::Pending(lane, _) = std::mem::replace(&mut self.state, State::Taken) {
             self.state = State::Ready(r.and_then(|o| T::finish(o, || lane)));
         }
+    }
+}
+
+#[inline(never)]
+fn wait_long<T: Finish>(lane: Arc<Lane>, id: OpId) -> Result<T> {
+    match lane.wait_for(id, None) {
+        Some(r) => r.and_then(|o| T::finish(o, || lane)),
+        None => Err(Lane::closed()),
     }
 }
 

@@ -35,6 +35,12 @@ impl Dedup {
         self.next
     }
 
+    /// `true` if `seq` comes right after all that has arrived, and nothing has come early.
+    #[inline(always)]
+    pub(crate) fn is_next(&self, seq: u32) -> bool {
+        seq == self.next && self.count == 0
+    }
+
     /// Whether `seq` is new; does not record it.
     #[inline]
     pub(crate) fn look(&self, seq: u32) -> Verdict {

@@ -35,4 +35,5 @@ pub use machine::{Io, LaneStats, Machine, PeerInfo, RailInfo};
 pub use message::{Data, Message, OpId, Outcome, Payload, Peeked, PeerId, SendOptions, Started, Want};
 pub use onesided::{WindowId, WindowKey, WindowMemory};
 pub use peer::PeerCounters;
+pub use receive::{Direct, Polled};
 pub use wire::VERSION;

@@ -8,6 +8,7 @@ use crate::message::*;
 use crate::onesided::Windows;
 use crate::ops::{Ops, Proto};
 use crate::peer::{Peer, PeerCounters};
+use crate::receive::{Direct, Polled, Taker};
 use kfab_core::mem::{Buffer, Pool};
 use kfab_core::spi::{Address, Conn, Delivery, Event, Port};
 use kfab_core::{Error, Fate, Kind, Result};
@@ -461,6 +462,45 @@ impl Machine {
             io.ports.iter_mut().for_each(|p| p.flush());
         }
         busy
+    }
+
+    /// A short round for the caller who waits for receive `op`: much less than [`Machine::poll`] does, and it must be called in
+    /// between ([`Polled::Due`] says when at the latest). Ports other than the one of the last frame are not looked at.
+    #[inline]
+    pub fn poll_for(&mut self, io: &mut Io<'_>, op: OpId, out: &mut Direct) -> Polled {
+        if !self.is_calm(io.now) {
+            return Polled::Due;
+        }
+        self.next_small(io, Taker::Op(op), out)
+    }
+
+    /// A receive that looks for its message on the short way before it is posted: `true` if it is in `out`.
+    #[inline]
+    pub fn recv_now(&mut self, io: &mut Io<'_>, want: &Want, out: &mut Direct) -> bool {
+        self.is_calm(io.now)
+            && self.matcher.is_idle(want)
+            && self.next_small(io, Taker::Anyone(*want), out) == Polled::Here
+    }
+
+    /// Nothing waits to be done but what ports may bring.
+    #[inline(always)]
+    fn is_calm(&self, now: u64) -> bool {
+        !self.unflushed
+            && !self.closed
+            && self.dirty.is_empty()
+            && self.parked.is_empty()
+            && now < self.next_tick
+    }
+
+    /// `true` if the operation's result waits.
+    #[inline]
+    pub fn has_ended(&self, op: OpId) -> bool {
+        !self.ops.is_waiting(op)
+    }
+
+    #[inline(always)]
+    pub(crate) fn last_conn_port(&self) -> usize {
+        self.last_conn.0
     }
 
     /// Frames are handled where they lie: moving each event once more would cost as much as handling it.

@@ -89,6 +89,25 @@ impl Matcher {
         if at == 0 { q.pop_front() } else { q.remove(at) }
     }
 
+    /// `true` if this receive is the first that waits for messages with or without a tag, and accepts this one.
+    #[inline(always)]
+    pub(crate) fn is_first(&self, op: OpId, from: PeerId, tag: Option<u64>) -> bool {
+        self.posted[space(tag.is_some())].front().is_some_and(|(o, w)| *o == op && w.accepts(from, tag))
+    }
+
+    /// The first receive that waits is served; what it wanted. Only after [`Matcher::is_first`] said so.
+    #[inline(always)]
+    pub(crate) fn pop_first(&mut self, tag: Option<u64>) -> Want {
+        self.posted[space(tag.is_some())].pop_front().map_or_else(Want::default, |(_, w)| w)
+    }
+
+    /// `true` if neither a receive like this nor a message for one waits.
+    #[inline(always)]
+    pub(crate) fn is_idle(&self, want: &Want) -> bool {
+        let s = space(want.tag.is_some());
+        self.posted[s].is_empty() && self.unexpected[s].is_empty()
+    }
+
     /// A receive is withdrawn; `false` if it was matched already.
     pub(crate) fn withdraw(&mut self, op: OpId) -> bool {
         for q in &mut self.posted {

@@ -171,6 +171,20 @@ impl Ops {
         self.end_proto(id);
     }
 
+    /// Ends both sides of a receive that brought no buffer and whose user is just asking for it: the result goes past the slot.
+    /// `false`, and nothing has happened: it is not such a one.
+    #[inline(always)]
+    pub(crate) fn end_plain_recv(&mut self, id: OpId) -> bool {
+        let Some(s) = self.slot(id) else { return false };
+        if !matches!((&s.user, &s.proto), (User::Waiting(None), Proto::Recv { into: None, .. })) {
+            return false;
+        }
+        s.user = User::Gone;
+        s.proto = Proto::Ended;
+        self.collect(id);
+        true
+    }
+
     /// `true` while the user has neither a result nor let go.
     pub(crate) fn is_waiting(&self, id: OpId) -> bool {
         let s = self.slots.get(id.index as usize).filter(|s| s.generation == id.generation);

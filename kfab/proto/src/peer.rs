@@ -142,6 +142,13 @@ pub(crate) struct Rx {
 }
 
 impl Rx {
+    /// A header has left that says so: what arrived, and what was consumed.
+    #[inline(always)]
+    pub(crate) fn told(&mut self, next: u32, consumed: u32) {
+        (self.told_next, self.told_consumed) = (next, consumed);
+        (self.ack_now, self.ack_at) = (false, 0);
+    }
+
     #[inline]
     pub(crate) fn untold(&self) -> (u32, u32) {
         (seq_ahead(self.told_next, self.dedup.next()), self.consumed.wrapping_sub(self.told_consumed))

@@ -9,7 +9,7 @@ use crate::message::*;
 use crate::ops::{Proto, data};
 use crate::wire::*;
 use kfab_core::mem::{Buffer, Landing};
-use kfab_core::spi::{Conn, Event, INLINE_MAX, Inline};
+use kfab_core::spi::{Conn, Delivery, Event, INLINE_MAX, Inline, Next, Small};
 use kfab_core::{Error, Fate, Kind, Result};
 
 /// What the body being taken from a connection belongs to.
@@ -37,6 +37,51 @@ pub(crate) struct Parked {
     header: [u8; 16],
     inline: Inline,
     body_len: usize,
+}
+
+/// Who may be given a message past the queues.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Taker {
+    /// The caller waits for this receive.
+    Op(OpId),
+    /// The caller would post such a receive, and no receive and no message waits.
+    Anyone(Want),
+}
+
+/// A small message handed over past the queues.
+#[derive(Clone, Copy, Debug)]
+pub struct Direct {
+    /// Who sent it.
+    pub from: PeerId,
+    /// The tag, of a tagged message.
+    pub tag: Option<u64>,
+    /// The frame it came in, with its bytes.
+    pub small: Small,
+}
+
+impl Direct {
+    /// Room for one.
+    pub const EMPTY: Direct =
+        Direct { from: PeerId { index: u32::MAX, generation: 0 }, tag: None, small: Small::EMPTY };
+
+    /// The message.
+    #[inline(always)]
+    pub fn message(&self) -> Message {
+        Message { from: self.from, tag: self.tag, data: Data::Inline(self.small.inline.short_copy()) }
+    }
+}
+
+/// What a short round found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polled {
+    /// Nothing.
+    Nothing,
+    /// Something, dealt with.
+    Busy,
+    /// The message that was asked for; it is in the caller's [`Direct`].
+    Here,
+    /// Something that only [`Machine::poll`] does is due.
+    Due,
 }
 
 fn message(from: PeerId, tag: Option<u64>, data: Data) -> Message {
@@ -83,25 +128,97 @@ impl Machine {
         body_len: usize,
     ) {
         if let Some(ci) = self.conn_at(port, conn) {
-            self.on_frame(io, ci, header, inline, body_len);
+            self.on_frame(io, ci, Header::parse(header), inline, body_len);
         } else if body_len > 0 {
             io.ports[port].take(conn, None);
         }
     }
 
+    /// The short way up: one frame without a body, if the port has one and nothing else is due. A message that `taker` wants goes
+    /// into `out` and past all queues.
     #[inline(always)]
-    fn on_frame(&mut self, io: &mut Io<'_>, ci: u32, header: &[u8; 16], inline: &Inline, body_len: usize) {
+    pub(crate) fn next_small(&mut self, io: &mut Io<'_>, taker: Taker, out: &mut Direct) -> Polled {
+        let port = self.last_conn_port();
+        match io.ports[port].next_small(io.now, &mut out.small) {
+            Next::Nothing => return Polled::Nothing,
+            Next::Poll => return Polled::Due,
+            Next::Frame => {}
+        }
+        self.round += 1;
+        let Some(ci) = self.conn_at(port, out.small.conn) else { return Polled::Busy };
+        if let Some((FrameKind::Eager, h)) = Header::from_words(out.small.header)
+            && self.hand_over(io, ci, &h, taker, out)
+        {
+            return Polled::Here;
+        }
+        self.on_frame(io, ci, Header::from_words(out.small.header), &out.small.inline, 0);
+        Polled::Busy
+    }
+
+    /// Gives a small message straight to whoever waits for it. `false`, and nothing has happened: it must go the long way, because
+    /// something is unusual or it is not what the taker wants.
+    #[inline(always)]
+    fn hand_over(&mut self, io: &mut Io<'_>, ci: u32, h: &Header, taker: Taker, out: &mut Direct) -> bool {
+        let c = &mut self.conns[ci as usize];
+        let Some(pi) = c.peer.filter(|_| c.up) else { return false };
+        let p = &mut self.peers[pi as usize];
+        if h.has(ORDERED | URGENT_ACK)
+            || !self.faults.is_empty()
+            || !p.rx.dedup.is_next(h.seq)
+            || !p.rx.held.is_empty()
+            || c.delivery != Delivery::Process
+        {
+            return false;
+        }
+        let (from, tag) = (p.name, h.user_tag());
+        match taker {
+            Taker::Op(op) => {
+                if !(self.matcher.is_first(op, from, tag) && self.ops.end_plain_recv(op)) {
+                    return false;
+                }
+                if self.matcher.pop_first(tag).from.is_some() {
+                    p.expects = p.expects.saturating_sub(1);
+                }
+            }
+            Taker::Anyone(want) => {
+                if !want.accepts(from, tag) {
+                    return false;
+                }
+            }
+        }
+        c.rx_frames += 1;
+        c.used_at = io.now;
+        c.heard_at = io.now;
+        c.asked_at = 0;
+        p.counters.rx_messages += 1;
+        p.counters.rx_bytes += out.small.inline.len() as u64;
+        (out.from, out.tag) = (from, tag);
+        self.take_header(io, pi, h);
+        self.arrived(io.now, ci, pi, h.seq, false);
+        self.consume(pi, 1);
+        true
+    }
+
+    #[inline(always)]
+    fn on_frame(
+        &mut self,
+        io: &mut Io<'_>,
+        ci: u32,
+        header: Option<(FrameKind, Header)>,
+        inline: &Inline,
+        body_len: usize,
+    ) {
         let c = &mut self.conns[ci as usize];
         c.rx_frames += 1;
         c.rx_bytes += body_len as u64;
-        let Some((kind, h)) = Header::parse(header) else {
+        let Some((kind, h)) = header else {
             return self.hostile(io, ci, "a frame of unknown kind");
         };
         if kind == FrameKind::Hello {
             return self.on_hello(io, ci, *inline, body_len);
         }
         let Some(pi) = c.peer.filter(|_| c.up) else {
-            if c.closing || c.delivery == kfab_core::spi::Delivery::Datagram {
+            if c.closing || c.delivery == Delivery::Datagram {
                 return self.discard(io, ci, None, body_len);
             }
             return self.hostile(io, ci, "a frame before the hello");
@@ -116,7 +233,7 @@ impl Machine {
         if !kind.is_sequenced() {
             return self.on_bare(io, ci, pi, kind, &h, body_len);
         }
-        let seq = h.seq();
+        let seq = h.seq;
         match self.peers[pi as usize].rx.dedup.look(seq) {
             Verdict::New => self.on_new(io, ci, pi, kind, &h, seq, inline, body_len),
             Verdict::Duplicate => {
@@ -136,8 +253,8 @@ impl Machine {
     fn take_header(&mut self, io: &mut Io<'_>, pi: u32, h: &Header) {
         let p = &mut self.peers[pi as usize];
         p.last_heard = io.now;
-        let more_credit = p.tx.take_credit(h.credit.get());
-        let acked = p.tx.take_ack(h.ack.get());
+        let more_credit = p.tx.take_credit(h.credit);
+        let acked = p.tx.take_ack(h.ack);
         if acked && !p.tx.unacked.is_empty() {
             self.release_acked(io.now, pi);
         }
@@ -177,7 +294,7 @@ impl Machine {
             return self.hostile(io, ci, "a body where none belongs");
         }
         match kind {
-            FrameKind::Probe if h.tag.get() == 0 => {
+            FrameKind::Probe if h.tag == 0 => {
                 // Over the connection that was asked: the answer speaks for it alone.
                 self.send_over(io, pi, ci, FrameKind::Probe, 1);
             }
@@ -209,12 +326,12 @@ impl Machine {
         self.arrived(io.now, ci, pi, seq, h.has(URGENT_ACK));
         match kind {
             FrameKind::Eager => {
-                let tag = h.has(TAGGED).then(|| h.tag.get());
+                let tag = h.user_tag();
                 self.message_here(io, pi, seq, tag, h.kind_flags, Arrived::Whole(Data::Inline(*inline)), 1);
             }
             FrameKind::Rts => match Rts::parse(inline.as_slice()) {
                 Some(rts) if (1..=self.limits.max_message).contains(&rts.len()) => {
-                    let tag = h.has(TAGGED).then(|| h.tag.get());
+                    let tag = h.user_tag();
                     self.message_here(io, pi, seq, tag, h.kind_flags, Arrived::Promise { rts }, 1);
                 }
                 _ => self.hostile(io, ci, "a bad request to send"),
@@ -230,7 +347,7 @@ impl Machine {
                 None => self.hostile(io, ci, "a bad end of operation"),
             },
             FrameKind::Read => match Access::parse(inline.as_slice()) {
-                Some(a) => self.serve_read(io, pi, &a, h.tag.get()),
+                Some(a) => self.serve_read(io, pi, &a, h.tag),
                 None => self.hostile(io, ci, "a bad read"),
             },
             FrameKind::Write => match Access::parse(inline.as_slice()) {
@@ -253,7 +370,7 @@ impl Machine {
         if urgent || seq_ahead(p.rx.told_next, p.rx.dedup.next()) as usize >= self.limits.max_unacked / 4 {
             p.rx.ack_now = true;
             self.mark_dirty(pi);
-        } else if p.rx.ack_at == 0 && self.conns[ci as usize].delivery != kfab_core::spi::Delivery::Process {
+        } else if p.rx.ack_at == 0 && self.conns[ci as usize].delivery != Delivery::Process {
             p.rx.ack_at = now + self.limits.ack_delay.as_nanos() as u64;
             self.set_timer(pi, now);
         }
@@ -391,7 +508,7 @@ impl Machine {
     /// The frame is also on its way over another connection, which its sender has given up: wait until that one has ended.
     fn park(&mut self, io: &mut Io<'_>, ci: u32, h: &Header, inline: Inline, body_len: usize) {
         let (pi, port) = (self.conns[ci as usize].peer, self.conns[ci as usize].port);
-        if self.conns[ci as usize].delivery == kfab_core::spi::Delivery::Datagram {
+        if self.conns[ci as usize].delivery == Delivery::Datagram {
             return self.discard(io, ci, None, body_len);
         }
         let rails = pi.map(|pi| self.peers[pi as usize].rails.clone()).unwrap_or_default();
@@ -408,7 +525,7 @@ impl Machine {
         for k in std::mem::take(&mut self.parked) {
             let c = &self.conns[k.ci as usize];
             if c.live && c.port == k.port {
-                self.on_frame(io, k.ci, &k.header, &k.inline, k.body_len);
+                self.on_frame(io, k.ci, Header::parse(&k.header), &k.inline, k.body_len);
             }
         }
     }
@@ -484,7 +601,7 @@ impl Machine {
         len: usize,
     ) -> Option<(Taking, Option<Landing>)> {
         let p = &self.peers[pi as usize];
-        let tag = h.has(TAGGED).then(|| h.tag.get());
+        let tag = h.user_tag();
         let early = h.has(ORDERED) && seq != p.rx.dedup.next();
         let op = if early { None } else { self.matcher.take_posted(p.name, tag) };
         let into = match op.and_then(|(op, _)| self.ops.proto(op)) {

@@ -23,8 +23,25 @@ fn flags(o: &SendOptions) -> u8 {
 }
 
 impl Machine {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send_message(
+        &mut self,
+        io: &mut Io<'_>,
+        pi: u32,
+        payload: Payload<'_>,
+        o: SendOptions,
+    ) -> Result<Option<OpId>> {
+        if let Payload::Bytes(b) = payload
+            && self.send_small(io, pi, b, o).is_some()
+        {
+            return Ok(None);
+        }
+        self.send_long(io, pi, payload, o)
+    }
+
+    /// What cannot take the short way.
+    #[inline(never)]
+    fn send_long(
         &mut self,
         io: &mut Io<'_>,
         pi: u32,
@@ -72,6 +89,48 @@ impl Machine {
         let fetch = caps.rma && in_slab && len > self.limits.fetch_min;
         let credits = self.limits.credits.min(if p.tx.limit == 0 { u32::MAX } else { p.tx.limit });
         !fetch && len <= caps.eager_max && self.limits.units(len) <= credits / 4
+    }
+
+    /// The short way down: few bytes to a peer with one rail in good order, credit, and nothing that waits. `None`, and nothing has
+    /// happened: it must go the long way.
+    #[inline(always)]
+    pub(crate) fn send_small(
+        &mut self,
+        io: &mut Io<'_>,
+        pi: u32,
+        bytes: &[u8],
+        o: SendOptions,
+    ) -> Option<()> {
+        let p = &mut self.peers[pi as usize];
+        let [ci] = p.active[..] else { return None };
+        let c = &mut self.conns[ci as usize];
+        if bytes.len() > INLINE_MAX
+            || o.delivered
+            || p.keep
+            || c.blocked
+            || !self.faults.is_empty()
+            || !p.tx.is_drained()
+            || p.tx.credit() == 0
+        {
+            return None;
+        }
+        let mut h = Header::new(FrameKind::Eager, flags(&o), p.tx.next, o.tag.unwrap_or(0));
+        let (next, consumed) = (p.rx.dedup.next(), p.rx.consumed);
+        (h.ack, h.credit) = (next as u16, consumed as u16);
+        if !io.ports[c.port].post_small(c.conn, h.to_number(), bytes) {
+            c.blocked = true;
+            return None;
+        }
+        c.tx_frames += 1;
+        c.used_at = io.now;
+        p.tx.take_seq();
+        p.tx.round = self.round;
+        p.tx.spent = p.tx.spent.wrapping_add(1);
+        p.rx.told(next, consumed);
+        p.counters.min_credits = p.counters.min_credits.min(p.tx.credit());
+        p.counters.tx_messages += 1;
+        p.counters.tx_bytes += bytes.len() as u64;
+        Some(())
     }
 
     #[inline(always)]
@@ -296,8 +355,8 @@ impl Machine {
         let c = &mut self.conns[ci as usize];
         let mut h = Header::new(out.kind, out.flags, seq, out.tag);
         let (next, consumed) = (p.rx.dedup.next(), p.rx.consumed);
-        h.ack.set(next as u16);
-        h.credit.set(consumed as u16);
+        h.ack = next as u16;
+        h.credit = consumed as u16;
         if !self.faults.is_empty()
             && let Some(action) = self.faults.strike(p.name, c.port)
         {
@@ -324,10 +383,7 @@ impl Machine {
         }
         p.tx.round = self.round;
         self.unflushed |= more;
-        p.rx.told_next = next;
-        p.rx.told_consumed = consumed;
-        p.rx.ack_now = false;
-        p.rx.ack_at = 0;
+        p.rx.told(next, consumed);
         c.tx_frames += 1;
         c.tx_bytes += body.len() as u64;
         c.used_at = io.now;

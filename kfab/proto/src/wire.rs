@@ -43,6 +43,7 @@ pub(crate) enum FrameKind {
 }
 
 impl FrameKind {
+    #[inline(always)]
     fn from_bits(b: u8) -> Option<FrameKind> {
         use FrameKind::*;
         [Hello, Eager, Batch, Rts, Cts, Piece, Done, Ack, Probe, Write, Read, Bye]
@@ -63,63 +64,80 @@ pub(crate) const ORDERED: u8 = 0x20;
 /// The sender waits for the acknowledgement: send it without delay.
 pub(crate) const URGENT_ACK: u8 = 0x40;
 
-/// The header of every frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
+/// The header of every frame. On the wire, little-endian: kind and flags u8, sequence number u24, ack u16, credit u16, tag u64.
+/// Packed and unpacked by shifts: headers stay in registers on their way through the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     /// Low 4 bits: [`FrameKind`]; high 4: flags.
     pub(crate) kind_flags: u8,
     /// Sequence number, 24 bits, of sequenced frames.
-    pub(crate) seq: [u8; 3],
+    pub(crate) seq: u32,
     /// All sequenced frames before this number have arrived here (low 16 bits).
-    pub(crate) ack: U16,
+    pub(crate) ack: u16,
     /// Credit units consumed here so far (low 16 bits).
-    pub(crate) credit: U16,
+    pub(crate) credit: u16,
     /// The user's tag; for some kinds a number of theirs.
-    pub(crate) tag: U64,
+    pub(crate) tag: u64,
 }
-
-const _: () = assert!(size_of::<Header>() == kfab_core::spi::HEADER_LEN);
 
 /// Sequence numbers count modulo this.
 pub(crate) const SEQ_MOD: u32 = 1 << 24;
 
 impl Header {
-    #[inline]
+    /// A header without acknowledgement and credit, which the machine fills in when the frame leaves.
+    #[inline(always)]
     pub(crate) fn new(kind: FrameKind, flags: u8, seq: u32, tag: u64) -> Header {
-        let s = seq.to_le_bytes();
-        Header {
-            kind_flags: kind as u8 | flags,
-            seq: [s[0], s[1], s[2]],
-            ack: U16::ZERO,
-            credit: U16::ZERO,
-            tag: U64::new(tag),
-        }
+        Header { kind_flags: kind as u8 | flags, seq, ack: 0, credit: 0, tag }
     }
 
     /// Reads a header; `None` if the kind is unknown or a reserved flag is set.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn parse(b: &[u8; 16]) -> Option<(FrameKind, Header)> {
-        let h: Header = zerocopy::transmute!(*b);
-        if h.kind_flags & 0x80 != 0 {
+        let n = u128::from_le_bytes(*b);
+        Self::from_halves(n as u64, (n >> 64) as u64)
+    }
+
+    /// The same from two words as they lie in memory.
+    #[inline(always)]
+    pub(crate) fn from_words(w: [u64; 2]) -> Option<(FrameKind, Header)> {
+        Self::from_halves(u64::from_le(w[0]), u64::from_le(w[1]))
+    }
+
+    #[inline(always)]
+    fn from_halves(n: u64, tag: u64) -> Option<(FrameKind, Header)> {
+        let kind_flags = n as u8;
+        if kind_flags & 0x80 != 0 {
             return None;
         }
-        Some((FrameKind::from_bits(h.kind_flags & 0x0f)?, h))
+        let kind = FrameKind::from_bits(kind_flags & 0x0f)?;
+        let seq = (n >> 8) as u32 & (SEQ_MOD - 1);
+        Some((kind, Header { kind_flags, seq, ack: (n >> 32) as u16, credit: (n >> 48) as u16, tag }))
     }
 
-    #[inline]
+    /// As a little-endian number.
+    #[inline(always)]
+    pub(crate) fn to_number(self) -> u128 {
+        let low = u64::from(self.kind_flags)
+            | u64::from(self.seq) << 8
+            | u64::from(self.ack) << 32
+            | u64::from(self.credit) << 48;
+        u128::from(low) | u128::from(self.tag) << 64
+    }
+
+    #[inline(always)]
     pub(crate) fn to_bytes(self) -> [u8; 16] {
-        zerocopy::transmute!(self)
+        self.to_number().to_le_bytes()
     }
 
-    #[inline]
-    pub(crate) fn seq(&self) -> u32 {
-        u32::from_le_bytes([self.seq[0], self.seq[1], self.seq[2], 0])
-    }
-
-    #[inline]
+    #[inline(always)]
     pub(crate) fn has(&self, flag: u8) -> bool {
         self.kind_flags & flag != 0
+    }
+
+    /// The user's tag, of a tagged message.
+    #[inline(always)]
+    pub(crate) fn user_tag(&self) -> Option<u64> {
+        self.has(TAGGED).then_some(self.tag)
     }
 }
 
@@ -282,12 +300,12 @@ mod tests {
     #[test]
     fn golden_header() {
         let mut h = Header::new(FrameKind::Rts, TAGGED, 0x0004_0302, 0x1122_3344_5566_7788);
-        h.ack = U16::new(0xbeef);
-        h.credit = U16::new(0x0102);
+        h.ack = 0xbeef;
+        h.credit = 0x0102;
         let b = h.to_bytes();
         assert_eq!(b, [0x13, 2, 3, 4, 0xef, 0xbe, 2, 1, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
         let (k, back) = Header::parse(&b).unwrap();
-        assert_eq!((k, back, back.seq()), (FrameKind::Rts, h, 0x0004_0302));
+        assert_eq!((k, back, back.seq), (FrameKind::Rts, h, 0x0004_0302));
     }
 
     #[test]

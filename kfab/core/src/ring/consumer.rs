@@ -3,7 +3,7 @@
 use super::primitive::{Ordering, copy_out, light_barrier, release};
 use super::shape::{Hostile, Parts};
 use crate::mem::Landing;
-use crate::spi::{HEADER_LEN, INLINE_MAX, Inline};
+use crate::spi::{HEADER_LEN, INLINE_MAX, Inline, Next, Small};
 
 /// A frame at the head of a ring, its line copied.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +63,26 @@ impl Consumer {
             return Err(Hostile("a body length above its limit"));
         }
         Ok(Some(Rx { header: rest.header, inline: Inline::from_array(rest.inline, inline_len), body_len }))
+    }
+
+    /// The next frame, consumed, if there is one and it has no body: what peek and advance do, in one pass.
+    #[inline(always)]
+    pub fn next_small(&mut self, into: &mut Small) -> Result<Next, Hostile> {
+        let line = self.parts.line(self.line);
+        // Acquire: pairs with the release of the stamp, so the line is whole.
+        if line.stamp.load(Ordering::Acquire) != self.line.wrapping_add(1) {
+            return Ok(Next::Nothing);
+        }
+        // SAFETY: live by `Parts::new`; an honest producer does not write this line before we have published its consumption.
+        let (len, header, words) = unsafe { line.read() };
+        if len as usize > INLINE_MAX {
+            // A body, or garbage: peek tells.
+            return Ok(Next::Poll);
+        }
+        into.header = header;
+        into.inline = Inline::from_words(words, len as usize);
+        self.advance();
+        Ok(Next::Frame)
     }
 
     /// Consumes the frame that [`Consumer::peek`] showed, one without a body.

@@ -31,8 +31,49 @@ pub(super) fn light_barrier(asymmetric: bool) {
     #[cfg(loom)]
     {
         let _ = asymmetric;
+        if !WEAK.get() {
+            loom::sync::atomic::fence(Ordering::SeqCst);
+        }
+    }
+}
+
+/// The dear half.
+pub(super) fn heavy_barrier() {
+    #[cfg(not(loom))]
+    crate::sys::heavy_barrier();
+    #[cfg(loom)]
+    if !WEAK.get() {
         loom::sync::atomic::fence(Ordering::SeqCst);
     }
+}
+
+/// The next token. Not loom's: it orders nothing.
+static TOKENS: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(1);
+
+#[cfg(not(loom))]
+std::thread_local! {
+    static TOKEN: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+#[cfg(loom)]
+loom::thread_local! {
+    static TOKEN: std::cell::Cell<u32> = std::cell::Cell::new(0);
+}
+
+/// A number of this thread that no other has: not 0, not `u32::MAX`. After four thousand million threads there are no more.
+#[inline(always)]
+pub(super) fn thread_token() -> u32 {
+    match TOKEN.with(std::cell::Cell::get) {
+        0 => new_token(),
+        t => t,
+    }
+}
+
+#[cold]
+fn new_token() -> u32 {
+    let t = TOKENS.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+    assert!(t < u32::MAX - 1, "threads without number");
+    TOKEN.with(|token| token.set(t));
+    t
 }
 
 /// Plain bytes that one side writes and the other reads, handed over by an atomic.
@@ -55,6 +96,12 @@ impl<T: Copy> Cell<T> {
         let copy = unsafe { self.0.get().read() };
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
         copy
+    }
+
+    /// Where the contents lie.
+    #[inline(always)]
+    pub(super) fn as_ptr(&self) -> *mut T {
+        self.0.get()
     }
 
     /// # Safety
@@ -99,6 +146,50 @@ pub(super) const BLOCK: usize = 64;
 pub(super) type Block = [u8; BLOCK];
 #[cfg(loom)]
 pub(super) type Block = Cell<[u8; BLOCK]>;
+
+/// Copies few bytes (at most 40), each size in two or three moves that may overlap: a call of memcpy takes longer than that.
+///
+/// # Safety
+/// `dst` is writable for `src.len()` bytes, which are at most 40, and no part of `src`.
+#[cfg(not(loom))]
+#[inline(always)]
+pub(super) unsafe fn copy_small(src: &[u8], dst: *mut u8) {
+    /// Moves a `T` from byte `at` of the one to byte `at` of the other.
+    #[inline(always)]
+    unsafe fn move_at<T: Copy>(src: *const u8, dst: *mut u8, at: usize) {
+        // SAFETY: `at + size_of::<T>()` is at most the length at each call below; plain bytes, unaligned.
+        unsafe { dst.add(at).cast::<T>().write_unaligned(src.add(at).cast::<T>().read_unaligned()) }
+    }
+    let (n, src) = (src.len(), src.as_ptr());
+    // SAFETY: every move lies inside the first `n` bytes of both, by the bounds of its arm.
+    unsafe {
+        match n {
+            8 => move_at::<u64>(src, dst, 0),
+            0 => {}
+            1..=3 => {
+                move_at::<u8>(src, dst, 0);
+                move_at::<u8>(src, dst, n / 2);
+                move_at::<u8>(src, dst, n - 1);
+            }
+            4..=7 => {
+                move_at::<u32>(src, dst, 0);
+                move_at::<u32>(src, dst, n - 4);
+            }
+            9..=16 => {
+                move_at::<u64>(src, dst, 0);
+                move_at::<u64>(src, dst, n - 8);
+            }
+            17..=32 => {
+                move_at::<[u64; 2]>(src, dst, 0);
+                move_at::<[u64; 2]>(src, dst, n - 16);
+            }
+            _ => {
+                move_at::<[u64; 4]>(src, dst, 0);
+                move_at::<u64>(src, dst, n - 8);
+            }
+        }
+    }
+}
 
 /// Copies `len` bytes into the data ring at byte `at`.
 ///

@@ -2,7 +2,7 @@
 
 use super::primitive::{Ordering, copy_in, light_barrier, release};
 use super::shape::{Hostile, Parts, Rest};
-use crate::spi::{Body, HEADER_LEN, Inline};
+use crate::spi::{Body, HEADER_LEN, INLINE_MAX, Inline};
 
 /// Writes frames into a ring. One thread at a time.
 #[derive(Debug)]
@@ -44,6 +44,24 @@ impl Producer {
             return Ok(true);
         }
         self.push_body(header, inline, body)
+    }
+
+    /// Copies a frame without a body into the ring: a header (as a little-endian number) and at most [`INLINE_MAX`] bytes, straight
+    /// from where they lie. `false` if there is no room now.
+    #[inline(always)]
+    pub fn push_small(&mut self, header: u128, bytes: &[u8]) -> Result<bool, Hostile> {
+        assert!(bytes.len() <= INLINE_MAX, "more bytes than a line has room for");
+        if !self.has_line()? {
+            return Ok(false);
+        }
+        let line = self.parts.line(self.line);
+        // SAFETY: live by `Parts::new`; the consumer has freed this line (`has_line`) and will not read it before the stamp; the
+        // length was asserted.
+        unsafe { line.fill(header, bytes) };
+        self.line = self.line.wrapping_add(1);
+        // Release: whoever sees this stamp sees the line.
+        line.stamp.store(self.line, release());
+        Ok(true)
     }
 
     fn push_body(

@@ -1,5 +1,7 @@
 //! How a ring lies in memory, and the arithmetic that both sides share.
 
+#[cfg(not(loom))]
+use super::primitive::copy_small;
 use super::primitive::{AtomicU32, AtomicU64, BLOCK, Block, Cell};
 use crate::spi::{HEADER_LEN, INLINE_MAX};
 use std::ptr::NonNull;
@@ -29,6 +31,64 @@ pub struct Line {
     pub(super) rest: Cell<Rest>,
 }
 
+impl Line {
+    /// Writes everything but the stamp: a header and few bytes, no body. What lies behind the bytes stays as it was.
+    ///
+    /// # Safety
+    /// As for [`Cell::set`]; at most `INLINE_MAX` bytes.
+    #[inline(always)]
+    pub(super) unsafe fn fill(&self, header: u128, bytes: &[u8]) {
+        debug_assert!(bytes.len() <= INLINE_MAX);
+        #[cfg(not(loom))]
+        // SAFETY: live and this side's turn by the caller's word; the fields lie inside the cell, the bytes fit by that word too.
+        unsafe {
+            let p = self.rest.as_ptr();
+            (&raw mut (*p).lens).write(bytes.len() as u32);
+            (&raw mut (*p).header).cast::<u128>().write_unaligned(header.to_le());
+            copy_small(bytes, (&raw mut (*p).inline).cast());
+        }
+        #[cfg(loom)]
+        // SAFETY: by the caller's word.
+        unsafe {
+            let mut inline = [0; INLINE_MAX];
+            inline[..bytes.len()].copy_from_slice(bytes);
+            self.rest.set(Rest { lens: bytes.len() as u32, header: header.to_le_bytes(), inline });
+        }
+    }
+
+    /// Reads what [`Line::fill`] wrote, each word once: the bytes' length as found (unchecked), header, bytes in whole words.
+    ///
+    /// # Safety
+    /// As for [`Cell::get`].
+    #[cfg(not(loom))]
+    #[inline(always)]
+    pub(super) unsafe fn read(&self) -> (u32, [u64; 2], [u64; 5]) {
+        let p = self.rest.as_ptr().cast_const();
+        // SAFETY: live and initialised by the caller's word. Line is 64-aligned and `rest` lies 4 bytes in, so header and bytes
+        // are aligned to 8 (asserted below). Volatile: each word is read once, whatever the other process does meanwhile.
+        unsafe {
+            let lens = (&raw const (*p).lens).read_volatile();
+            let header = (&raw const (*p).header).cast::<u64>();
+            let bytes = (&raw const (*p).inline).cast::<u64>();
+            let header = [header.read_volatile(), header.add(1).read_volatile()];
+            (lens, header, std::array::from_fn(|i| bytes.add(i).read_volatile()))
+        }
+    }
+
+    /// The same under loom.
+    ///
+    /// # Safety
+    /// As for [`Cell::get`].
+    #[cfg(loom)]
+    pub(super) unsafe fn read(&self) -> (u32, [u64; 2], [u64; 5]) {
+        // SAFETY: by the caller's word.
+        let rest = unsafe { self.rest.get() };
+        let word = |b: &[u8], i: usize| u64::from_ne_bytes(std::array::from_fn(|n| b[i * 8 + n]));
+        let header = std::array::from_fn(|i| word(&rest.header, i));
+        (rest.lens, header, std::array::from_fn(|i| word(&rest.inline, i)))
+    }
+}
+
 /// A value with two cache lines to itself (the neighbour is fetched along on x86).
 #[derive(Debug)]
 #[repr(C, align(128))]
@@ -56,6 +116,10 @@ pub struct Words {
 #[cfg(not(loom))]
 const _: () = {
     assert!(size_of::<Line>() == 64 && size_of::<Rest>() == 60);
+    assert!(
+        (4 + std::mem::offset_of!(Rest, header)) % 8 == 0
+            && (4 + std::mem::offset_of!(Rest, inline)) % 8 == 0
+    );
     assert!(size_of::<Words>() == Shape::WORDS_BYTES && align_of::<Words>() == 128);
     assert!(size_of::<Block>() == BLOCK);
 };

@@ -14,6 +14,6 @@ pub use address::{Address, Way};
 pub use caps::{Caps, Delivery, Device, Unavailable};
 pub use event::{Conn, DownReason, Event, RmaToken};
 pub use port::{
-    Body, Exposure, Frame, HEADER_LEN, INLINE_MAX, Inline, Port, PortConfig, Provider, RemoteKey, Rights,
-    Rma, RmaStarted,
+    Body, Exposure, Frame, HEADER_LEN, INLINE_MAX, Inline, Next, Port, PortConfig, Provider, RemoteKey,
+    Rights, Rma, RmaStarted, Small,
 };

@@ -48,10 +48,40 @@ impl Inline {
         Inline { bytes, len: len.min(INLINE_MAX) as u8 }
     }
 
+    /// From whole words as they lie in memory, of whose bytes the first `len` count (cut to [`INLINE_MAX`]).
+    #[inline(always)]
+    pub fn from_words(words: [u64; INLINE_MAX / 8], len: usize) -> Inline {
+        let mut bytes = [0; INLINE_MAX];
+        for (to, from) in bytes.chunks_exact_mut(8).zip(words) {
+            to.copy_from_slice(&from.to_ne_bytes());
+        }
+        Inline { bytes, len: len.min(INLINE_MAX) as u8 }
+    }
+
+    /// A copy that moves the words that count only.
+    #[inline(always)]
+    pub fn short_copy(&self) -> Inline {
+        if self.len > 8 {
+            return *self;
+        }
+        let mut short = Inline { bytes: [0; INLINE_MAX], len: self.len };
+        if let (Some(to), Some(from)) = (short.bytes.first_chunk_mut::<8>(), self.bytes.first_chunk::<8>()) {
+            *to = *from;
+        }
+        short
+    }
+
     /// The bytes.
     #[inline]
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len).min(INLINE_MAX)]
+    }
+
+    /// Bytes that count.
+    #[inline(always)]
+    #[expect(clippy::len_without_is_empty, reason = "as_slice has it")]
+    pub fn len(&self) -> usize {
+        usize::from(self.len)
     }
 
     /// The whole array, for a copy of fixed size.
@@ -105,6 +135,33 @@ pub struct Frame<'a> {
     pub body: Body<'a>,
     /// `true` if the frame may wait in the port until the next [`Port::flush`] or poll, so that several leave together.
     pub more: bool,
+}
+
+/// A frame without a body on its way up, as [`Port::next_small`] hands it over.
+#[derive(Clone, Copy, Debug)]
+pub struct Small {
+    /// From where.
+    pub conn: Conn,
+    /// The protocol's header: [`HEADER_LEN`] bytes as two words, as they lie in memory.
+    pub header: [u64; 2],
+    /// The inline part.
+    pub inline: Inline,
+}
+
+impl Small {
+    /// Room for one.
+    pub const EMPTY: Small = Small { conn: Conn(u64::MAX), header: [0; 2], inline: Inline::EMPTY };
+}
+
+/// What [`Port::next_small`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// A frame without a body; it is consumed.
+    Frame,
+    /// No frame.
+    Nothing,
+    /// Ask [`Port::poll`]: something else is due, or this port has no such short way.
+    Poll,
 }
 
 bitflags::bitflags! {
@@ -226,6 +283,21 @@ pub trait Port: Send {
     /// Sends frames in order; the number accepted. Fewer than offered is back-pressure: `Event::Writable` will follow.
     /// On a connection that is not up any more everything is accepted and dropped; its `Event::Down` is on its way.
     fn post(&mut self, conn: Conn, frames: &[Frame<'_>]) -> usize;
+
+    /// The short way down, for a frame without a body that needs not wait for company: a header (as a little-endian number) and
+    /// at most [`INLINE_MAX`] bytes, copied before this returns. `false`: back-pressure, as for [`Port::post`].
+    fn post_small(&mut self, conn: Conn, header: u128, bytes: &[u8]) -> bool {
+        let inline = Inline::new(bytes).expect("at most INLINE_MAX bytes");
+        let frame = Frame { header: header.to_le_bytes(), inline, body: Body::Empty, more: false };
+        self.post(conn, &[frame]) == 1
+    }
+
+    /// The short way up: the next frame, if it has no body and nothing else is due. Frames come in the order in which `poll`
+    /// would report them.
+    fn next_small(&mut self, now_ns: u64, into: &mut Small) -> Next {
+        let _ = (now_ns, into);
+        Next::Poll
+    }
 
     /// Sends what `Frame::more` let wait.
     fn flush(&mut self);
