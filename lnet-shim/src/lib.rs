@@ -5,6 +5,7 @@
 //! * [`wire`]: byte-exact encodings of everything that crosses a socket;
 //! * [`core`]: portals, match entries, descriptors, put and get, as a machine without sockets;
 //! * [`network`]: the contract between a node and the networks below it;
+//! * [`kfi`]: LNet messages over kfab;
 //! * [`tcp`]: the socklnd protocol, so that real Lustre nodes can talk to us;
 //! * [`node`]: several interfaces, multi-rail peers, discovery, health, faults; start here;
 //! * [`rpc`]: calls with bulk data, exactly once, on kfab alone;
@@ -17,6 +18,7 @@ pub mod core;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod kfi;
 pub mod network;
 pub mod nid;
 pub mod node;

@@ -4,7 +4,7 @@
 //! thread; the network's own threads call [`Upper::upcalls`]. Neither side calls the other while it holds a lock, and
 //! upcalls that arise inside `submit` are returned, not made: there is no recursion.
 
-use crate::core::Payload;
+use crate::core::{Content, Fetch, OpId, Payload};
 use crate::nid::{Nid, ProcessId};
 use crate::wire::lnet::LnetHeader;
 
@@ -28,14 +28,14 @@ pub struct Tx {
 /// A message on its way up.
 #[derive(Debug, Clone)]
 pub struct Rx {
-    /// The connection it came by.
+    /// The connection it came by; for a payload that is still with the sender, what to fetch it by. Below 2^48.
     pub via: u64,
     /// The last hop.
     pub peer: ProcessId,
     /// The header, with rules on types and lengths already checked.
     pub header: LnetHeader,
     /// The payload.
-    pub payload: Vec<u8>,
+    pub payload: Content,
 }
 
 /// How a send failed; decides which health goes down and whether it is tried again.
@@ -68,6 +68,13 @@ pub enum Failure {
 pub enum Command {
     /// Send; exactly one [`Upcall::Sent`] follows.
     Transmit(Tx),
+    /// Fetch a payload that is still with the sender; exactly one [`Upcall::Fetched`] follows.
+    Fetch(Fetch),
+    /// A payload that is still with the sender is not wanted.
+    Refuse {
+        /// As given with the message.
+        via: u64,
+    },
     /// This many bytes that came by `via` are kept: count them against the connection.
     Hold {
         /// As given with the message.
@@ -91,6 +98,8 @@ pub enum Upcall {
     Received(Rx),
     /// A message has left, or failed to.
     Sent(TxId, Result<(), Failure>),
+    /// A payload has been fetched, or could not be.
+    Fetched(OpId, Result<(), Failure>),
     /// The last connection to a peer has broken.
     PeerLost(Nid),
 }
@@ -101,7 +110,7 @@ pub trait Network: Send + Sync {
     fn nid(&self) -> Nid;
     /// Takes commands; what comes of them at once is appended to `upcalls`. Never blocks.
     fn submit(&self, commands: Vec<Command>, upcalls: &mut Vec<Upcall>);
-    /// Ends all connections and threads. Messages in flight may get no outcome.
+    /// Ends all connections and threads. Messages and fetches in flight may get no outcome.
     fn shutdown(&self);
     /// The connections, for people.
     fn connections(&self) -> Vec<ConnectionInfo> {

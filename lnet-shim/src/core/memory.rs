@@ -4,7 +4,9 @@
 //! [`Memory`] decides what the bytes are: a shared vector, fragments of others, a registered buffer.
 
 use std::fmt;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use kfab::Buffer;
 
 use crate::wire::MAX_PAYLOAD;
 
@@ -23,19 +25,41 @@ pub trait Memory: Send + Sync {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// A share of `len` bytes at `offset`, for a network that sends from where they lie. `None`: they have to be copied.
+    fn share(&self, offset: u64, len: usize) -> Option<Buffer> {
+        let _ = (offset, len);
+        None
+    }
+    /// Gives `len` bytes at `offset` away to be filled in place, until [`Memory::restore`]. `None`: what comes has to be copied
+    /// in. What is read meanwhile is zeros.
+    fn lend(&self, offset: u64, len: usize) -> Option<Buffer> {
+        let _ = (offset, len);
+        None
+    }
+    /// Takes back what [`Memory::lend`] gave. Never called if the filling failed: the bytes are zeros then.
+    fn restore(&self, filled: Buffer) {
+        let _ = filled;
+    }
 }
 
-/// A vector of bytes shared by reference count.
+/// A buffer of bytes shared by reference count. Over kfab it is sent from where it lies, and filled where it lies by a message
+/// of its whole length. Written while a message with it is on its way, it is copied first.
 #[derive(Debug, Clone)]
 pub struct SharedBytes {
-    bytes: Arc<RwLock<Vec<u8>>>,
+    /// `None` while lent.
+    bytes: Arc<RwLock<Option<Buffer>>>,
     len: u64,
 }
 
 impl SharedBytes {
     /// Takes `bytes` over.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { len: bytes.len() as u64, bytes: Arc::new(RwLock::new(bytes)) }
+        Self::from_buffer(Buffer::adopt(bytes))
+    }
+
+    /// Takes a buffer over: one of a kfab endpoint's own spares its peers a copy.
+    pub fn from_buffer(buffer: Buffer) -> Self {
+        Self { len: buffer.len() as u64, bytes: Arc::new(RwLock::new(Some(buffer))) }
     }
 
     /// `len` zero bytes.
@@ -45,6 +69,11 @@ impl SharedBytes {
 
     /// A copy of all bytes.
     pub fn to_vec(&self) -> Vec<u8> {
+        self.guard().as_ref().map_or_else(|| vec![0; self.len as usize], |b| b.to_vec())
+    }
+
+    /// All bytes without a copy; `None` while a message is filling them.
+    pub fn buffer(&self) -> Option<Buffer> {
         self.guard().clone()
     }
 
@@ -53,8 +82,12 @@ impl SharedBytes {
         Arc::new(self.clone())
     }
 
-    fn guard(&self) -> std::sync::RwLockReadGuard<'_, Vec<u8>> {
-        self.bytes.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn guard(&self) -> RwLockReadGuard<'_, Option<Buffer>> {
+        self.bytes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn guard_mut(&self) -> RwLockWriteGuard<'_, Option<Buffer>> {
+        self.bytes.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,13 +98,39 @@ impl Memory for SharedBytes {
 
     fn read_at(&self, offset: u64, out: &mut [u8]) {
         let at = offset as usize;
-        out.copy_from_slice(&self.guard()[at..at + out.len()]);
+        match &*self.guard() {
+            Some(bytes) => out.copy_from_slice(&bytes[at..at + out.len()]),
+            None => out.fill(0),
+        }
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) {
-        let at = offset as usize;
-        let mut bytes = self.bytes.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        bytes[at..at + data.len()].copy_from_slice(data);
+        let range = offset as usize..offset as usize + data.len();
+        let mut slot = self.guard_mut();
+        if let Some(bytes) = slot.as_mut().and_then(Buffer::get_mut) {
+            return bytes[range].copy_from_slice(data);
+        }
+        // A message that is on its way has a share: it keeps what was sent.
+        let mut copy = slot.as_ref().map_or_else(|| vec![0; self.len as usize], |b| b.to_vec());
+        copy[range].copy_from_slice(data);
+        *slot = Some(Buffer::adopt(copy));
+    }
+
+    fn share(&self, offset: u64, len: usize) -> Option<Buffer> {
+        self.guard().as_ref().map(|b| b.slice(offset as usize..offset as usize + len))
+    }
+
+    fn lend(&self, offset: u64, len: usize) -> Option<Buffer> {
+        let mut slot = self.guard_mut();
+        let whole = offset == 0 && len as u64 == self.len;
+        let sole = slot.as_mut().is_some_and(|b| b.get_mut().is_some());
+        if whole && sole { slot.take() } else { None }
+    }
+
+    fn restore(&self, filled: Buffer) {
+        if filled.len() as u64 == self.len {
+            *self.guard_mut() = Some(filled);
+        }
     }
 }
 
@@ -164,6 +223,18 @@ impl Payload {
     /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The bytes where they lie, if their memory can be sent from.
+    pub fn share(&self) -> Option<Buffer> {
+        self.memory.as_ref()?.share(self.offset, self.len as usize)
+    }
+
+    /// Copies all bytes to `out`, which has their length.
+    pub fn copy_to(&self, out: &mut [u8]) {
+        if let Some(memory) = &self.memory {
+            memory.read_at(self.offset, out);
+        }
     }
 
     /// Appends all bytes to `out`.

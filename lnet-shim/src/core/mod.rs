@@ -18,7 +18,7 @@ pub use event::{Event, EventKind, Status};
 pub use memory::{Fragments, Memory, Payload, SharedBytes};
 pub use params::{Access, MeParams, PORTALS, Position, SourceOptions, TargetOptions, Threshold, Unlink};
 pub use queue::{EventQueue, EventSink};
-pub use transfer::{DropReason, Incoming, PutParams};
+pub use transfer::{Content, DropReason, Fetch, Incoming, PutParams};
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -82,6 +82,13 @@ pub enum Output<H> {
     Event(H, Event),
     /// Send.
     Send(Outgoing),
+    /// Fetch what is still with the sender, and call [`Core::fetched`].
+    Fetch(Fetch),
+    /// What is still with the sender is not wanted.
+    Refuse {
+        /// As given with the message.
+        via: u64,
+    },
     /// A PUT waits at a lazy portal: this many bytes that came by `via` are kept.
     Parked {
         /// As given with the message.
@@ -161,6 +168,7 @@ pub struct Core<H> {
     entries: HashMap<MeHandle, MatchEntry>,
     descriptors: HashMap<MdHandle, Descriptor<H>>,
     operations: HashMap<OpId, (MdHandle, Event)>,
+    fetches: HashMap<OpId, transfer::Fetching>,
     outputs: VecDeque<Output<H>>,
     sequence: u64,
     counters: CoreCounters,
@@ -180,6 +188,7 @@ impl<H: Handler> Core<H> {
             entries: HashMap::new(),
             descriptors: HashMap::new(),
             operations: HashMap::new(),
+            fetches: HashMap::new(),
             outputs: VecDeque::new(),
             sequence: 0,
             counters: CoreCounters::default(),
@@ -400,7 +409,7 @@ impl<H: Handler> Core<H> {
         let dropped = if lazy { VecDeque::new() } else { std::mem::take(&mut slot.waiting) };
         for incoming in dropped {
             self.release_parked(&incoming);
-            self.count_drop(incoming.payload.len());
+            self.discard(&incoming);
         }
         Ok(())
     }

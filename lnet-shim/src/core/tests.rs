@@ -35,7 +35,7 @@ const ME: u32 = 99;
 
 fn incoming(from: u32, body: Body, payload: &[u8]) -> Incoming {
     let header = LnetHeader { dest: id(ME), src: id(from), payload_len: payload.len() as u32, body };
-    Incoming { header, initiator: id(from), sender: id(from).nid, via: 7, payload: payload.to_vec() }
+    Incoming { header, initiator: id(from), sender: id(from).nid, via: 7, payload: payload.to_vec().into() }
 }
 
 fn put_body(portal: u32, match_bits: u64, offset: u32, ack: bool) -> Body {
@@ -51,11 +51,14 @@ struct Drained {
     events: Vec<Event>,
     sends: Vec<Outgoing>,
     parked: Vec<(u64, usize, bool)>,
+    fetches: Vec<Fetch>,
+    refused: Vec<u64>,
 }
 
 /// Takes all outputs; gives the room of each event back, as a reader of the queue would.
 fn drain(core: &mut Core<Room>) -> Drained {
-    let mut all = Drained { events: vec![], sends: vec![], parked: vec![] };
+    let (fetches, refused) = (vec![], vec![]);
+    let mut all = Drained { events: vec![], sends: vec![], parked: vec![], fetches, refused };
     while let Some(output) = core.poll() {
         match output {
             Output::Event(room, event) => {
@@ -63,6 +66,8 @@ fn drain(core: &mut Core<Room>) -> Drained {
                 all.events.push(event);
             }
             Output::Send(send) => all.sends.push(send),
+            Output::Fetch(fetch) => all.fetches.push(fetch),
+            Output::Refuse { via } => all.refused.push(via),
             Output::Parked { via, bytes } => all.parked.push((via, bytes, true)),
             Output::Unparked { via, bytes } => all.parked.push((via, bytes, false)),
         }

@@ -3,7 +3,72 @@
 use super::*;
 use crate::wire::lnet::{LnetHeader, MsgType, WireHandle};
 
-/// A message that has arrived whole.
+/// The payload of a message that has arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Here it is.
+    Bytes(Vec<u8>),
+    /// So many bytes are still with the sender: they are fetched into the memory that matches, or refused.
+    Remote(u32),
+}
+
+impl Content {
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Remote(len) => *len as usize,
+        }
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes kept in this node's memory.
+    fn held(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Remote(_) => 0,
+        }
+    }
+}
+
+impl From<Vec<u8>> for Content {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+/// A payload to be fetched into memory.
+pub struct Fetch {
+    /// Given back with the outcome.
+    pub op: OpId,
+    /// As given with the message.
+    pub via: u64,
+    /// Where to.
+    pub memory: Arc<dyn Memory>,
+    /// Where in it, bytes.
+    pub offset: u64,
+    /// The first so many bytes of the payload.
+    pub len: u32,
+}
+
+impl std::fmt::Debug for Fetch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Fetch({:?}, {} bytes by {})", self.op, self.len, self.via)
+    }
+}
+
+/// A fetch under way: its operation's event, and the ACK that follows.
+pub(super) struct Fetching {
+    md: MdHandle,
+    event: Event,
+    ack: Option<Outgoing>,
+}
+
+/// A message that has arrived.
 #[derive(Debug, Clone)]
 pub struct Incoming {
     /// Its header.
@@ -15,7 +80,7 @@ pub struct Incoming {
     /// Where it came in; given back when the message has waited.
     pub via: u64,
     /// Its payload.
-    pub payload: Vec<u8>,
+    pub payload: Content,
 }
 
 /// Why a message was dropped. No answer is ever sent for one.
@@ -169,9 +234,10 @@ impl<H: Handler> Core<H> {
         self.emit(handler, event);
     }
 
-    /// Takes a message that has arrived whole. `Err` says why it was dropped (counted here).
+    /// Takes a message that has arrived. `Err` says why it was dropped (counted here).
     pub fn receive(&mut self, incoming: Incoming) -> std::result::Result<(), DropReason> {
-        let len = incoming.payload.len();
+        let (len, via) = (incoming.payload.len(), incoming.via);
+        let remote = matches!(incoming.payload, Content::Remote(_));
         let result = match incoming.header.body {
             Body::Put { portal, .. } => match self.receive_request(&incoming) {
                 Err(DropReason::NoMatch) => self.park(incoming, portal),
@@ -185,11 +251,22 @@ impl<H: Handler> Core<H> {
         };
         if result.is_err() {
             self.count_drop(len);
+            if remote {
+                self.outputs.push_back(Output::Refuse { via });
+            }
         }
         result
     }
 
-    pub(super) fn count_drop(&mut self, len: usize) {
+    /// Drops a message that had waited.
+    pub(super) fn discard(&mut self, incoming: &Incoming) {
+        self.count_drop(incoming.payload.len());
+        if matches!(incoming.payload, Content::Remote(_)) {
+            self.outputs.push_back(Output::Refuse { via: incoming.via });
+        }
+    }
+
+    fn count_drop(&mut self, len: usize) {
         self.counters.drop_count += 1;
         self.counters.drop_length += len as u64;
     }
@@ -279,14 +356,54 @@ impl<H: Handler> Core<H> {
 
     fn serve_put(&mut self, i: &Incoming, r: &Request, md: MdHandle, offset: u64, mlength: u32) {
         let Some(d) = self.descriptors.get(&md) else { return };
-        d.memory.write_at(offset, &i.payload[..mlength as usize]);
         let silent = matches!(&d.role, Role::Target { options, .. } if options.ack_disable);
         let event = self.target_event(i, r, md, offset, mlength);
-        self.complete(md, event, Status::Ok);
         let Body::Put { handle, match_bits, .. } = i.header.body else { return };
-        if !silent && handle != WireHandle::NONE {
+        let ack = (!silent && handle != WireHandle::NONE).then(|| {
             let body = Body::Ack { handle, match_bits, mlength };
-            self.answer(i, None, body, Payload::EMPTY);
+            answer(i, None, body, Payload::EMPTY)
+        });
+        match &i.payload {
+            Content::Bytes(bytes) => d.memory.write_at(offset, &bytes[..mlength as usize]),
+            Content::Remote(_) if mlength > 0 => {
+                return self.fetch(i, Fetching { md, event, ack }, offset, mlength);
+            }
+            Content::Remote(_) => self.outputs.push_back(Output::Refuse { via: i.via }),
+        }
+        self.complete(md, event, Status::Ok);
+        self.outputs.extend(ack.map(Output::Send));
+    }
+
+    /// Begins to fetch a payload; the operation counts as in flight.
+    fn fetch(&mut self, i: &Incoming, fetch: Fetching, offset: u64, len: u32) {
+        let Some(d) = self.descriptors.get(&fetch.md) else { return };
+        let memory = d.memory.clone();
+        let op = OpId(self.object());
+        self.fetches.insert(op, fetch);
+        self.outputs.push_back(Output::Fetch(Fetch { op, via: i.via, memory, offset, len }));
+    }
+
+    /// A payload has been fetched, or could not be. Unknown ids are ignored.
+    pub fn fetched(&mut self, op: OpId, status: Status) {
+        let Some(mut fetch) = self.fetches.remove(&op) else { return };
+        if !status.is_ok() {
+            fetch.event.mlength = 0;
+        }
+        self.complete(fetch.md, fetch.event, status);
+        if status.is_ok() {
+            self.outputs.extend(fetch.ack.map(Output::Send));
+        }
+    }
+
+    /// Drops what waits and is still with a sender that is lost.
+    pub fn forget_sender(&mut self, sender: Nid) {
+        let lost = |i: &Incoming| i.sender == sender && matches!(i.payload, Content::Remote(_));
+        for portal in 0..self.portals.len() {
+            let waiting = std::mem::take(&mut self.portals[portal].waiting);
+            let (gone, stay) = waiting.into_iter().partition(lost);
+            self.portals[portal].waiting = stay;
+            let gone: VecDeque<Incoming> = gone;
+            gone.iter().for_each(|i| self.discard(i));
         }
     }
 
@@ -296,13 +413,8 @@ impl<H: Handler> Core<H> {
         let event = self.target_event(i, r, md, offset, mlength);
         let op = self.track(md, event);
         if let Body::Get { handle, .. } = i.header.body {
-            self.answer(i, Some(op), Body::Reply { handle }, payload);
+            self.outputs.push_back(Output::Send(answer(i, Some(op), Body::Reply { handle }, payload)));
         }
-    }
-
-    fn answer(&mut self, i: &Incoming, op: Option<OpId>, body: Body, payload: Payload) {
-        let (dest, src) = (i.header.src, Some(i.header.dest.nid));
-        self.outputs.push_back(Output::Send(Outgoing { op, dest, src, body, payload }));
     }
 
     /// The descriptor of ours that a PUT or GET names for its answer.
@@ -326,7 +438,8 @@ impl<H: Handler> Core<H> {
         }
     }
 
-    fn response_event(&mut self, i: &Incoming, md: MdHandle, kind: EventKind, mlength: u32) {
+    /// The event of an answer; the operation is in flight until [`Core::complete`].
+    fn response_event(&mut self, i: &Incoming, md: MdHandle, kind: EventKind, mlength: u32) -> Event {
         let mut event = self.blank_event(md, kind);
         event.target = i.header.dest;
         event.initiator = i.initiator;
@@ -342,7 +455,7 @@ impl<H: Handler> Core<H> {
             d.threshold.spend();
             d.in_flight += 1;
         }
-        self.complete(md, event, Status::Ok);
+        event
     }
 
     fn receive_ack(
@@ -353,7 +466,8 @@ impl<H: Handler> Core<H> {
         mlength: u32,
     ) -> std::result::Result<(), DropReason> {
         let (md, _) = self.addressee(handle)?;
-        self.response_event(i, md, EventKind::Ack, mlength);
+        let event = self.response_event(i, md, EventKind::Ack, mlength);
+        self.complete(md, event, Status::Ok);
         Ok(())
     }
 
@@ -364,8 +478,17 @@ impl<H: Handler> Core<H> {
         if mlength < i.payload.len() && !d.truncate {
             return Err(DropReason::TooLong);
         }
-        d.memory.write_at(0, &i.payload[..mlength]);
-        self.response_event(i, md, EventKind::Reply, mlength as u32);
+        match &i.payload {
+            Content::Bytes(bytes) => d.memory.write_at(0, &bytes[..mlength]),
+            Content::Remote(_) if mlength > 0 => {
+                let event = self.response_event(i, md, EventKind::Reply, mlength as u32);
+                self.fetch(i, Fetching { md, event, ack: None }, 0, mlength as u32);
+                return Ok(());
+            }
+            Content::Remote(_) => self.outputs.push_back(Output::Refuse { via: i.via }),
+        }
+        let event = self.response_event(i, md, EventKind::Reply, mlength as u32);
+        self.complete(md, event, Status::Ok);
         Ok(())
     }
 
@@ -375,19 +498,21 @@ impl<H: Handler> Core<H> {
         if !slot.lazy {
             return Err(DropReason::NoMatch);
         }
-        let bytes = self.counters.parked_bytes + incoming.payload.len() as u64;
+        let held = incoming.payload.held();
+        let bytes = self.counters.parked_bytes + held as u64;
         if slot.waiting.len() >= max || bytes > self.max_waiting_bytes as u64 {
             return Err(DropReason::TooMany);
         }
         self.counters.parked_bytes = bytes;
-        self.outputs.push_back(Output::Parked { via: incoming.via, bytes: incoming.payload.len() });
+        self.outputs.push_back(Output::Parked { via: incoming.via, bytes: held });
         slot.waiting.push_back(incoming);
         Ok(())
     }
 
     pub(super) fn release_parked(&mut self, incoming: &Incoming) {
-        self.counters.parked_bytes -= incoming.payload.len() as u64;
-        self.outputs.push_back(Output::Unparked { via: incoming.via, bytes: incoming.payload.len() });
+        let bytes = incoming.payload.held();
+        self.counters.parked_bytes -= bytes as u64;
+        self.outputs.push_back(Output::Unparked { via: incoming.via, bytes });
     }
 
     /// Tries messages that wait at `portal` again, in order of arrival. Called by itself when a descriptor is attached;
@@ -401,8 +526,8 @@ impl<H: Handler> Core<H> {
                 Err(DropReason::NoMatch) => still.push_back(incoming),
                 Ok(()) => self.release_parked(&incoming),
                 Err(_) => {
-                    self.count_drop(incoming.payload.len());
                     self.release_parked(&incoming);
+                    self.discard(&incoming);
                 }
             }
         }
@@ -416,6 +541,11 @@ impl<H: Handler> Core<H> {
         let waits = |(i, p): (usize, &Portal)| (!p.waiting.is_empty()).then_some(i as u32);
         self.portals.iter().enumerate().filter_map(waits).collect()
     }
+}
+
+fn answer(i: &Incoming, op: Option<OpId>, body: Body, payload: Payload) -> Outgoing {
+    let (dest, src) = (i.header.src, Some(i.header.dest.nid));
+    Outgoing { op, dest, src, body, payload }
 }
 
 fn entry_matches(params: &MeParams, bits: u64, names: [ProcessId; 2]) -> bool {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::fault::Faults;
-use super::health::{Credits, Health};
+use super::health::{Credits, Health, status_of};
 use super::oneshot::OneShot;
 use super::peers::{Peer, PeerId, PeerInfo, PeerNi};
 use super::send::{Message, Stage};
@@ -15,7 +15,7 @@ use super::stats::{Counts, NiInfo, NodeStats};
 use super::{NiConfig, NodeParams, Time};
 use crate::core::*;
 use crate::error::{Error, ErrorKind, Result};
-use crate::network::{Command, Rx, TxId, Upcall};
+use crate::network::{Command, Failure, Rx, TxId, Upcall};
 use crate::nid::{Nid, NidList, ProcessId};
 
 /// Where the events of a descriptor go.
@@ -121,6 +121,8 @@ pub struct Engine {
     pub(super) loopback: VecDeque<Incoming>,
     pub(super) flags: HashMap<OpId, SendFlags>,
     pub(super) tracked: HashMap<MdHandle, Tracked>,
+    /// Payloads being fetched, by the NID of the network that does it.
+    fetches: HashMap<OpId, Nid>,
     pub(super) delayed: BTreeMap<(Time, u64), Delayed>,
     pub(super) effects: VecDeque<Effect>,
     pub(super) faults: Faults,
@@ -149,6 +151,7 @@ impl Engine {
             loopback: VecDeque::new(),
             flags: HashMap::new(),
             tracked: HashMap::new(),
+            fetches: HashMap::new(),
             delayed: BTreeMap::new(),
             effects: VecDeque::new(),
             stats: NodeStats::default(),
@@ -202,8 +205,9 @@ impl Engine {
         let of_ni: Vec<TxId> =
             self.messages.iter().filter(|(_, m)| m.local == Some(nid)).map(|(id, _)| *id).collect();
         for id in of_ni {
-            self.sent(now, id, Err(crate::network::Failure::LocalError));
+            self.sent(now, id, Err(Failure::LocalError));
         }
+        self.abort_fetches(Some(nid), Status::Local);
         self.interfaces_changed(now);
         self.settle(now);
         Ok(())
@@ -297,6 +301,8 @@ impl Engine {
         match output {
             Output::Event(sink, event) => self.on_event(now, sink, event),
             Output::Send(out) => self.begin_message(now, out),
+            Output::Fetch(fetch) => self.begin_fetch(fetch),
+            Output::Refuse { via } => self.hold(via, |via| Command::Refuse { via }),
             Output::Parked { via, bytes } => self.hold(via, |via| Command::Hold { via, bytes }),
             Output::Unparked { via, bytes } => self.hold(via, |via| Command::Release { via, bytes }),
         }
@@ -312,10 +318,39 @@ impl Engine {
         }
     }
 
+    /// The network a message came from, and its word for where.
+    fn locate(&self, via: u64) -> Option<(Nid, u64)> {
+        Some((self.vias.get((via >> 48) as usize).copied()?, via & 0xffff_ffff_ffff))
+    }
+
     fn hold(&mut self, via: u64, command: impl Fn(u64) -> Command) {
-        let (index, conn) = ((via >> 48) as usize, via & 0xffff_ffff_ffff);
-        if let Some(nid) = self.vias.get(index).copied() {
+        if let Some((nid, conn)) = self.locate(via) {
             self.effects.push_back(Effect::Command(nid, command(conn)));
+        }
+    }
+
+    fn begin_fetch(&mut self, fetch: Fetch) {
+        let Some((nid, via)) = self.locate(fetch.via) else {
+            return self.core.fetched(fetch.op, Status::Local);
+        };
+        self.fetches.insert(fetch.op, nid);
+        self.effects.push_back(Effect::Command(nid, Command::Fetch(Fetch { via, ..fetch })));
+    }
+
+    /// A network has fetched a payload, or could not.
+    fn fetched(&mut self, op: OpId, result: std::result::Result<(), Failure>) {
+        if self.fetches.remove(&op).is_some() {
+            self.core.fetched(op, result.map_or_else(status_of, |()| Status::Ok));
+        }
+    }
+
+    /// Fetches by a network that is gone have failed.
+    fn abort_fetches(&mut self, of: Option<Nid>, status: Status) {
+        let gone = |nid: &Nid| of.is_none_or(|of| of == *nid);
+        let ops: Vec<OpId> = self.fetches.iter().filter(|(_, n)| gone(n)).map(|(op, _)| *op).collect();
+        for op in ops {
+            self.fetches.remove(&op);
+            self.core.fetched(op, status);
         }
     }
 
@@ -324,6 +359,7 @@ impl Engine {
         match upcall {
             Upcall::Received(rx) => self.received(now, local, rx),
             Upcall::Sent(id, result) => self.sent(now, id, result),
+            Upcall::Fetched(op, result) => self.fetched(op, result),
             Upcall::PeerLost(nid) => self.peer_lost(now, nid),
         }
         self.settle(now);
@@ -331,6 +367,7 @@ impl Engine {
 
     fn peer_lost(&mut self, now: Time, nid: Nid) {
         tracing::debug!(%nid, "peer lost");
+        self.core.forget_sender(nid);
         if !self.params.fail_on_peer_lost {
             return;
         }
@@ -389,6 +426,7 @@ impl Engine {
         for id in messages {
             self.fail_message(id, Status::Shutdown);
         }
+        self.abort_fetches(None, Status::Shutdown);
         self.settle(now);
         self.core.unlink_all(Status::Shutdown);
         self.settle(now);

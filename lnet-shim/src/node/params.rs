@@ -93,14 +93,17 @@ pub struct NiConfig {
     pub credits: i32,
     /// Messages in flight to each peer interface on its network.
     pub peer_credits: i32,
-    /// Interfaces and networks with smaller numbers are taken first.
+    /// Interfaces and networks with smaller numbers are taken first. kfi comes before the others unless they are given one.
     pub priority: u32,
 }
 
 impl NiConfig {
     /// The defaults for the network of `nid`.
     pub fn new(nid: Nid) -> Self {
-        let (credits, peer_credits) = if nid.net().lnd == Lnd::KFI { (512, 16) } else { (256, 8) };
-        Self { nid, credits, peer_credits, priority: u32::MAX }
+        let (credits, peer_credits, priority) = match nid.net().lnd {
+            Lnd::KFI => (512, 16, u32::MAX - 1),
+            _ => (256, 8, u32::MAX),
+        };
+        Self { nid, credits, peer_credits, priority }
     }
 }

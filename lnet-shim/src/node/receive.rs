@@ -1,10 +1,10 @@
 //! The way of a message in: faults, peer lookup, health, the core.
 
 use super::Time;
-use super::engine::{Delayed, Engine};
+use super::engine::{Delayed, Effect, Engine};
 use super::fault::FaultAction;
-use crate::core::Incoming;
-use crate::network::Rx;
+use crate::core::{Content, Incoming};
+use crate::network::{Command, Rx};
 use crate::nid::Nid;
 
 impl Engine {
@@ -13,7 +13,7 @@ impl Engine {
         let drops = |a: &FaultAction| matches!(a, FaultAction::Drop);
         if self.faults.strike(now, local, &rx.header, drops).is_some() {
             self.stats.fault_drops += 1;
-            return self.count_drop(local, &rx);
+            return self.drop_arrival(local, &rx);
         }
         let delays = |a: &FaultAction| matches!(a, FaultAction::Delay(_));
         if self.delayed.len() < self.params.max_delayed
@@ -36,7 +36,7 @@ impl Engine {
         }
         if !rx.header.src.is_userspace() && !self.is_local(rx.header.src.nid) {
             if self.peer_for(rx.header.src.nid).is_none() {
-                return self.count_drop(local, &rx);
+                return self.drop_arrival(local, &rx);
             }
             if let Some(p) = self.peer_nis.get_mut(&rx.peer.nid) {
                 p.received.add(kind, len);
@@ -55,7 +55,10 @@ impl Engine {
         }
     }
 
-    fn count_drop(&mut self, local: Nid, rx: &Rx) {
+    fn drop_arrival(&mut self, local: Nid, rx: &Rx) {
+        if matches!(rx.payload, Content::Remote(_)) {
+            self.effects.push_back(Effect::Command(local, Command::Refuse { via: rx.via }));
+        }
         if let Some(ni) = self.ni_mut(local) {
             ni.dropped.add(rx.header.body.msg_type(), rx.header.payload_len);
         }

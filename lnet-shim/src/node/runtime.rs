@@ -15,7 +15,8 @@ use super::peers::PeerInfo;
 use super::{NiConfig, NodeParams, Time};
 use crate::core::*;
 use crate::error::{Error, ErrorKind, Result};
-use crate::network::{Command, ConnectionInfo, Network, Upcall, Upper};
+use crate::kfi::{Book, KfiNetwork, KfiParams};
+use crate::network::{Command, ConnectionInfo, Failure, Network, Upcall, Upper};
 use crate::nid::{Nid, ProcessId};
 use crate::tcp::{TcpNetwork, TcpParams};
 use crate::wire::ping::{self, PingInfo};
@@ -178,7 +179,8 @@ impl Inner {
 /// The outcome of a command whose network has gone.
 fn unsendable(command: Command) -> Option<Upcall> {
     match command {
-        Command::Transmit(tx) => Some(Upcall::Sent(tx.id, Err(crate::network::Failure::LocalError))),
+        Command::Transmit(tx) => Some(Upcall::Sent(tx.id, Err(Failure::LocalError))),
+        Command::Fetch(fetch) => Some(Upcall::Fetched(fetch.op, Err(Failure::LocalError))),
         _ => None,
     }
 }
@@ -218,6 +220,18 @@ impl Node {
         let upper: Weak<dyn Upper> = Arc::downgrade(&(self.inner.clone() as Arc<dyn Upper>));
         let me = ProcessId { nid: config.nid, pid };
         let network = TcpNetwork::start(params, me, wall_ns(), upper)?;
+        self.add_network(config, Arc::new(network))
+    }
+
+    /// Adds a kfi interface over endpoints of kfab, one for each lane; see [`KfiNetwork::start`]. `book` says where peers are.
+    pub fn add_kfi(
+        &self,
+        config: NiConfig,
+        endpoints: Vec<Arc<kfab::Endpoint>>,
+        book: &Book,
+        params: &KfiParams,
+    ) -> Result<()> {
+        let network = KfiNetwork::start(config.nid, endpoints, book, params, &self.upper())?;
         self.add_network(config, Arc::new(network))
     }
 

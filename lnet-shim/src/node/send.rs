@@ -116,7 +116,7 @@ impl Engine {
         let own = m.out.dest.nid;
         m.local = Some(own);
         let header = header_of(&m.out, self.params.pid, own, own);
-        let payload = m.out.payload.to_vec();
+        let payload = m.out.payload.to_vec().into();
         let initiator = header.src;
         self.loopback.push_back(Incoming { header, initiator, sender: own, via: u64::MAX, payload });
         self.finish_message(id, Status::Ok);

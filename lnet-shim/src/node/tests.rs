@@ -63,7 +63,7 @@ impl World {
             );
         };
         let peer = ProcessId::lnet(local);
-        let rx = Rx { via: 3, peer, header: tx.header, payload: tx.payload.to_vec() };
+        let rx = Rx { via: 3, peer, header: tx.header, payload: tx.payload.to_vec().into() };
         self.engines[target].upcall(self.now, to, Upcall::Received(rx));
         self.engines[from].upcall(self.now, local, Upcall::Sent(tx.id, Ok(())));
     }
@@ -487,7 +487,7 @@ fn strangers_do_not_crowd_out_peers() {
         };
         let header =
             crate::wire::lnet::LnetHeader { dest: ProcessId::lnet(nid(A1)), src, payload_len: 1, body };
-        let rx = Rx { via: 1, peer: src, header, payload: vec![i as u8] };
+        let rx = Rx { via: 1, peer: src, header, payload: vec![i as u8].into() };
         w.engines[0].upcall(w.now, nid(A1), Upcall::Received(rx));
         w.run();
     }

@@ -129,6 +129,9 @@ impl Machine {
     pub fn command(&mut self, now: Time, command: Command) {
         match command {
             Command::Transmit(tx) => self.transmit(now, tx),
+            // Payloads come with their messages here.
+            Command::Fetch(fetch) => self.up(Upcall::Fetched(fetch.op, Err(Failure::LocalError))),
+            Command::Refuse { .. } => {}
             Command::Hold { via, bytes } => self.hold(via, bytes as i64),
             Command::Release { via, bytes } => self.hold(via, -(bytes as i64)),
         }
@@ -306,7 +309,7 @@ impl Machine {
         if ksock.cookie0 != 0 {
             self.enqueue_item(now, id, Queued::Noop { cookie: ksock.cookie0 });
         }
-        self.up(Upcall::Received(Rx { via: id.0, peer, header, payload }));
+        self.up(Upcall::Received(Rx { via: id.0, peer, header, payload: payload.into() }));
     }
 
     /// The next bytes to write on a connection; empty if none.

@@ -1,7 +1,7 @@
 //! Machines joined by simulated wires, in virtual time.
 
 use super::*;
-use crate::core::{Memory, Payload, SharedBytes};
+use crate::core::{Content, Memory, Payload, SharedBytes};
 use crate::network::{Failure, Tx, TxId, Upcall};
 use crate::nid::{Nid, PID_LNET, ProcessId};
 use crate::wire::ByteOrder;
@@ -123,8 +123,12 @@ impl World {
                 }
                 Action::Up(Upcall::Received(rx)) => {
                     let Body::Put { match_bits, .. } = rx.header.body else { panic!() };
-                    self.nodes[i].got.push((match_bits, rx.payload));
+                    let Content::Bytes(payload) = rx.payload else {
+                        panic!("all bytes come with the message")
+                    };
+                    self.nodes[i].got.push((match_bits, payload));
                 }
+                Action::Up(Upcall::Fetched(..)) => panic!("nothing is fetched over tcp"),
                 Action::Up(Upcall::Sent(id, r)) => self.nodes[i].sent.entry(id.0).or_default().push(r),
                 Action::Up(Upcall::PeerLost(nid)) => self.nodes[i].lost.push(nid),
             }

@@ -113,6 +113,12 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
+        let bytes = self.all.get(self.at..).unwrap_or_default();
+        self.at = self.all.len();
+        bytes
+    }
+
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
         let bytes = self.take(N)?;
         bytes.try_into().map_err(|_| WireError::Truncated { need: self.at })

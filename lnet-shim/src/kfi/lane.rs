@@ -1,0 +1,346 @@
+//! One lane: an endpoint, what is under way on it, and the way of messages down. Its thread is in `run`, the way up in `arrive`.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::ThreadId;
+use std::time::Instant;
+
+use kfab::{Endpoint, Fate, Peer, PeerId, Window, WindowKey};
+
+use super::task::{Ended, Ready, Sending, Task, Tasks};
+use super::wire::{Frame, Kind, OFFER_MAX, OUTCOMES_MAX, Outcome, TAG, TAG_NEVER};
+use super::{Book, KfiParams};
+use crate::core::Fetch;
+use crate::network::{Failure, Tx, TxId, Upcall};
+use crate::nid::Nid;
+use crate::wire::lnet::LnetHeader;
+
+/// A lane. Locks: `state` first, then kfab's own, then `ready`.
+pub(super) struct Lane {
+    pub(super) nid: Nid,
+    /// The lane's number, and so the upper bits of what it calls its offers' `via`.
+    pub(super) number: usize,
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) book: Book,
+    pub(super) params: KfiParams,
+    pub(super) ready: Arc<Ready>,
+    pub(super) stop: AtomicBool,
+    pub(super) thread: OnceLock<ThreadId>,
+    state: Mutex<State>,
+}
+
+/// Who is at a NID.
+pub(super) struct Remote {
+    pub(super) peer: Peer,
+    pub(super) last: Instant,
+}
+
+/// A kfab peer that speaks for a NID.
+pub(super) struct Bound {
+    pub(super) nid: Nid,
+    /// Payloads of its that wait here.
+    pub(super) pulls: usize,
+    /// The receive that ends when it dies.
+    pub(super) watch: Option<u64>,
+    pub(super) last: Instant,
+}
+
+/// A payload of ours that a peer is to fetch.
+pub(super) struct Offer {
+    pub(super) nid: Nid,
+    pub(super) peer: PeerId,
+    pub(super) tx: TxId,
+    pub(super) deadline: Instant,
+    /// Closed when this is dropped.
+    _window: Window,
+}
+
+/// A payload of a peer that waits to be fetched or refused.
+#[derive(Clone)]
+pub(super) struct Pull {
+    pub(super) peer: Peer,
+    pub(super) offer: u64,
+    pub(super) key: WindowKey,
+}
+
+/// A fetch under way, and whether it fills the memory itself.
+pub(super) struct Reading {
+    pub(super) fetch: Fetch,
+    pub(super) direct: bool,
+}
+
+/// Outcomes a peer is to be told.
+pub(super) struct Owed {
+    pub(super) peer: Peer,
+    pub(super) list: Vec<(u64, Outcome)>,
+}
+
+/// What the lane's lock protects.
+pub(super) struct State {
+    pub(super) tasks: Tasks,
+    pub(super) remotes: HashMap<Nid, Remote>,
+    pub(super) bound: HashMap<PeerId, Bound>,
+    pub(super) offers: HashMap<u64, Offer>,
+    pub(super) pulls: HashMap<u64, Pull>,
+    pub(super) queue: VecDeque<(Fetch, Pull)>,
+    pub(super) reading: usize,
+    pub(super) owed: HashMap<PeerId, Owed>,
+    next_offer: u64,
+    next_via: u64,
+}
+
+/// What a failure of kfab means to LNet. Only what cannot have been taken is tried again.
+pub(super) fn failure_of(error: &kfab::Error) -> Failure {
+    use kfab::Kind;
+    match error.kind() {
+        Kind::Unreachable => Failure::RemoteDropped,
+        Kind::PeerLost if error.fate() == Fate::NotSent => Failure::RemoteDropped,
+        Kind::PeerLost | Kind::AccessDenied | Kind::AuthFailed | Kind::Protocol => Failure::RemoteError,
+        Kind::TimedOut => Failure::NetworkTimeout,
+        Kind::Limit => Failure::LocalDropped,
+        _ => Failure::LocalError,
+    }
+}
+
+impl Lane {
+    pub(super) fn new(
+        nid: Nid,
+        number: usize,
+        endpoint: Arc<Endpoint>,
+        book: Book,
+        params: KfiParams,
+    ) -> std::io::Result<Self> {
+        let ready = Arc::new(Ready::new()?);
+        let state = State {
+            tasks: Tasks::new(ready.clone()),
+            remotes: HashMap::new(),
+            bound: HashMap::new(),
+            offers: HashMap::new(),
+            pulls: HashMap::new(),
+            queue: VecDeque::new(),
+            reading: 0,
+            owed: HashMap::new(),
+            // Differs at each start, so that a late outcome for our predecessor names nothing of ours.
+            next_offer: crate::node::wall_ns(),
+            next_via: 0,
+        };
+        let (stop, thread) = (AtomicBool::new(false), OnceLock::new());
+        Ok(Self { nid, number, endpoint, book, params, ready, stop, thread, state: Mutex::new(state) })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows an operation begun with the lock held.
+    pub(super) fn follow(&self, s: &mut State, task: Task, up: &mut Vec<Upcall>) {
+        if let Ok(ended) = s.tasks.follow(task) {
+            self.ended(s, ended, up);
+        }
+    }
+
+    /// Sends a message.
+    pub(super) fn transmit(&self, s: &mut State, tx: Tx, up: &mut Vec<Upcall>) {
+        let peer = match self.reach(s, tx.peer.nid) {
+            Ok(peer) => peer,
+            Err(failure) => return up.push(Upcall::Sent(tx.id, Err(failure))),
+        };
+        let outcomes = take_owed(s, peer.id());
+        let small = tx.payload.len() <= self.params.immediate_max;
+        let sent = if small { Ok(immediate(&tx, outcomes)) } else { self.offer(s, &peer, &tx, outcomes) };
+        match sent {
+            Ok((bytes, what)) => {
+                let op = peer.send_tagged(TAG, &bytes[..]);
+                self.follow(s, Task::Send(op, what), up);
+            }
+            Err(error) => up.push(Upcall::Sent(tx.id, Err(failure_of(&error)))),
+        }
+    }
+
+    /// The kfab peer at a NID: the one that spoke last, else the one in the book.
+    fn reach(&self, s: &mut State, nid: Nid) -> Result<Peer, Failure> {
+        if let Some(remote) = s.remotes.get_mut(&nid) {
+            remote.last = Instant::now();
+            let peer = remote.peer.clone();
+            self.watch(s, &peer, nid);
+            return Ok(peer);
+        }
+        let Some(address) = self.book.lane(nid, self.number) else {
+            tracing::debug!(%nid, "no address in the book");
+            return Err(Failure::RemoteDropped);
+        };
+        let peer = self.endpoint.peer(&address).map_err(|error| {
+            tracing::debug!(%nid, %error, "no peer");
+            failure_of(&error)
+        })?;
+        s.remotes.insert(nid, Remote { peer: peer.clone(), last: Instant::now() });
+        self.watch(s, &peer, nid);
+        Ok(peer)
+    }
+
+    /// Makes sure that we hear of a peer's death, and notes that it is in use.
+    pub(super) fn watch(&self, s: &mut State, peer: &Peer, nid: Nid) {
+        let now = Instant::now();
+        let bound = s.bound.entry(peer.id()).or_insert(Bound { nid, pulls: 0, watch: None, last: now });
+        bound.last = now;
+        if bound.watch.is_some() {
+            return;
+        }
+        let op = self.endpoint.recv_with().tag(TAG_NEVER, 0).from(peer).post();
+        match s.tasks.follow(Task::Watch(op, peer.id(), nid)) {
+            Err(id) => {
+                if let Some(bound) = s.bound.get_mut(&peer.id()) {
+                    bound.watch = Some(id);
+                }
+            }
+            // Gone already: the send that follows fails, and says so.
+            Ok(_) => drop(s.remotes.remove(&nid)),
+        }
+    }
+
+    /// Opens a window over a payload; the message that tells of it.
+    fn offer(
+        &self,
+        s: &mut State,
+        peer: &Peer,
+        tx: &Tx,
+        outcomes: Vec<(u64, Outcome)>,
+    ) -> kfab::Result<(Vec<u8>, Sending)> {
+        let payload = match tx.payload.share() {
+            Some(buffer) => buffer,
+            None => {
+                let mut buffer = self.endpoint.buffer(tx.payload.len() as usize)?;
+                if let Some(bytes) = buffer.get_mut() {
+                    tx.payload.copy_to(bytes);
+                }
+                buffer
+            }
+        };
+        let window = self.endpoint.window_of(payload)?;
+        s.next_offer = s.next_offer.wrapping_add(1) & OFFER_MAX;
+        let (offer, key) = (s.next_offer, window.key().to_bytes());
+        let deadline = Instant::now() + self.params.bulk_timeout;
+        let (nid, id) = (tx.peer.nid, peer.id());
+        s.offers.insert(offer, Offer { nid, peer: id, tx: tx.id, deadline, _window: window });
+        let kind = Kind::Offer { header: header_of(tx), offer, key: &key };
+        Ok((Frame { outcomes, kind }.encode(), Sending::Offer(offer)))
+    }
+
+    /// Fetches a payload into the memory that matched, now or when its turn comes.
+    pub(super) fn fetch(&self, s: &mut State, fetch: Fetch, up: &mut Vec<Upcall>) {
+        match take_pull(s, fetch.via) {
+            None => up.push(Upcall::Fetched(fetch.op, Err(Failure::RemoteError))),
+            Some(pull) if s.reading >= self.params.max_reads => s.queue.push_back((fetch, pull)),
+            Some(pull) => self.read(s, fetch, pull, up),
+        }
+    }
+
+    /// Begins those fetches whose turn it is.
+    pub(super) fn read_queued(&self, s: &mut State, up: &mut Vec<Upcall>) {
+        while s.reading < self.params.max_reads {
+            let Some((fetch, pull)) = s.queue.pop_front() else { return };
+            self.read(s, fetch, pull, up);
+        }
+    }
+
+    fn read(&self, s: &mut State, fetch: Fetch, pull: Pull, up: &mut Vec<Upcall>) {
+        let len = fetch.len as usize;
+        let lent = fetch.memory.lend(fetch.offset, len);
+        let direct = lent.is_some();
+        match lent.map_or_else(|| self.endpoint.buffer(len), Ok) {
+            Ok(buffer) => {
+                s.reading += 1;
+                let op = pull.peer.read(&pull.key, 0, buffer);
+                self.follow(s, Task::Read(op, Reading { fetch, direct }, pull), up);
+            }
+            Err(error) => {
+                owe(s, &pull.peer, pull.offer, Outcome::Busy);
+                up.push(Upcall::Fetched(fetch.op, Err(failure_of(&error))));
+            }
+        }
+    }
+
+    /// A payload is not wanted: LNet says nothing to its sender, but the window may close.
+    pub(super) fn refuse(&self, s: &mut State, via: u64) {
+        if let Some(pull) = take_pull(s, via) {
+            owe(s, &pull.peer, pull.offer, Outcome::Taken);
+        }
+    }
+
+    /// Keeps a payload that waits at its sender; what to fetch it by.
+    pub(super) fn keep(&self, s: &mut State, pull: Pull) -> u64 {
+        s.next_via = (s.next_via + 1) & ((1 << 40) - 1);
+        let via = (self.number as u64) << 40 | s.next_via;
+        if let Some(bound) = s.bound.get_mut(&pull.peer.id()) {
+            bound.pulls += 1;
+        }
+        s.pulls.insert(via, pull);
+        via
+    }
+
+    /// Sends the outcomes that found no message to ride on.
+    pub(super) fn flush(&self, s: &mut State, up: &mut Vec<Upcall>) {
+        for (_, owed) in std::mem::take(&mut s.owed) {
+            for some in owed.list.chunks(OUTCOMES_MAX) {
+                let bytes = Frame { outcomes: some.to_vec(), kind: Kind::Outcomes }.encode();
+                let op = owed.peer.send_tagged(TAG, &bytes[..]);
+                self.follow(s, Task::Send(op, Sending::Outcomes), up);
+            }
+        }
+    }
+
+    /// An operation has ended.
+    pub(super) fn ended(&self, s: &mut State, ended: Ended, up: &mut Vec<Upcall>) {
+        match ended {
+            Ended::Recv(result) => self.arrived(s, result, up),
+            Ended::Watch(peer, nid) => self.lost(s, peer, nid, up),
+            Ended::Send(result, Sending::Message(tx)) => {
+                up.push(Upcall::Sent(tx, result.map_err(|e| failure_of(&e))));
+            }
+            Ended::Send(Err(error), Sending::Offer(offer)) => {
+                if let Some(offer) = s.offers.remove(&offer) {
+                    up.push(Upcall::Sent(offer.tx, Err(failure_of(&error))));
+                }
+            }
+            // The outcome is to come; or nobody is left who wants ours.
+            Ended::Send(..) => {}
+            Ended::Read(result, reading, pull) => self.has_read(s, result, reading, &pull, up),
+        }
+    }
+}
+
+pub(super) fn header_of(tx: &Tx) -> LnetHeader {
+    LnetHeader { payload_len: tx.payload.len(), ..tx.header }
+}
+
+fn immediate(tx: &Tx, outcomes: Vec<(u64, Outcome)>) -> (Vec<u8>, Sending) {
+    let payload = tx.payload.to_vec();
+    let kind = Kind::Immediate(header_of(tx), &payload);
+    (Frame { outcomes, kind }.encode(), Sending::Message(tx.id))
+}
+
+/// Notes what became of a peer's offer.
+pub(super) fn owe(s: &mut State, peer: &Peer, offer: u64, outcome: Outcome) {
+    let owed = s.owed.entry(peer.id()).or_insert_with(|| Owed { peer: peer.clone(), list: Vec::new() });
+    owed.list.push((offer, outcome));
+}
+
+/// Outcomes that can ride on a message to `peer`.
+fn take_owed(s: &mut State, peer: PeerId) -> Vec<(u64, Outcome)> {
+    let Some(owed) = s.owed.get_mut(&peer) else { return Vec::new() };
+    let rest = owed.list.split_off(owed.list.len().min(OUTCOMES_MAX));
+    let now = std::mem::replace(&mut owed.list, rest);
+    if owed.list.is_empty() {
+        s.owed.remove(&peer);
+    }
+    now
+}
+
+fn take_pull(s: &mut State, via: u64) -> Option<Pull> {
+    let pull = s.pulls.remove(&via)?;
+    if let Some(bound) = s.bound.get_mut(&pull.peer.id()) {
+        bound.pulls = bound.pulls.saturating_sub(1);
+    }
+    Some(pull)
+}

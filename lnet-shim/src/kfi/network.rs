@@ -1,0 +1,140 @@
+//! The network as the node sees it: one interface, one lane for each endpoint.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+use kfab::Endpoint;
+
+use super::lane::Lane;
+use super::{Book, KfiParams};
+use crate::error::{Error, ErrorKind, Result};
+use crate::network::{Command, ConnectionInfo, Network, Upcall, Upper};
+use crate::nid::{Nid, ProcessId};
+
+/// The most lanes of one interface.
+const MAX_LANES: usize = 64;
+
+/// A kfi network: one interface over one kfab endpoint, or over several, one for each partition of the machine.
+pub struct KfiNetwork {
+    nid: Nid,
+    lanes: Vec<Arc<Lane>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl KfiNetwork {
+    /// Takes messages for `nid` from `endpoints` (lanes; a peer always uses the same one) and starts a thread for each. `book` says
+    /// where peers are; peers that call first need no entry. `upper` gets the upcalls. The endpoints may be used for other things
+    /// beside: kfi's messages have tags of their own. [`kfab::Progress::Inline`] is enough for them.
+    ///
+    /// # Errors
+    /// `Invalid` for no endpoint or more than 64; `Io` without descriptors or threads.
+    pub fn start(
+        nid: Nid,
+        endpoints: Vec<Arc<Endpoint>>,
+        book: &Book,
+        params: &KfiParams,
+        upper: &Weak<dyn Upper>,
+    ) -> Result<Self> {
+        if endpoints.is_empty() || endpoints.len() > MAX_LANES {
+            return Err(Error::new(ErrorKind::Invalid, "kfi", format!("1 to {MAX_LANES} endpoints")));
+        }
+        let mut network = Self { nid, lanes: Vec::new(), threads: Mutex::default() };
+        for (number, endpoint) in endpoints.into_iter().enumerate() {
+            let lane = Lane::new(nid, number, endpoint, book.clone(), params.clone());
+            let lane = Arc::new(lane.map_err(|e| Error::io("kfi", "an eventfd", e))?);
+            let (runner, upper) = (lane.clone(), upper.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("lnet-{nid}-{number}"))
+                .spawn(move || runner.run(&upper))
+                .map_err(|e| Error::io("kfi", "starting the thread", e))?;
+            network.lanes.push(lane);
+            network.threads.get_mut().unwrap_or_else(PoisonError::into_inner).push(thread);
+        }
+        Ok(network)
+    }
+
+    /// The lane of a peer: the same at every message.
+    fn lane_of(&self, nid: Nid) -> &Arc<Lane> {
+        let hash = nid.to_bytes().iter().fold(0u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
+        &self.lanes[(hash % self.lanes.len() as u64) as usize]
+    }
+
+    /// The lane that gave a `via`.
+    fn lane_at(&self, via: u64) -> Option<&Arc<Lane>> {
+        self.lanes.get((via >> 40) as usize)
+    }
+}
+
+impl Network for KfiNetwork {
+    fn nid(&self) -> Nid {
+        self.nid
+    }
+
+    fn submit(&self, commands: Vec<Command>, upcalls: &mut Vec<Upcall>) {
+        for command in commands {
+            match command {
+                Command::Transmit(tx) => {
+                    let lane = self.lane_of(tx.peer.nid);
+                    lane.transmit(&mut lane.lock(), tx, upcalls);
+                }
+                Command::Fetch(fetch) => match self.lane_at(fetch.via) {
+                    Some(lane) => lane.fetch(&mut lane.lock(), fetch, upcalls),
+                    None => upcalls.push(Upcall::Fetched(fetch.op, Err(crate::network::Failure::LocalError))),
+                },
+                Command::Refuse { via } => {
+                    if let Some(lane) = self.lane_at(via) {
+                        lane.refuse(&mut lane.lock(), via);
+                    }
+                }
+                // What waits here waits at its sender, or is small.
+                Command::Hold { .. } | Command::Release { .. } => {}
+            }
+        }
+        for lane in &self.lanes {
+            // Outcomes leave at the end of the lane's round; if this is not one, it has to begin one.
+            let inside = lane.thread.get() == Some(&std::thread::current().id());
+            if !inside && !lane.lock().owed.is_empty() {
+                lane.ready.note(0);
+            }
+        }
+    }
+
+    fn shutdown(&self) {
+        for lane in &self.lanes {
+            lane.stop.store(true, Ordering::Release);
+            lane.ready.note(0);
+        }
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // The last owner may be the thread itself, inside an upcall.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+
+    fn connections(&self) -> Vec<ConnectionInfo> {
+        let of = |lane: &Arc<Lane>| {
+            let s = lane.lock();
+            let info = |(nid, remote): (&Nid, &super::lane::Remote)| {
+                let info = remote.peer.info()?;
+                info.up.then(|| ConnectionInfo {
+                    peer: ProcessId::lnet(*nid),
+                    kind: format!("lane {}", lane.number),
+                    version: 1,
+                    remote: info.address.unwrap_or_default(),
+                    queued_bytes: info.rails.iter().map(|r| r.unacked_bytes).sum(),
+                })
+            };
+            s.remotes.iter().filter_map(info).collect::<Vec<_>>()
+        };
+        self.lanes.iter().flat_map(of).collect()
+    }
+}
+
+impl Drop for KfiNetwork {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}

@@ -1,0 +1,124 @@
+//! What tests of kfi share: nodes on an endpoint, patterns, watchdogs.
+#![allow(dead_code, reason = "each test program uses a part")]
+
+use kfab::{Endpoint, EndpointConfig, Fabric, Progress};
+use lnet_shim::core::*;
+use lnet_shim::kfi::{Book, KfiParams};
+use lnet_shim::nid::Nid;
+use lnet_shim::node::{NiConfig, Node, NodeParams};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+pub(crate) const WAIT: Duration = Duration::from_secs(30);
+pub(crate) const PORTAL: u32 = 9;
+pub(crate) const BITS: u64 = 7;
+pub(crate) const SCHEMES: [&str; 2] = ["shm", "tcp"];
+
+/// Ends the test run if `f` hangs.
+pub(crate) fn watched(name: &str, seconds: u64, f: impl FnOnce() + Send + 'static) {
+    let (tx, rx) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        f();
+        let _ = tx.send(());
+    });
+    if rx.recv_timeout(Duration::from_secs(seconds)) == Err(mpsc::RecvTimeoutError::Timeout) {
+        eprintln!("{name} hangs");
+        std::process::exit(99);
+    }
+    thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e));
+}
+
+pub(crate) fn on_all(name: &'static str, f: impl Fn(&'static str) + Send + Sync + Clone + 'static) {
+    for scheme in SCHEMES {
+        let f = f.clone();
+        watched(&format!("{name} over {scheme}"), 90, move || f(scheme));
+    }
+}
+
+pub(crate) fn pattern(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 + i / 253 + seed * 7) as u8).collect()
+}
+
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < WAIT, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub(crate) fn endpoint(scheme: &str, listen: Option<String>) -> Arc<Endpoint> {
+    let mut config = EndpointConfig {
+        providers: vec![scheme.into()],
+        listen: listen.into_iter().collect(),
+        progress: Progress::Inline,
+        ..Default::default()
+    };
+    config.limits.probe_after = Duration::from_millis(200);
+    config.limits.peer_timeout = Duration::from_secs(2);
+    Arc::new(Fabric::new((kfab_shm::Shm, kfab_sockets::Sockets)).open(config).unwrap())
+}
+
+/// Timers for tests that lose peers.
+pub(crate) fn quick() -> NodeParams {
+    NodeParams { recovery_interval: Duration::from_millis(200), ..NodeParams::default() }
+}
+
+/// A node with a kfi interface.
+pub(crate) struct Kfi {
+    pub(crate) node: Node,
+    pub(crate) nid: Nid,
+    pub(crate) endpoint: Arc<Endpoint>,
+}
+
+impl Kfi {
+    pub(crate) fn start(nid: &str, scheme: &str, book: &Book) -> Kfi {
+        Self::with_params(nid, scheme, book, NodeParams::default())
+    }
+
+    pub(crate) fn with_params(nid: &str, scheme: &str, book: &Book, params: NodeParams) -> Kfi {
+        Self::on(nid, vec![endpoint(scheme, None)], book, params, &KfiParams::default())
+    }
+
+    pub(crate) fn with_lanes(nid: &str, scheme: &str, book: &Book, lanes: usize, params: &KfiParams) -> Kfi {
+        let endpoints = (0..lanes).map(|_| endpoint(scheme, None)).collect();
+        Self::on(nid, endpoints, book, NodeParams::default(), params)
+    }
+
+    pub(crate) fn on(
+        nid: &str,
+        endpoints: Vec<Arc<Endpoint>>,
+        book: &Book,
+        params: NodeParams,
+        kfi: &KfiParams,
+    ) -> Kfi {
+        let nid: Nid = nid.parse().unwrap();
+        let addresses: Vec<String> = endpoints.iter().map(|e| e.address().to_string()).collect();
+        book.set(nid, &addresses).unwrap();
+        let node = Node::new(params).unwrap();
+        let endpoint = endpoints[0].clone();
+        node.add_kfi(NiConfig::new(nid), endpoints, book, kfi).unwrap();
+        Kfi { node, nid, endpoint }
+    }
+
+    /// Messages this node's endpoint has sent.
+    pub(crate) fn messages(&self) -> u64 {
+        self.endpoint.stats().lane.totals.tx_messages
+    }
+
+    /// Waits until nothing is under way: no message, no window, no memory but what is idle.
+    pub(crate) fn at_rest(&self) {
+        until("messages end", || self.node.with_engine(|e, _| e.stats().messages == 0));
+        until("windows are closed", || self.endpoint.stats().lane.windows == 0);
+        until("memory is back", || self.endpoint.stats().pool.in_use == 0);
+    }
+}
+
+/// Memory that others may fill and take, from its beginning or where they say.
+pub(crate) fn serve(node: &Node, len: usize) -> (SharedBytes, EventQueue) {
+    let (memory, queue) = (SharedBytes::zeroed(len), EventQueue::new(4096));
+    let options = TargetOptions { manage_remote: true, truncate: true, ..TargetOptions::new(Access::PutGet) };
+    let entry = MeParams { unlink: Unlink::Retain, ..MeParams::new(PORTAL, BITS) };
+    node.attach(entry, memory.memory(), options, &queue.sink()).unwrap();
+    (memory, queue)
+}

@@ -1,0 +1,266 @@
+//! Nodes that talk over kfi, with shared memory and with sockets below it; both networks at once.
+
+mod common;
+
+use common::*;
+use futures_lite::future::block_on;
+use lnet_shim::core::*;
+use lnet_shim::kfi::{Book, KfiParams};
+use lnet_shim::network::Failure;
+use lnet_shim::nid::ProcessId;
+use lnet_shim::node::{FaultAction, FaultRule, NiConfig, NodeParams};
+use std::time::Duration;
+
+#[test]
+fn put_and_get_with_acknowledgement() {
+    on_all("put and get", |scheme| {
+        let book = Book::new();
+        let (a, b) = (Kfi::start("57@kfi", scheme, &book), Kfi::start("58@kfi", scheme, &book));
+        let (memory, events) = serve(&b.node, 64 << 10);
+        let to = ProcessId::lnet(b.nid);
+        // Small: with the message. Above 4096 bytes: by a window.
+        for (i, len) in [0, 1, 40, 4096, 4097, 64 << 10].into_iter().enumerate() {
+            let bytes = pattern(len, i);
+            let took = block_on(a.node.put_bytes(to, PORTAL, BITS, bytes.clone(), WAIT)).unwrap();
+            assert_eq!(took as usize, len);
+            let event = events.recv_timeout(WAIT).unwrap();
+            assert_eq!((event.kind, event.mlength as usize), (EventKind::Put, len));
+            assert_eq!((event.initiator.nid, event.source), (a.nid, a.nid));
+            assert_eq!(memory.to_vec()[..len], bytes);
+            let got = block_on(a.node.get_bytes(to, PORTAL, BITS, 0, len, WAIT)).unwrap();
+            assert_eq!(got, bytes);
+            assert_eq!(events.recv_timeout(WAIT).unwrap().kind, EventKind::Get);
+        }
+        a.at_rest();
+        b.at_rest();
+    });
+}
+
+#[test]
+fn one_message_and_one_read_move_a_mebibyte() {
+    on_all("1 MiB", |scheme| {
+        let book = Book::new();
+        let (a, b) = (Kfi::start("57@kfi", scheme, &book), Kfi::start("58@kfi", scheme, &book));
+        let (memory, _events) = serve(&b.node, 1 << 20);
+        let to = ProcessId::lnet(b.nid);
+        let bytes = pattern(1 << 20, 3);
+        block_on(a.node.put_bytes(to, PORTAL, BITS, vec![0; 8], WAIT)).unwrap();
+        let before = (a.messages(), b.messages());
+        block_on(a.node.put_bytes(to, PORTAL, BITS, bytes.clone(), WAIT)).unwrap();
+        assert_eq!(memory.to_vec(), bytes);
+        // The PUT one way; the ACK, with the word that the window may close, the other.
+        assert_eq!((a.messages() - before.0, b.messages() - before.1), (1, 1));
+        let got = block_on(a.node.get_bytes(to, PORTAL, BITS, 0, 1 << 20, WAIT)).unwrap();
+        assert_eq!(got, bytes);
+        a.at_rest();
+        b.at_rest();
+    });
+}
+
+#[test]
+fn what_fits_is_fetched_and_what_matches_nothing_is_not() {
+    on_all("truncation", |scheme| {
+        let book = Book::new();
+        let (a, b) = (Kfi::start("57@kfi", scheme, &book), Kfi::start("58@kfi", scheme, &book));
+        let queue = EventQueue::new(64);
+        let cut = SharedBytes::zeroed(5000);
+        let options = TargetOptions { truncate: true, ..TargetOptions::once(Access::Put) };
+        b.node.attach(MeParams::new(PORTAL, 1), cut.memory(), options, &queue.sink()).unwrap();
+        let whole = SharedBytes::zeroed(5000);
+        b.node
+            .attach(MeParams::new(PORTAL, 2), whole.memory(), TargetOptions::once(Access::Put), &queue.sink())
+            .unwrap();
+        let to = ProcessId::lnet(b.nid);
+        let bytes = pattern(9000, 1);
+        assert_eq!(block_on(a.node.put_bytes(to, PORTAL, 1, bytes.clone(), WAIT)).unwrap(), 5000);
+        let event = queue.recv_timeout(WAIT).unwrap();
+        assert_eq!((event.rlength, event.mlength, event.unlinked), (9000, 5000, true));
+        assert_eq!(cut.to_vec(), bytes[..5000]);
+        // Too long, no truncation; no match; a portal that does not exist: dropped, no ACK, no event, no window left.
+        let soon = Duration::from_millis(300);
+        for (portal, bits) in [(PORTAL, 2), (PORTAL, 3), (63, 1)] {
+            assert!(block_on(a.node.put_bytes(to, portal, bits, bytes.clone(), soon)).is_err());
+        }
+        assert!(queue.try_recv().is_none());
+        assert_eq!(whole.to_vec(), vec![0; 5000]);
+        assert_eq!(b.node.with_engine(|e, _| e.stats().core.drop_count), 3);
+        // A GET whose sink is shorter than what the target has.
+        let source = SharedBytes::new(pattern(20_000, 5));
+        b.node
+            .attach(MeParams::new(PORTAL, 4), source.memory(), TargetOptions::new(Access::Get), &queue.sink())
+            .unwrap();
+        let options = TargetOptions { truncate: true, ..TargetOptions::new(Access::Get) };
+        b.node.attach(MeParams::new(PORTAL, 5), source.memory(), options, &queue.sink()).unwrap();
+        let got = block_on(a.node.get_bytes(to, PORTAL, 5, 0, 30_000, WAIT)).unwrap();
+        assert_eq!(got, source.to_vec());
+        let part = block_on(a.node.get_bytes(to, PORTAL, 4, 0, 7000, WAIT)).unwrap();
+        assert_eq!(part, source.to_vec()[..7000]);
+        a.at_rest();
+        b.at_rest();
+    });
+}
+
+#[test]
+fn a_put_waits_at_a_lazy_portal_without_its_payload() {
+    on_all("lazy", |scheme| {
+        let book = Book::new();
+        let (a, b) = (Kfi::start("57@kfi", scheme, &book), Kfi::start("58@kfi", scheme, &book));
+        b.node.set_lazy(PORTAL, true).unwrap();
+        let bytes = pattern(1 << 20, 9);
+        let (to, node, sent) = (ProcessId::lnet(b.nid), a.node.clone(), bytes.clone());
+        let put = std::thread::spawn(move || block_on(node.put_bytes(to, PORTAL, BITS, sent, WAIT)));
+        until("it waits", || b.node.with_engine(|e, _| e.stats().core.parked) == 1);
+        assert_eq!(b.node.with_engine(|e, _| e.stats().core.parked_bytes), 0);
+        assert_eq!(a.endpoint.stats().lane.windows, 1);
+        let (memory, _events) = serve(&b.node, 1 << 20);
+        assert_eq!(put.join().unwrap().unwrap(), 1 << 20);
+        assert_eq!(memory.to_vec(), bytes);
+        a.at_rest();
+        b.at_rest();
+        // And dropped when the portal stops being lazy: the window closes all the same.
+        let (node, bits) = (a.node.clone(), BITS + 1);
+        let put = std::thread::spawn(move || {
+            block_on(node.put_bytes(to, PORTAL, bits, vec![1; 9000], Duration::from_secs(1)))
+        });
+        until("it waits", || b.node.with_engine(|e, _| e.stats().core.parked) == 1);
+        b.node.set_lazy(PORTAL, false).unwrap();
+        assert!(put.join().unwrap().is_err());
+        a.at_rest();
+        b.at_rest();
+    });
+}
+
+#[test]
+fn two_hundred_at_once() {
+    on_all("200 at once", |scheme| {
+        let book = Book::new();
+        let (a, b) = (Kfi::start("57@kfi", scheme, &book), Kfi::start("58@kfi", scheme, &book));
+        let to = ProcessId::lnet(b.nid);
+        let queue = EventQueue::new(1024);
+        let len = |i: usize| [64, 4096, 5000, 100_000, 300_000][i % 5];
+        let memory: Vec<SharedBytes> = (0..200).map(|i| SharedBytes::zeroed(len(i))).collect();
+        for (i, m) in memory.iter().enumerate() {
+            let options = TargetOptions { manage_remote: true, ..TargetOptions::new(Access::PutGet) };
+            b.node.attach(MeParams::new(PORTAL, i as u64), m.memory(), options, &queue.sink()).unwrap();
+        }
+        std::thread::scope(|s| {
+            for i in 0..200 {
+                let node = &a.node;
+                s.spawn(move || {
+                    let bytes = pattern(len(i), i);
+                    let took = block_on(node.put_bytes(to, PORTAL, i as u64, bytes.clone(), WAIT)).unwrap();
+                    assert_eq!(took as usize, len(i));
+                    let got = block_on(node.get_bytes(to, PORTAL, i as u64, 0, len(i), WAIT)).unwrap();
+                    assert!(got == bytes, "{i}");
+                });
+            }
+        });
+        for (i, m) in memory.iter().enumerate() {
+            assert!(m.to_vec() == pattern(len(i), i), "{i}");
+        }
+        a.at_rest();
+        b.at_rest();
+        let peer = a.node.with_engine(|e, _| e.peer(b.nid)).unwrap();
+        let ni = &peer.interfaces[0];
+        assert_eq!((ni.credits, ni.max_credits), (16, 16));
+        assert!(ni.min_credits < 0, "{ni:?}");
+    });
+}
+
+#[test]
+fn several_lanes_and_buffers_of_the_endpoints_own() {
+    on_all("lanes", |scheme| {
+        let book = Book::new();
+        let params = KfiParams::default();
+        let a = Kfi::with_lanes("57@kfi", scheme, &book, 3, &params);
+        let b = Kfi::with_lanes("58@kfi1", scheme, &book, 2, &params);
+        // Another network: no way there, said at once and not by a timeout.
+        assert!(block_on(a.node.ping(b.nid, WAIT)).is_err());
+        let c = Kfi::with_lanes("59@kfi", scheme, &book, 2, &params);
+        let (memory, _events) = serve(&c.node, 1 << 20);
+        let mut own = a.endpoint.buffer(1 << 20).unwrap();
+        own.get_mut().unwrap().copy_from_slice(&pattern(1 << 20, 2));
+        let queue = EventQueue::new(8);
+        let source = SharedBytes::from_buffer(own);
+        let md = a.node.bind(source.memory(), SourceOptions::once(2), &queue.sink()).unwrap();
+        let target = ProcessId::lnet(c.nid);
+        let put = PutParams { target, portal: PORTAL, match_bits: BITS, offset: 0, hdr_data: 0, ack: true };
+        a.node.put(md, put, Some(WAIT)).unwrap();
+        let kinds: Vec<EventKind> = (0..2).map(|_| queue.recv_timeout(WAIT).unwrap().kind).collect();
+        assert!(kinds.contains(&EventKind::Send) && kinds.contains(&EventKind::Ack), "{kinds:?}");
+        assert_eq!(memory.to_vec(), pattern(1 << 20, 2));
+        assert_eq!(source.to_vec(), pattern(1 << 20, 2));
+    });
+}
+
+#[test]
+fn nobody_there_is_said_soon() {
+    on_all("nobody", |scheme| {
+        let book = Book::new();
+        let a = Kfi::start("57@kfi", scheme, &book);
+        let unknown = block_on(a.node.ping("99@kfi".parse().unwrap(), WAIT)).unwrap_err();
+        assert_eq!(unknown.kind(), lnet_shim::ErrorKind::Unreachable);
+        let nowhere = if scheme == "shm" { "shm:nobody-of-kfi-tests" } else { "tcp:127.0.0.1:9" };
+        book.set("98@kfi".parse().unwrap(), &[nowhere.into()]).unwrap();
+        let gone = block_on(a.node.ping("98@kfi".parse().unwrap(), WAIT)).unwrap_err();
+        assert_eq!(gone.kind(), lnet_shim::ErrorKind::Unreachable);
+        a.at_rest();
+    });
+}
+
+#[test]
+fn of_two_networks_the_better_is_taken_and_the_other_when_it_fails() {
+    on_all("two networks", |scheme| {
+        let book = Book::new();
+        let params = NodeParams { fail_on_peer_lost: true, ..quick() };
+        let ip =
+            |host: u8| if scheme == "shm" { format!("127.0.13.{host}") } else { format!("127.0.14.{host}") };
+        let both = |nid: &str, host: u8| {
+            let kfi = Kfi::with_params(nid, scheme, &book, params.clone());
+            let tcp: lnet_shim::nid::Nid = format!("{}@tcp", ip(host)).parse().unwrap();
+            kfi.node.add_tcp(NiConfig::new(tcp), lnet_shim::tcp::TcpParams::unprivileged(19_901)).unwrap();
+            (kfi, tcp)
+        };
+        let ((a, a_tcp), (b, b_tcp)) = (both("57@kfi", 1), both("58@kfi", 2));
+        let (memory, _events) = serve(&b.node, 1 << 20);
+        // Asked by tcp, found to have kfi as well, and reached by that.
+        let peer = block_on(a.node.discover(b_tcp, false)).unwrap();
+        assert_eq!((peer.primary, peer.interfaces.len()), (b.nid, 2));
+        let sent =
+            |local| a.node.with_engine(|e, _| e.nis().into_iter().find(|n| n.nid == local).unwrap().sent.put);
+        let before = (sent(a.nid), sent(a_tcp));
+        for i in 0..20 {
+            let bytes = pattern(10_000, i);
+            block_on(a.node.put_bytes(ProcessId::lnet(b_tcp), PORTAL, BITS, bytes.clone(), WAIT)).unwrap();
+            assert_eq!(memory.to_vec()[..10_000], bytes);
+        }
+        assert_eq!((sent(a.nid) - before.0, sent(a_tcp) - before.1), (20, 0));
+        // kfi drops what is sent: sent again by tcp, and by tcp at once from then on.
+        let mut rule = FaultRule::all(FaultAction::Fail(Failure::RemoteDropped));
+        rule.dst = Some("*@kfi".parse().unwrap());
+        let rule = a.node.with_engine(|e, _| e.add_fault(rule)).unwrap();
+        for i in 0..20 {
+            let bytes = pattern(10_000, i + 20);
+            block_on(a.node.put_bytes(ProcessId::lnet(b.nid), PORTAL, BITS, bytes.clone(), WAIT)).unwrap();
+            assert_eq!(memory.to_vec()[..10_000], bytes);
+        }
+        assert_eq!(sent(a_tcp) - before.1, 20);
+        assert!(a.node.with_engine(|e, _| e.stats().resends) < 20);
+        // It works again: pings bring its health back, and it is taken.
+        a.node.with_engine(|e, _| e.remove_faults(Some(rule)));
+        until("kfi is well", || a.node.with_engine(|e, _| e.peer(b.nid)).unwrap().interfaces.iter().all(|i| i.health == 1000));
+        block_on(a.node.put_bytes(ProcessId::lnet(b.nid), PORTAL, BITS, pattern(9, 9), WAIT)).unwrap();
+        assert_eq!(sent(a_tcp) - before.1, 20);
+        // Its kfi interface goes altogether, and it says so by tcp.
+        let Kfi { node: b_node, nid: b_nid, endpoint } = b;
+        drop(endpoint);
+        b_node.remove_network(b_nid).unwrap();
+        until("it is known", || a.node.with_engine(|e, _| e.peer(b_tcp)).unwrap().interfaces.len() == 1);
+        for i in 0..20 {
+            let bytes = pattern(10_000, i + 50);
+            block_on(a.node.put_bytes(ProcessId::lnet(b_tcp), PORTAL, BITS, bytes.clone(), WAIT)).unwrap();
+            assert_eq!(memory.to_vec()[..10_000], bytes);
+        }
+        assert!(sent(a_tcp) - before.1 >= 40);
+    });
+}
