@@ -34,6 +34,8 @@ mod monitor;
 mod observe;
 mod op;
 mod progress;
+#[cfg(feature = "prometheus")]
+pub mod prometheus;
 mod window;
 
 pub use config::{EndpointConfig, FabricConfig, Progress, Wait};
@@ -50,6 +52,6 @@ pub use kfab_proto::{
 pub use kfab_topo as topo;
 #[cfg(feature = "serde")]
 pub use monitor::{Monitor, PREFIX as MONITOR_PREFIX};
-pub use observe::{EndpointStats, PeerStats, PoolCounts, PortStats};
+pub use observe::{EndpointStats, Events, PeerStats, PoolCounts, PortStats};
 pub use op::{Finish, Op};
 pub use window::Window;

@@ -1,9 +1,11 @@
 //! What can be seen of a running endpoint: counters, queue depths, rails, events.
 
 use crate::endpoint::Endpoint;
+use crate::lane::Lane;
 use kfab_core::mem::PoolStats;
 use kfab_core::spi::Caps;
-use kfab_proto::{FabricEvent, LaneStats, PeerInfo};
+use kfab_proto::{EventCursor, FabricEvent, LaneStats, PeerInfo};
+use std::sync::{Arc, Weak};
 
 /// A port of an endpoint.
 #[derive(Clone, Debug)]
@@ -82,8 +84,38 @@ impl Endpoint {
     }
 
     /// What happened since the last call, oldest first, and how many events were lost because nobody asked in time (1024 are
-    /// kept). Logs get the same stream through `tracing`, target `kfab`.
+    /// kept). Logs get the same stream through `tracing`, target `kfab`; further readers [subscribe](Endpoint::subscribe).
     pub fn events(&self) -> (Vec<FabricEvent>, u64) {
         self.lane.lock().machine.drain_events()
+    }
+
+    /// The same stream for a reader of its own, from now on: several readers each see every event. Read it now and then; it holds no
+    /// share of the endpoint.
+    pub fn subscribe(&self) -> Events {
+        let cursor = self.lane.lock().machine.subscribe();
+        Events { lane: Arc::downgrade(&self.lane), cursor }
+    }
+}
+
+/// A reader of an endpoint's events; see [`Endpoint::subscribe`].
+pub struct Events {
+    lane: Weak<Lane>,
+    cursor: EventCursor,
+}
+
+impl Events {
+    /// What happened since the last call, oldest first, and how many events were lost because this reader came too late for them (1024
+    /// are kept). Nothing once the endpoint is gone.
+    pub fn read(&mut self) -> (Vec<FabricEvent>, u64) {
+        match self.lane.upgrade() {
+            Some(lane) => lane.lock().machine.events_since(&mut self.cursor),
+            None => (Vec::new(), 0),
+        }
+    }
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
     }
 }

@@ -205,6 +205,13 @@ fn nobody_at_the_address_is_an_error_that_says_what_was_tried() {
         assert_eq!(e.kind(), Kind::Unreachable);
         assert!(e.to_string().contains("tcp:127.0.0.1:1"), "{e}");
         assert_eq!(e.fate(), kfab::Fate::NotSent);
+        // Not even a write, which needs no answer to be under way.
+        let window = a.window(4096, Rights::WRITE).unwrap();
+        let nobody = a.peer("tcp:127.0.0.1:1").unwrap();
+        let e = nobody.write(window.key(), 0, b"x").wait().unwrap_err();
+        assert_eq!((e.kind(), e.fate()), (Kind::Unreachable, kfab::Fate::NotSent), "{e:?}");
+        let e = nobody.send(&pattern(300_000, 1)[..]).wait().unwrap_err();
+        assert_eq!((e.kind(), e.fate()), (Kind::Unreachable, kfab::Fate::NotSent), "{e:?}");
         let e = a.peer("ib:fe80::1").unwrap_err();
         assert!(e.to_string().contains("tcp"), "{e}");
         let e = fabric()

@@ -1,6 +1,5 @@
 //! `kfab serve`: an endpoint that answers measurements until Ctrl-C, and can be watched meanwhile.
 
-pub(crate) mod prometheus;
 pub(crate) mod session;
 
 use crate::args::{FabricArgs, WaitArg};
@@ -8,6 +7,7 @@ use crate::failure::{Failure, Result};
 use crate::stop;
 use clap::Args;
 use kfab::Monitor;
+use kfab::prometheus::Exporter;
 use session::Server;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     }
     let monitor = Monitor::serve(&endpoint);
     let monitor = monitor.map_err(|e| eprintln!("kfab: `kfab top` will not find this server: {e}")).ok();
-    let exporter = args.prometheus.map(|at| prometheus::Exporter::serve(&endpoint, at)).transpose();
+    let exporter = args.prometheus.map(|at| Exporter::serve(&endpoint, at)).transpose();
     let exporter = exporter.map_err(|e| Failure::unavailable(format!("--prometheus: {e}")))?;
     crate::show::print(&format!("{}\n", endpoint.address()))?;
     if let Some(e) = &exporter {

@@ -523,9 +523,10 @@ impl Machine {
 
     fn end_operations(&mut self, io: &mut Io<'_>, pi: u32, kind: Kind, why: &str) {
         let name = self.peers[pi as usize].name;
+        let never_up = !self.peers[pi as usize].ever_up;
         let unsent: Vec<OpId> = self.peers[pi as usize].tx.deferred.iter().map(|d| d.op).collect();
         for op in self.ops.of_peer(name) {
-            let fate = if unsent.contains(&op) { Fate::NotSent } else { Fate::Unknown };
+            let fate = if never_up || unsent.contains(&op) { Fate::NotSent } else { Fate::Unknown };
             let op_name = match self.ops.proto(op) {
                 Some(Proto::Recv { .. }) => {
                     self.matcher.withdraw(op);

@@ -28,7 +28,7 @@ mod receive;
 mod transmit;
 mod wire;
 
-pub use events::FabricEvent;
+pub use events::{EventCursor, FabricEvent};
 pub use faults::{FaultAction, FaultId, FaultRule, MAX_RULES};
 pub use limits::Limits;
 pub use machine::{Io, LaneStats, Machine, PeerInfo, RailInfo};

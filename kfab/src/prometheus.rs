@@ -1,7 +1,19 @@
-//! Counters as text for Prometheus (exposition format 0.0.4), behind the smallest HTTP server that answers `GET /metrics`.
-//! Written by hand: the mapping from [`EndpointStats`] is the point of it, and the rest is fifty lines.
+//! Counters as text for Prometheus (exposition format 0.0.4): [`text`] for programs that have an HTTP server, and [`Exporter`], the
+//! smallest one that answers `GET /metrics`, for those that have none. Feature `prometheus`; it brings no dependency.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let fabric = kfab::Fabric::new((kfab_sockets::Sockets,));
+//! let endpoint = std::sync::Arc::new(fabric.endpoint()?);
+//! let exporter = kfab::prometheus::Exporter::serve(&endpoint, "127.0.0.1:9400".parse()?)?;
+//! println!("http://{}/metrics", exporter.address());
+//! # Ok(()) }
+//! ```
+//!
+//! Counters are read at each scrape; events ([`FabricEvent`]) are counted by name through a subscription of the exporter's own.
 
-use kfab::{Endpoint, EndpointStats, PeerCounters};
+use crate::observe::{EndpointStats, Events, PeerStats};
+use crate::{Endpoint, FabricEvent, PeerCounters, PeerInfo, RailInfo};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
@@ -16,26 +28,34 @@ const MAX_HEAD: usize = 8 << 10;
 /// How long one scrape may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A running exporter; ends when dropped.
-pub(crate) struct Exporter {
+/// A running exporter: a thread that sleeps between scrapes and answers them one after the other. Ends when dropped; does not keep
+/// the endpoint open. Binds where it is told and asks for no key: keep it on an address that only scrapers reach.
+#[derive(Debug)]
+pub struct Exporter {
     address: SocketAddr,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Exporter {
-    pub(crate) fn serve(endpoint: &Arc<Endpoint>, at: SocketAddr) -> io::Result<Exporter> {
+    /// Serves the counters of `endpoint` at `http://AT/metrics`.
+    ///
+    /// # Errors
+    /// When nothing can listen there (the error names the address), or descriptors or threads have run out.
+    pub fn serve(endpoint: &Arc<Endpoint>, at: SocketAddr) -> io::Result<Exporter> {
         let listener = TcpListener::bind(at).map_err(|e| io::Error::new(e.kind(), format!("{at}: {e}")))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let mut counted = Counted { events: endpoint.subscribe(), by_name: Default::default() };
         let (endpoint, end) = (Arc::downgrade(endpoint), stop.clone());
         let thread = std::thread::Builder::new().name("kfab-metrics".into()).stack_size(256 << 10);
-        let thread = Some(thread.spawn(move || run(&endpoint, &listener, &end))?);
+        let thread = Some(thread.spawn(move || run(&endpoint, &listener, &end, &mut counted))?);
         Ok(Exporter { address, stop, thread })
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Where it listens: the port that was chosen, if 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 }
@@ -50,7 +70,32 @@ impl Drop for Exporter {
     }
 }
 
-fn run(endpoint: &Weak<Endpoint>, listener: &TcpListener, stop: &OwnedFd) {
+/// Events so far, in the order of [`FabricEvent::NAMES`], and those that came too fast to be counted.
+struct Counted {
+    events: Events,
+    by_name: [u64; FabricEvent::NAMES.len() + 1],
+}
+
+impl Counted {
+    fn update(&mut self) {
+        let (new, missed) = self.events.read();
+        for e in new {
+            let i = FabricEvent::NAMES.iter().position(|n| *n == e.name());
+            self.by_name[i.unwrap_or(FabricEvent::NAMES.len())] += 1;
+        }
+        self.by_name[FabricEvent::NAMES.len()] += missed;
+    }
+
+    fn text(&self) -> String {
+        let mut t = Text(String::new());
+        let names = FabricEvent::NAMES.iter().chain([&"missed"]);
+        let samples = names.zip(self.by_name).map(|(n, c)| (format!("{{event=\"{n}\"}}"), c as f64));
+        t.metric("events_total", "counter", "Events by name.", samples);
+        t.0
+    }
+}
+
+fn run(endpoint: &Weak<Endpoint>, listener: &TcpListener, stop: &OwnedFd, counted: &mut Counted) {
     loop {
         let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
         match poll(&mut fds, None) {
@@ -61,13 +106,15 @@ fn run(endpoint: &Weak<Endpoint>, listener: &TcpListener, stop: &OwnedFd) {
         if !fds[0].revents().is_empty() {
             return;
         }
-        let (Ok((stream, _)), Some(endpoint)) = (listener.accept(), endpoint.upgrade()) else { continue };
+        let Some(endpoint) = endpoint.upgrade() else { return };
+        let Ok((stream, _)) = listener.accept() else { continue };
+        counted.update();
         // A scraper that fails tries again.
-        let _ = answer(stream, &endpoint);
+        let _ = answer(stream, &endpoint, counted);
     }
 }
 
-fn answer(mut s: TcpStream, endpoint: &Endpoint) -> io::Result<()> {
+fn answer(mut s: TcpStream, endpoint: &Endpoint, counted: &Counted) -> io::Result<()> {
     s.set_nonblocking(false)?;
     s.set_write_timeout(Some(PATIENCE))?;
     let until = Instant::now() + PATIENCE;
@@ -85,7 +132,7 @@ fn answer(mut s: TcpStream, endpoint: &Endpoint) -> io::Result<()> {
         }
     }
     let (status, body) = if head.starts_with(b"GET /metrics ") {
-        ("200 OK", text(&endpoint.stats()))
+        ("200 OK", text(&endpoint.stats()) + &counted.text())
     } else {
         ("404 Not Found", "try /metrics\n".to_owned())
     };
@@ -124,8 +171,8 @@ fn label(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// All of an endpoint's counters.
-pub(crate) fn text(stats: &EndpointStats) -> String {
+/// All of an endpoint's counters, as one text.
+pub fn text(stats: &EndpointStats) -> String {
     let mut t = Text(String::new());
     let lane = &stats.lane;
     t.one("peers", "gauge", "Peers known.", lane.peers);
@@ -162,15 +209,14 @@ fn counters(t: &mut Text, stats: &EndpointStats) {
     ];
     for (name, help, pick) in all {
         t.metric(name, "counter", help, [(String::new(), pick(&stats.lane.totals) as f64)]);
-        let of =
-            |p: &kfab::PeerStats| (format!("{{peer=\"{}\"}}", label(&p.name)), pick(&p.info.counters) as f64);
+        let of = |p: &PeerStats| (format!("{{peer=\"{}\"}}", label(&p.name)), pick(&p.info.counters) as f64);
         t.metric(&format!("peer_{name}"), "counter", help, stats.peers.iter().map(of));
     }
 }
 
 fn peers(t: &mut Text, stats: &EndpointStats) {
-    let mut gauge = |name: &str, help: &str, pick: fn(&kfab::PeerInfo) -> f64| {
-        let of = |p: &kfab::PeerStats| (format!("{{peer=\"{}\"}}", label(&p.name)), pick(&p.info));
+    let mut gauge = |name: &str, help: &str, pick: fn(&PeerInfo) -> f64| {
+        let of = |p: &PeerStats| (format!("{{peer=\"{}\"}}", label(&p.name)), pick(&p.info));
         t.metric(name, "gauge", help, stats.peers.iter().map(of));
     };
     gauge("peer_up", "1 if the peer can be reached now.", |i| f64::from(u8::from(i.up)));
@@ -180,10 +226,10 @@ fn peers(t: &mut Text, stats: &EndpointStats) {
 }
 
 fn rails(t: &mut Text, stats: &EndpointStats) {
-    let mut metric = |name: &str, kind: &str, help: &str, pick: fn(&kfab::RailInfo) -> f64| {
-        let of = |p: &kfab::PeerStats| {
+    let mut metric = |name: &str, kind: &str, help: &str, pick: fn(&RailInfo) -> f64| {
+        let of = |p: &PeerStats| {
             let peer = label(&p.name);
-            let one = move |r: &kfab::RailInfo| (format!("{{peer=\"{peer}\",rail=\"{}\"}}", r.rail), pick(r));
+            let one = move |r: &RailInfo| (format!("{{peer=\"{peer}\",rail=\"{}\"}}", r.rail), pick(r));
             p.info.rails.iter().map(one).collect::<Vec<_>>()
         };
         t.metric(name, kind, help, stats.peers.iter().flat_map(of));
@@ -194,35 +240,4 @@ fn rails(t: &mut Text, stats: &EndpointStats) {
     metric("rail_tx_frames_total", "counter", "Frames sent over the rail.", |r| r.tx_frames as f64);
     metric("rail_rx_frames_total", "counter", "Frames received over the rail.", |r| r.rx_frames as f64);
     metric("rail_unacked_bytes", "gauge", "Bytes sent and not acknowledged.", |r| r.unacked_bytes as f64);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_sample_belongs_to_a_metric_that_was_declared_once() {
-        let fabric = kfab::Fabric::with_config(crate::providers::providers(), Default::default());
-        let endpoint = fabric.endpoint().unwrap();
-        let text = text(&endpoint.stats());
-        let mut declared = std::collections::HashSet::new();
-        for line in text.lines() {
-            if let Some(rest) = line.strip_prefix("# TYPE ") {
-                assert!(declared.insert(rest.split(' ').next().unwrap().to_owned()), "{line} twice");
-            } else if !line.starts_with('#') {
-                let name = line.split([' ', '{']).next().unwrap();
-                assert!(declared.contains(name), "{line}");
-                assert!(line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(), "{line}");
-            }
-        }
-        assert!(
-            declared.contains("kfab_tx_messages_total") && declared.contains("kfab_peer_tx_messages_total")
-        );
-        assert!(declared.contains("kfab_rail_tx_bytes_total") && declared.contains("kfab_peer_losses_total"));
-    }
-
-    #[test]
-    fn labels_are_escaped() {
-        assert_eq!(label("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
-    }
 }
