@@ -41,6 +41,18 @@ impl Machine {
         }
         list.sort_by_key(|c| c.rank);
         self.peers[pi as usize].candidates = list;
+        self.measure_frames(io, pi);
+    }
+
+    /// Finds the largest body of a frame for a peer: by any port of ours that may lead to it.
+    pub(crate) fn measure_frames(&mut self, io: &Io<'_>, pi: u32) {
+        let p = &mut self.peers[pi as usize];
+        let leads = |scheme: &str| match &p.address {
+            Some(a) => a.ways().iter().any(|w| w.scheme == scheme),
+            None => true,
+        };
+        let ports = io.ports.iter().filter(|p| p.ways().first().is_none_or(|w| leads(&w.scheme)));
+        p.frame_max = ports.map(|p| p.caps().max_body).min().unwrap_or(1024);
     }
 
     /// There is something to send and no connection.
@@ -210,6 +222,9 @@ impl Machine {
             self.reset_peer(io, pi, Some(ci), Kind::PeerLost, "the peer restarted");
         }
         let was_up = !self.peers[pi as usize].rails.is_empty();
+        if self.peers[pi as usize].frame_max == 0 {
+            self.measure_frames(io, pi);
+        }
         let c = &mut self.conns[ci as usize];
         (c.peer, c.up, c.far_port) = (Some(pi), true, h.port.get());
         if !c.dialed {

@@ -222,7 +222,7 @@ impl Machine {
         self.send_control(io, from.index, FrameKind::Cts, 0, cts.as_bytes());
     }
 
-    /// The size of pieces: what the first active rail likes, but at least one piece per rail for a rail's worth of work.
+    /// The size of pieces: what the active rails like and every rail can carry that may take their place.
     pub(crate) fn piece_len(&self, io: &Io<'_>, pi: u32) -> usize {
         let p = &self.peers[pi as usize];
         let caps = |ci: &u32| io.ports[self.conns[*ci as usize].port].caps();
@@ -231,6 +231,7 @@ impl Machine {
             .map(|ci| caps(ci).fragment.min(caps(ci).max_body))
             .min()
             .unwrap_or(64 * 1024)
+            .min(p.frame_max)
             .clamp(1024, 16 << 20)
     }
 

@@ -237,6 +237,8 @@ pub(crate) struct Peer {
     pub(crate) timed: bool,
     pub(crate) dirty: bool,
     pub(crate) ever_up: bool,
+    /// The largest body that every rail that there may be can carry: frames may have to move from one to another. 0: not known.
+    pub(crate) frame_max: usize,
     /// Forgotten: the place is free, or will be when no list names it any more.
     pub(crate) gone: bool,
     pub(crate) counters: PeerCounters,
@@ -266,6 +268,7 @@ impl Peer {
             timed: false,
             dirty: false,
             ever_up: false,
+            frame_max: 0,
             gone: false,
             counters: PeerCounters { min_credits: u32::MAX, ..Default::default() },
         }

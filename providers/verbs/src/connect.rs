@@ -30,6 +30,10 @@ impl VerbsPort {
             return Err(bad("not a way of verbs"));
         }
         let to: SocketAddr = way.rest.parse().map_err(|_| bad("expected verbs:ADDRESS:PORT"))?;
+        if self.down {
+            let why = format!("{way}: {} port {} is down", self.card.name, self.card.port);
+            return Err(Error::new(Kind::Unavailable, "connect", why));
+        }
         if self.links.len() >= self.config.max_conns {
             let why = format!("{way}: the port has {} connections (PortConfig::max_conns)", self.links.len());
             return Err(Error::new(Kind::Limit, "connect", why));
