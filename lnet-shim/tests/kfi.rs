@@ -248,7 +248,9 @@ fn of_two_networks_the_better_is_taken_and_the_other_when_it_fails() {
         assert!(a.node.with_engine(|e, _| e.stats().resends) < 20);
         // It works again: pings bring its health back, and it is taken.
         a.node.with_engine(|e, _| e.remove_faults(Some(rule)));
-        until("kfi is well", || a.node.with_engine(|e, _| e.peer(b.nid)).unwrap().interfaces.iter().all(|i| i.health == 1000));
+        until("kfi is well", || {
+            a.node.with_engine(|e, _| e.peer(b.nid)).unwrap().interfaces.iter().all(|i| i.health == 1000)
+        });
         block_on(a.node.put_bytes(ProcessId::lnet(b.nid), PORTAL, BITS, pattern(9, 9), WAIT)).unwrap();
         assert_eq!(sent(a_tcp) - before.1, 20);
         // Its kfi interface goes altogether, and it says so by tcp.

@@ -232,6 +232,119 @@ fn lazy_portal_keeps_puts_until_there_is_memory() {
     assert_eq!(core.counters().parked_bytes, 60);
 }
 
+fn waiting_put(bits: u64, len: u32) -> Incoming {
+    let mut put = incoming(1, put_body(3, bits, 0, true), b"");
+    put.header.payload_len = len;
+    put.payload = Content::Remote(len);
+    put
+}
+
+#[test]
+fn a_payload_that_waits_at_its_sender_is_fetched_once_it_matches() {
+    let (mut core, room, memory) = (core(), room(100), SharedBytes::zeroed(8));
+    let me = core.me_attach(MeParams::new(3, 1)).unwrap();
+    let options = TargetOptions { truncate: true, ..TargetOptions::once(Access::Put) };
+    core.md_attach(me, memory.memory(), options, room.clone()).unwrap();
+    core.receive(waiting_put(1, 20)).unwrap();
+    let mut out = drain(&mut core);
+    assert!(out.events.is_empty() && out.sends.is_empty());
+    let fetch = out.fetches.remove(0);
+    assert_eq!((fetch.via, fetch.offset, fetch.len), (7, 0, 8));
+    fetch.memory.write_at(0, b"12345678");
+    core.fetched(fetch.op, Status::Ok);
+    let out = drain(&mut core);
+    assert_eq!(
+        (out.events[0].kind, out.events[0].mlength, out.events[0].unlinked),
+        (EventKind::Put, 8, true)
+    );
+    assert!(matches!(out.sends[0].body, Body::Ack { mlength: 8, .. }));
+    core.fetched(fetch.op, Status::Ok);
+    assert!(drain(&mut core).events.is_empty());
+    // Nothing matches: it may be forgotten there, and is counted here.
+    assert_eq!(core.receive(waiting_put(1, 20)), Err(DropReason::NoMatch));
+    assert_eq!((drain(&mut core).refused, core.counters().drop_length), (vec![7], 20));
+    assert_eq!((core.objects(), room.0.get()), ((0, 0), 100));
+}
+
+#[test]
+fn a_failed_fetch_is_an_event_and_no_acknowledgement() {
+    let (mut core, room) = (core(), room(100));
+    for (bits, unlink) in [(1, false), (2, true)] {
+        let me = core.me_attach(MeParams::new(3, bits)).unwrap();
+        let memory = SharedBytes::zeroed(8).memory();
+        let md = core.md_attach(me, memory, TargetOptions::once(Access::Put), room.clone()).unwrap();
+        core.receive(waiting_put(bits, 8)).unwrap();
+        let fetch = drain(&mut core).fetches.remove(0);
+        if unlink {
+            // Its last event waits for the fetch: until then bytes may come in.
+            core.md_unlink(md, Status::Ok).unwrap();
+            assert!(drain(&mut core).events.is_empty());
+        }
+        core.fetched(fetch.op, if unlink { Status::Ok } else { Status::Unreachable });
+        let out = drain(&mut core);
+        let status = if unlink { Status::TimedOut } else { Status::Unreachable };
+        assert_eq!((out.events[0].status, out.events[0].unlinked), (status, true));
+        assert_eq!((out.events[0].mlength, out.sends.len()), if unlink { (8, 1) } else { (0, 0) });
+    }
+    assert_eq!((core.objects(), room.0.get()), ((0, 0), 100));
+}
+
+#[test]
+fn payloads_that_wait_at_a_lost_sender_are_forgotten() {
+    let mut core = core();
+    core.set_lazy(3, true).unwrap();
+    core.receive(waiting_put(1, 1 << 20)).unwrap();
+    core.receive(incoming(1, put_body(3, 1, 0, false), b"here")).unwrap();
+    assert_eq!((core.counters().parked, core.counters().parked_bytes), (2, 4));
+    core.forget_sender(id(2).nid);
+    assert_eq!(core.counters().parked, 2);
+    core.forget_sender(id(1).nid);
+    assert_eq!((core.counters().parked, drain(&mut core).refused), (1, vec![7]));
+}
+
+#[test]
+fn a_reply_that_waits_at_its_sender_is_fetched() {
+    let (mut core, room, memory) = (core(), room(100), SharedBytes::zeroed(8));
+    let md = core.md_bind(memory.memory(), SourceOptions::once(2), room.clone()).unwrap();
+    let op = core.get(md, id(1), 3, 1, 0).unwrap();
+    let handle = handle_of(&drain(&mut core).sends[0]);
+    core.finish(op, Status::Ok, id(ME));
+    let mut reply = incoming(1, Body::Reply { handle }, b"");
+    reply.payload = Content::Remote(8);
+    core.receive(reply.clone()).unwrap();
+    let mut out = drain(&mut core);
+    let fetch = out.fetches.remove(0);
+    // A second one finds the first at work.
+    assert_eq!(core.receive(reply), Err(DropReason::NoDescriptor));
+    let bytes = memory.memory().lend(0, 8).unwrap();
+    assert_eq!(memory.to_vec(), [0; 8]);
+    let mut filled = bytes;
+    filled.get_mut().unwrap().copy_from_slice(b"replyrep");
+    fetch.memory.restore(filled);
+    core.fetched(fetch.op, Status::Ok);
+    let out = drain(&mut core);
+    assert_eq!(
+        (out.events[0].kind, out.events[0].mlength, out.events[0].unlinked),
+        (EventKind::Reply, 8, true)
+    );
+    assert_eq!((memory.to_vec(), core.objects(), room.0.get()), (b"replyrep".to_vec(), (0, 0), 100));
+}
+
+#[test]
+fn shared_memory_keeps_what_was_sent() {
+    let memory = SharedBytes::new(b"abcdef".to_vec());
+    let sent = memory.share(1, 3).unwrap();
+    assert!(memory.lend(0, 6).is_none());
+    memory.write_at(0, b"ABCDEF");
+    assert_eq!((&sent[..], &memory.to_vec()[..]), (&b"bcd"[..], &b"ABCDEF"[..]));
+    assert!(memory.lend(0, 5).is_none() && memory.lend(1, 5).is_none());
+    let lent = memory.lend(0, 6).unwrap();
+    assert!(memory.share(0, 6).is_none() && memory.buffer().is_none());
+    drop(lent);
+    memory.write_at(2, b"x");
+    assert_eq!(memory.to_vec(), b"\0\0x\0\0\0");
+}
+
 #[test]
 fn a_full_event_queue_holds_operations_back() {
     let (mut core, room, memory) = (core(), room(2), SharedBytes::zeroed(64));

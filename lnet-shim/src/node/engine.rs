@@ -10,6 +10,7 @@ use super::fault::Faults;
 use super::health::{Credits, Health, status_of};
 use super::oneshot::OneShot;
 use super::peers::{Peer, PeerId, PeerInfo, PeerNi};
+use super::routes::Route;
 use super::send::{Message, Stage};
 use super::stats::{Counts, NiInfo, NodeStats};
 use super::{NiConfig, NodeParams, Time};
@@ -127,6 +128,8 @@ pub struct Engine {
     pub(super) effects: VecDeque<Effect>,
     pub(super) faults: Faults,
     pub(super) priorities: Vec<(NidList, u32)>,
+    pub(super) routes: Vec<Route>,
+    pub(super) pairs: Vec<(NidList, NidList)>,
     pub(super) stats: NodeStats,
     pub(super) next_id: u64,
     pub(super) ping: super::discovery::PingState,
@@ -142,6 +145,8 @@ impl Engine {
             core: Core::new(interface_cookie, params.max_waiting, params.max_waiting_bytes),
             faults: Faults::new(params.seed),
             priorities: Vec::new(),
+            routes: Vec::new(),
+            pairs: Vec::new(),
             nis: Vec::new(),
             peers: HashMap::new(),
             peer_nis: HashMap::new(),

@@ -33,6 +33,8 @@ pub(super) struct Message {
     retries: u32,
     pub(super) local: Option<Nid>,
     pub(super) peer: Option<Nid>,
+    /// Who it is for in the end, where `peer` is a gateway.
+    beyond: Option<Nid>,
     stage: Stage,
     delayed: bool,
 }
@@ -61,6 +63,7 @@ impl Engine {
             retries: 0,
             local: None,
             peer: None,
+            beyond: None,
             stage: Stage::Start,
             delayed: false,
         };
@@ -99,11 +102,13 @@ impl Engine {
         if self.wants_discovery(id) {
             return self.park_message(now, id, peer);
         }
-        let Some((local, nid)) = self.select(id, peer) else {
+        let direct = self.select(id, peer);
+        let routed = || self.select_route(dest.nid.net(), flags.local);
+        let Some((local, nid)) = direct.or_else(routed) else {
             return self.finish_message(id, Status::Unreachable);
         };
         if let Some(m) = self.messages.get_mut(&id) {
-            (m.local, m.peer) = (Some(local), Some(nid));
+            (m.local, m.peer, m.beyond) = (Some(local), Some(nid), direct.is_none().then_some(dest.nid));
         }
         if !self.meets_fault(now, id, local, nid) {
             self.launch(now, id);
@@ -156,7 +161,7 @@ impl Engine {
             pinned.filter(|n| self.nis.iter().any(|ni| ni.config.nid == *n) || flags.local.is_some());
         let net = self.best_net(&candidates, pinned)?;
         let local = self.best_local(net, pinned)?;
-        let remote = self.best_remote(net, &candidates)?;
+        let remote = self.best_remote(net, local, &candidates)?;
         self.note_use(local, remote, peer);
         Some((local, remote))
     }
@@ -175,7 +180,7 @@ impl Engine {
         locals.filter_map(rank).min_by_key(|(key, _)| *key).map(|(_, net)| net)
     }
 
-    fn best_local(&self, net: Net, pinned: Option<Nid>) -> Option<Nid> {
+    pub(super) fn best_local(&self, net: Net, pinned: Option<Nid>) -> Option<Nid> {
         let usable = self.nis.iter().filter(|n| n.config.nid.net() == net);
         let usable = usable.filter(|n| pinned.is_none_or(|p| p == n.config.nid));
         let best = usable
@@ -183,12 +188,14 @@ impl Engine {
         Some(best.config.nid)
     }
 
-    fn best_remote(&self, net: Net, candidates: &[Nid]) -> Option<Nid> {
+    fn best_remote(&self, net: Net, local: Nid, candidates: &[Nid]) -> Option<Nid> {
         let on_net = candidates.iter().filter(|c| c.net() == net);
         let known = on_net.filter_map(|c| Some((c, self.peer_nis.get(c)?)));
-        let best = known
-            .min_by_key(|(_, p)| (Reverse(p.health.value), p.priority, Reverse(p.credits.left), p.used))?;
-        Some(*best.0)
+        let rank = |(nid, p): &(&Nid, &super::peers::PeerNi)| {
+            let apart = !self.is_paired(local, **nid);
+            (Reverse(p.health.value), p.priority, apart, Reverse(p.credits.left), p.used)
+        };
+        known.min_by_key(rank).map(|(nid, _)| *nid)
     }
 
     fn note_use(&mut self, local: Nid, remote: Nid, peer: u64) {
@@ -207,7 +214,8 @@ impl Engine {
     /// Applies fault rules to a send; `true` if one has taken the message.
     fn meets_fault(&mut self, now: Time, id: TxId, local: Nid, nid: Nid) -> bool {
         let Some(m) = self.messages.get(&id) else { return true };
-        let (delayed, header) = (m.delayed, header_of(&m.out, self.params.pid, local, nid));
+        let header = header_of(&m.out, self.params.pid, local, m.beyond.unwrap_or(nid));
+        let delayed = m.delayed;
         let fails = |a: &FaultAction| matches!(a, FaultAction::Fail(_) | FaultAction::FailRandom);
         let failure = match self.faults.strike(now, local, &header, fails) {
             Some(FaultAction::Fail(f)) => Some(f),
@@ -263,13 +271,13 @@ impl Engine {
         if now > m.deadline {
             return self.sent(now, id, Err(Failure::NetworkTimeout));
         }
-        let header = header_of(&m.out, self.params.pid, local, nid);
+        let header = header_of(&m.out, self.params.pid, local, m.beyond.unwrap_or(nid));
         // If no answer comes, this rail is to blame.
         let answer = self.core.answers_to(&header.body);
         if let Some(tracked) = answer.and_then(|md| self.tracked.get_mut(&md)) {
             tracked.peer = Some(nid);
         }
-        let pid = if m.out.dest.is_userspace() { m.out.dest.pid } else { PID_LNET };
+        let pid = if m.out.dest.is_userspace() && m.beyond.is_none() { m.out.dest.pid } else { PID_LNET };
         let tx = Tx { id, peer: ProcessId { nid, pid }, header, payload: m.out.payload.clone() };
         let (kind, len) = (header.body.msg_type(), header.payload_len);
         self.stats.sent.add(kind, len);

@@ -32,12 +32,21 @@ struct World {
     /// Sends are kept here without outcome while this is set.
     stuck: Option<Vec<(usize, TxId)>>,
     commands: Vec<Command>,
+    /// Gateways: a NID on one network, a NID on another.
+    gateways: Vec<(Nid, Nid)>,
 }
 
 impl World {
     fn new(nodes: &[&[&str]], params: NodeParams) -> Self {
-        let mut w =
-            Self { now: sec(1), engines: vec![], log: vec![], dead: vec![], stuck: None, commands: vec![] };
+        let mut w = Self {
+            now: sec(1),
+            engines: vec![],
+            log: vec![],
+            dead: vec![],
+            stuck: None,
+            commands: vec![],
+            gateways: vec![],
+        };
         for (i, nids) in nodes.iter().enumerate() {
             let mut engine = Engine::new(params.clone(), 1000 + i as u64);
             for n in *nids {
@@ -54,6 +63,11 @@ impl World {
         if let Some(stuck) = &mut self.stuck {
             return stuck.push((from, tx.id));
         }
+        // A gateway hands a message on as it is.
+        let (to, hop) = match self.gateways.iter().find(|g| g.0 == to || g.1 == to) {
+            Some((a, b)) => (tx.header.dest.nid, if *a == to { *b } else { *a }),
+            None => (to, local),
+        };
         let target = self.engines.iter().position(|e| e.is_local(to)).filter(|_| !self.dead.contains(&to));
         let Some(target) = target.filter(|_| !self.dead.contains(&local)) else {
             return self.engines[from].upcall(
@@ -62,7 +76,7 @@ impl World {
                 Upcall::Sent(tx.id, Err(Failure::RemoteDropped)),
             );
         };
-        let peer = ProcessId::lnet(local);
+        let peer = ProcessId::lnet(hop);
         let rx = Rx { via: 3, peer, header: tx.header, payload: tx.payload.to_vec().into() };
         self.engines[target].upcall(self.now, to, Upcall::Received(rx));
         self.engines[from].upcall(self.now, local, Upcall::Sent(tx.id, Ok(())));
@@ -261,6 +275,67 @@ fn priorities_choose_among_healthy_rails_and_networks() {
     assert_eq!(used(&mut w), [nid(B2), nid(b3)], "health comes before priority");
     w.engines[0].set_peer_priorities(vec![(crate::nid::NidList::one(nid(B1)), 0)]);
     assert_eq!(used(&mut w), [nid(B1)]);
+}
+
+#[test]
+fn other_networks_are_reached_by_gateways() {
+    let far = "10.9.0.2@tcp9";
+    let mut w = World::new(&[&[A1], &[far]], NodeParams::default());
+    w.gateways =
+        vec![(nid("10.0.0.7@tcp"), nid("10.9.0.7@tcp9")), (nid("10.0.0.8@tcp"), nid("10.9.0.8@tcp9"))];
+    let (net, back) = (nid(far).net(), nid(A1).net());
+    let route = |net, gateway: &str, priority| Route { net, gateway: nid(gateway), hops: 1, priority };
+    let (memory, _queue) = w.serve(1, 9, 64);
+    // No way there without a route; one to a network of our own, or by a gateway that is not, is none.
+    let e = &mut w.engines[0];
+    assert!(e.add_route(route(back, "10.0.0.7@tcp", 0)).is_err());
+    assert!(e.add_route(route(net, "10.9.0.7@tcp9", 0)).is_err());
+    e.add_route(route(net, "10.0.0.7@tcp", 1)).unwrap();
+    e.add_route(route(net, "10.0.0.8@tcp", 0)).unwrap();
+    w.engines[1].add_route(route(back, "10.9.0.7@tcp9", 0)).unwrap();
+    let queue = EventQueue::new(64);
+    let now = w.now;
+    let put = |w: &mut World| {
+        let e = &mut w.engines[0];
+        let source = SharedBytes::new(b"beyond".to_vec());
+        let md = e.core().md_bind(source.memory(), SourceOptions::once(2), Sink::User(queue.sink())).unwrap();
+        let target = ProcessId::lnet(nid(far));
+        let put = PutParams { target, portal: 9, match_bits: 7, offset: 0, hdr_data: 0, ack: true };
+        e.put(now, md, put, None).unwrap();
+        w.run();
+    };
+    put(&mut w);
+    assert_eq!(memory.to_vec()[..6], *b"beyond");
+    let kinds: Vec<EventKind> = events(&queue).iter().map(|e| e.0).collect();
+    assert!(kinds.contains(&EventKind::Ack), "{kinds:?}");
+    // The source is ours, the next hop the gateway with the smaller number; answers come back by theirs.
+    assert!(w.log.contains(&(nid(A1), nid("10.0.0.8@tcp"), MsgType::Put)));
+    assert!(w.log.contains(&(nid(far), nid("10.9.0.7@tcp9"), MsgType::Ack)));
+    assert!(!w.log.iter().any(|l| l.1 == nid("10.0.0.7@tcp")));
+    assert!(w.engines[0].remove_route(net, nid("10.0.0.8@tcp")));
+    assert!(!w.engines[0].remove_route(net, nid("10.0.0.8@tcp")));
+    put(&mut w);
+    assert!(w.log.contains(&(nid(A1), nid("10.0.0.7@tcp"), MsgType::Put)));
+}
+
+#[test]
+fn interfaces_that_go_together_are_taken_together() {
+    let (b3, b4) = ("10.0.0.3@tcp", "10.0.0.4@tcp");
+    let mut w = World::new(&[&[A1], &[B1, b3, b4]], NodeParams::default());
+    let _served = w.serve(1, 9, 64);
+    w.engines[0].set_pairs(vec![("10.0.0.1@tcp".parse().unwrap(), "10.0.0.[4-5]@tcp".parse().unwrap())]);
+    for _ in 0..10 {
+        let e = &mut w.engines[0];
+        let sink = Sink::User(EventQueue::new(64).sink());
+        let md = e.core().md_bind(SharedBytes::zeroed(8).memory(), SourceOptions::once(2), sink).unwrap();
+        let target = ProcessId::lnet(nid(B1));
+        let put = PutParams { target, portal: 9, match_bits: 7, offset: 0, hdr_data: 0, ack: true };
+        e.put(w.now, md, put, None).unwrap();
+        w.run();
+    }
+    let puts = |to: &str| w.log.iter().filter(|l| l.1 == nid(to) && l.2 == MsgType::Put).count();
+    // One push and ten PUTs.
+    assert_eq!((puts(B1), puts(b3), puts(b4)), (1, 0, 10));
 }
 
 #[test]
