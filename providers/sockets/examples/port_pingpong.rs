@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 9;
 
 fn pin(cpu: usize) {
     let mut set = rustix::thread::CpuSet::new();
@@ -44,11 +44,14 @@ fn write_all(s: &mut TcpStream, buf: &[u8]) {
 
 /// Runs `a` here on core 0 and `b` on core 1; what `a` measured.
 fn both<T>(a: impl FnOnce() -> T, b: impl FnOnce() + Send) -> T {
+    let placed = std::sync::Barrier::new(2);
     std::thread::scope(|s| {
         s.spawn(|| {
             pin(1);
+            placed.wait();
             b();
         });
+        placed.wait();
         pin(0);
         a()
     })

@@ -9,7 +9,7 @@ use crate::net::explain;
 use crate::port::TcpPort;
 use kfab_core::spi::{Conn, DownReason, Event};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, accept_with, sockopt};
+use rustix::net::sockopt;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -30,7 +30,8 @@ pub(crate) struct Attempts {
     queue: VecDeque<Conn>,
     /// Ours, under way.
     running: usize,
-    /// Those of others, in order of arrival; may hold names that ended.
+    /// Those of others, in order of arrival; may hold names of some that ended or came up.
+    /// Bound: twice `max_connecting`.
     strangers: VecDeque<Conn>,
     /// How many of them are still there.
     heard: usize,
@@ -87,7 +88,13 @@ impl Timers {
             false => away.saturating_sub(ns(AWAKE)),
             true => 0,
         };
-        self.away_ns > 0 || !self.fresh.is_empty() || self.next_ns().is_some_and(|t| t <= now_ns)
+        self.away_ns > 0 || self.is_next(now_ns)
+    }
+
+    /// The same for whoever leaves it to the next poll.
+    #[inline]
+    pub(crate) fn is_next(&self, now_ns: u64) -> bool {
+        !self.fresh.is_empty() || self.next_ns().is_some_and(|t| t <= now_ns)
     }
 
     /// When that will be.
@@ -183,7 +190,7 @@ impl TcpPort {
     pub(crate) fn accept(&mut self) -> bool {
         let mut moved = false;
         while self.attempts.heard < self.config.max_connecting.max(1) || self.displace() {
-            let fd = match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            let fd = match self.rail.accept(&self.listener) {
                 Ok(fd) => fd,
                 Err(Errno::AGAIN) => {
                     self.attempts.accept_ready = false;
@@ -198,11 +205,10 @@ impl TcpPort {
                 }
             };
             moved = true;
-            let _ = sockopt::set_tcp_nodelay(&fd, true);
             let id = self.links.insert(|id| Link::new(id, None, None));
             let watched = self.watch(id, &fd);
             self.attempts.heard += 1;
-            self.attempts.strangers.push_back(id);
+            self.remember(id);
             if let Some(link) = self.links.get(id) {
                 *link = Link::new(id, None, Some(fd));
                 link.readable = true;
@@ -217,6 +223,15 @@ impl TcpPort {
         self.timers.accept_again_ns = Some(soon);
         (self.attempts.accept_ready, self.attempts.crowded) = (false, true);
         moved
+    }
+
+    /// Adds a stranger to the list, which then is swept if half of it can only be names of the past.
+    fn remember(&mut self, id: Conn) {
+        if self.attempts.strangers.len() >= self.config.max_connecting.max(1).saturating_mul(2) {
+            let links = &mut self.links;
+            self.attempts.strangers.retain(|id| links.get(*id).is_some_and(|l| !l.is_open()));
+        }
+        self.attempts.strangers.push_back(id);
     }
 
     /// Makes room for a newcomer by dropping the oldest stranger, if it has been silent long enough.
@@ -319,4 +334,34 @@ fn refusal(e: &std::io::Error, to: SocketAddr) -> End {
         _ => DownReason::Broken,
     };
     End::new(reason, format!("{to}: {}", explain(e)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kfab_core::spi::{Port, PortConfig};
+    use std::net::TcpStream;
+    use std::time::Instant;
+
+    #[test]
+    fn strangers_that_went_are_forgotten() {
+        let config = PortConfig { max_connecting: 4, ..PortConfig::default() };
+        let mut port = crate::open(&config).unwrap();
+        let (start, mut events) = (Instant::now(), Vec::new());
+        for n in 0..50 {
+            let stranger = TcpStream::connect(port.rail.local).unwrap();
+            let mut poll_until = |heard: usize| {
+                while port.attempts.heard != heard {
+                    assert!(start.elapsed() < Duration::from_secs(60), "{n}: stuck");
+                    port.poll(start.elapsed().as_nanos() as u64, &mut events);
+                }
+            };
+            poll_until(1);
+            drop(stranger);
+            poll_until(0);
+            assert!(port.attempts.strangers.len() <= 8, "{}", port.attempts.strangers.len());
+        }
+        assert_eq!(port.links.len(), 0);
+        assert!(events.is_empty(), "{events:?}");
+    }
 }

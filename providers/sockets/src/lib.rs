@@ -71,13 +71,17 @@ impl Provider for Sockets {
     }
 
     fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>> {
-        let rail = net::Rail::new(config.listen.as_deref(), config.device.as_deref())?;
-        let policy = greet::Policy { key: config.key.clone(), encrypt: config.encrypt };
-        let mut caps = caps(rail.speed, rail.node);
-        caps.zero_copy = !(policy.key.is_some() && policy.encrypt);
-        let shared = link::Shared { pool: Default::default(), policy };
-        Ok(Box::new(port::TcpPort::open(config, rail, shared, caps)?))
+        Ok(Box::new(open(config)?))
     }
+}
+
+fn open(config: &PortConfig) -> Result<port::TcpPort> {
+    let rail = net::Rail::new(config.listen.as_deref(), config.device.as_deref())?;
+    let policy = greet::Policy { key: config.key.clone(), encrypt: config.encrypt };
+    let mut caps = caps(rail.speed, rail.node);
+    caps.zero_copy = !(policy.key.is_some() && policy.encrypt);
+    let shared = link::Shared { pool: Default::default(), policy };
+    port::TcpPort::open(config, rail, shared, caps)
 }
 
 fn device(i: net::Interface) -> Device {

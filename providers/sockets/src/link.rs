@@ -11,7 +11,7 @@ use crate::send::{Sender, Wrote};
 use crate::stage::StagePool;
 use kfab_core::auth::Session;
 use kfab_core::mem::Landing;
-use kfab_core::spi::{Conn, DownReason, Event};
+use kfab_core::spi::{Conn, DownReason, Event, Small};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use std::net::SocketAddr;
@@ -314,6 +314,30 @@ impl Link {
             }
             turn.moved |= self.fetch(sh)?;
         }
+    }
+
+    /// `true` if the short way up is open: [`Link::next_bare`].
+    #[inline]
+    pub(crate) fn is_calm(&self) -> bool {
+        matches!((&self.phase, &self.waiting), (Phase::Up, Waiting::None))
+            && self.session.is_none()
+            && self.rx.is_empty()
+            && self.dead.is_none()
+            && !(self.tx_blocked || self.hup || self.got_goodbye)
+    }
+
+    /// One read, and the first frame of it. `None`: nothing has arrived. `false`: what came first is no frame without a body.
+    /// What else has arrived stays staged.
+    #[inline]
+    pub(crate) fn next_bare(&mut self, sh: &mut Shared, into: &mut Small) -> Result<Option<bool>, End> {
+        let moved = self.fetch(sh)?;
+        let frame = self.rx.next_bare();
+        self.rx.release(&mut sh.pool);
+        let Some((header, inline)) = frame else { return Ok(moved.then_some(false)) };
+        let (low, high) = header.split_at(8);
+        let word = |half: &[u8]| half.try_into().map_or(0, u64::from_ne_bytes);
+        (into.conn, into.header, into.inline) = (self.id, [word(low), word(high)], inline);
+        Ok(Some(true))
     }
 
     /// Parses what is staged; `true` if the turn is over.

@@ -7,11 +7,12 @@
 use crate::attempts::{Attempts, Timers};
 use crate::link::{End, Link, Phase, Shared};
 use crate::net::{self, Rail};
-use crate::send::{BATCH, QUEUE_MAX, Sender};
+use crate::send::{BATCH, QUEUE_MAX, Sender, Wrote};
 use crate::table::{HOT_MAX, Hot, Table};
 use kfab_core::mem::{Landing, Slice};
 use kfab_core::spi::{
-    Caps, Conn, DownReason, Event, Exposure, Frame, Port, PortConfig, Rights, Rma, RmaStarted, RmaToken, Way,
+    Caps, Conn, DownReason, Event, Exposure, Frame, Next, Port, PortConfig, Rights, Rma, RmaStarted,
+    RmaToken, Small, Way,
 };
 use kfab_core::{Error, Kind, Result};
 use rustix::event::{Timespec, epoll};
@@ -333,8 +334,42 @@ impl TcpPort {
         moved
     }
 
+    /// The short way up: reads the one hot link past everything that a poll does, until it is time for a poll.
+    #[inline]
+    fn next_bare(&mut self, now_ns: u64, into: &mut Small) -> Next {
+        let Some(id) = self.hot.only() else { return Next::Poll };
+        self.ticks += 1;
+        let is_calm = self.pending.is_empty() && self.ready.is_empty() && self.dirty.is_empty();
+        if !is_calm || self.ticks >= self.every || self.timers.is_next(now_ns) {
+            return Next::Poll;
+        }
+        let Some(link) = self.links.get(id).filter(|l| l.is_calm()) else { return Next::Poll };
+        let (next, rest) = match link.next_bare(&mut self.shared, into) {
+            Ok(None) => return Next::Nothing,
+            Ok(Some(frame)) => (if frame { Next::Frame } else { Next::Poll }, !link.rx.is_empty()),
+            Err(end) => {
+                self.finish_later(id, end);
+                return Next::Poll;
+            }
+        };
+        if rest {
+            self.make_ready(id);
+        }
+        next
+    }
+
     /// Queues frames on a link that is up; the number accepted.
     fn enqueue(link: &mut Link, frames: &[Frame<'_>], sh: &mut Shared) -> std::result::Result<usize, End> {
+        if let ([f], None, Some(fd)) = (frames, &link.session, &link.fd)
+            && !link.tx_blocked
+            && link.tx.is_quick(f)
+        {
+            match link.tx.frame_now(f, fd.as_fd(), &mut sh.pool) {
+                Ok(Wrote::All) => {}
+                wrote => link.wrote(wrote, sh)?,
+            }
+            return Ok(1);
+        }
         let mut now = false;
         let mut accepted = 0;
         for f in frames {
@@ -489,6 +524,10 @@ impl Port for TcpPort {
             moved |= self.ask_epoll(events, limit);
         }
         moved || events.len() > before
+    }
+
+    fn next_small(&mut self, now_ns: u64, into: &mut Small) -> Next {
+        self.next_bare(now_ns, into)
     }
 
     fn take(&mut self, conn: Conn, landing: Option<Landing>) -> Option<Option<Landing>> {

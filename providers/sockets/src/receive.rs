@@ -70,24 +70,46 @@ impl Receiver {
     #[inline]
     pub(crate) fn next(
         &mut self,
-        session: Option<&mut Session>,
+        mut session: Option<&mut Session>,
         pool: &mut StagePool,
     ) -> Result<Item, &'static str> {
-        match self.parse()? {
-            Item::Nothing => {}
-            item => return Ok(item),
-        }
-        let Some(session) = session else { return Ok(Item::Nothing) };
-        while self.open(session, pool)? {
+        loop {
             match self.parse()? {
                 Item::Nothing => {}
                 item => return Ok(item),
             }
+            let Some(session) = &mut session else { return Ok(Item::Nothing) };
+            if !self.open(session, pool)? {
+                return Ok(Item::Nothing);
+            }
         }
-        Ok(Item::Nothing)
     }
 
+    /// `true` if nothing is staged. Not for sealed connections.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.plain.is_empty()
+    }
+
+    /// The next record if it is a frame without a body; all else stays where it is, for [`Receiver::next`]. Not for sealed
+    /// connections.
+    #[inline]
+    pub(crate) fn next_bare(&mut self) -> Option<([u8; HEADER_LEN], Inline)> {
+        match parse_record(self.plain.filled()) {
+            Ok(Parsed::Frame { used, header, inline, body_len: 0 }) => {
+                self.plain.consume(used);
+                self.bulk = false;
+                Some((header, inline))
+            }
+            _ => None,
+        }
+    }
+
+    #[inline]
     fn parse(&mut self) -> Result<Item, &'static str> {
+        if self.plain.is_empty() {
+            return Ok(Item::Nothing);
+        }
         Ok(match parse_record(self.plain.filled())? {
             Parsed::Short => Item::Nothing,
             Parsed::Goodbye { used } => {

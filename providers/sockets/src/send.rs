@@ -131,6 +131,34 @@ impl Sender {
         sent.map(|_| if self.is_empty() { Wrote::All } else { Wrote::Blocked })
     }
 
+    /// `true` if `f` can leave as it is, past the queue: see [`Sender::frame_now`].
+    #[inline]
+    pub(crate) fn is_quick(&self, f: &Frame<'_>) -> bool {
+        self.is_empty() && !f.more && matches!(f.body, Body::Empty)
+    }
+
+    /// Sends a frame without a body while nothing is queued, and queues what the socket left. Not for sealed connections.
+    #[inline]
+    pub(crate) fn frame_now(
+        &mut self,
+        f: &Frame<'_>,
+        fd: BorrowedFd<'_>,
+        pool: &mut StagePool,
+    ) -> Result<Wrote, Errno> {
+        let (head, n) = wire::frame_head(&f.header, &f.inline, 0);
+        let sent = loop {
+            match send(fd, &head[..n], SendFlags::NOSIGNAL) {
+                Ok(sent) if sent == n => return Ok(Wrote::All),
+                Ok(sent) => break sent,
+                Err(Errno::AGAIN) => break 0,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+        };
+        Queue { tx: self, session: None, pool }.copy(&head[sent..n]);
+        Ok(Wrote::Blocked)
+    }
+
     /// Queues bytes as they are, before any record: the greeting.
     pub(crate) fn raw(&mut self, bytes: &[u8], pool: &mut StagePool) {
         Queue { tx: self, session: None, pool }.copy(bytes);

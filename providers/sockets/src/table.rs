@@ -74,6 +74,13 @@ impl Hot {
         self.links[i].map(|l| l.0)
     }
 
+    /// The hot link, if there is one and no other.
+    #[inline]
+    pub(crate) fn only(&self) -> Option<Conn> {
+        let mut all = self.links.iter().flatten();
+        all.next().filter(|_| all.next().is_none()).map(|l| l.0)
+    }
+
     /// `true` if no link is hot.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {

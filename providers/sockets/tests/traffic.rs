@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use kfab_core::mem::{Buffer, Pool, WindowMem};
-use kfab_core::spi::{Body, Conn, Event, Frame, PortConfig, RmaStarted};
+use kfab_core::spi::{Body, Conn, Event, Frame, Next, PortConfig, RmaStarted};
 
 fn policies() -> [PortConfig; 3] {
     [config(), keyed(1, false), keyed(1, true)]
@@ -40,6 +40,70 @@ fn frames_that_wait_leave_at_flush_and_at_poll() {
     assert!(matches!(got, Event::Frame { .. }));
     assert_eq!(p.a.port.post(p.ab, &[frame(2, b"y", Body::Empty, true)]), 1);
     assert_eq!(p.receive(1)[0].inline, b"y");
+}
+
+#[test]
+fn the_short_way_and_the_long_one_keep_one_order() {
+    let mut p = Pair::new(&config());
+    let body = pattern(5000, 1);
+    let (mut short, mut want) = (0, 0u64);
+    for round in 0..300u64 {
+        // One alone, several together, with and without bodies, in all orders.
+        let kinds = [round % 3, (round / 3) % 3, (round / 9) % 3];
+        for (i, kind) in kinds.into_iter().enumerate().take(1 + (round % 4) as usize) {
+            let body = if kind == 2 { Body::Borrowed(&body[..]) } else { Body::Empty };
+            let f = frame(want, &pattern(8 * kind as usize, want), body, round % 2 == 1 && i < 2);
+            assert_eq!(p.a.port.post(p.ab, &[f]), 1);
+            want += 1;
+        }
+        p.a.port.flush();
+        let mut next = want - (1 + (round % 4)).min(3);
+        until("all of the round", || {
+            short += u64::from(p.b.short() == Next::Frame);
+            let e = p.b.events.pop_front().or_else(|| p.b.next());
+            match e {
+                None => {}
+                Some(Event::Taken { .. }) => {}
+                Some(e) => {
+                    let (Pending::Done(got) | Pending::Waiting(got)) = p.b.receive(e);
+                    assert_eq!(got.header, header(next));
+                    assert_eq!(got.inline, pattern(got.inline.len(), next));
+                    next += 1;
+                }
+            }
+            (next == want).then_some(())
+        });
+    }
+    assert!(short > 50, "the short way was open {short} times only");
+}
+
+#[test]
+fn nobody_sleeps_on_what_the_short_way_left() {
+    let mut p = Pair::new(&config());
+    p.a.send(p.ab, 0, b"warm", Body::Empty);
+    p.receive(1);
+    let mut seen = 0;
+    for n in 0..200u64 {
+        for i in 0..3 {
+            p.a.port.post(p.ab, &[frame(3 * n + i, b"12345678", Body::Empty, true)]);
+        }
+        p.a.port.flush();
+        let first = until("the first", || {
+            seen += u64::from(p.b.short() == Next::Frame);
+            p.b.events.pop_front().or_else(|| {
+                p.b.poll_fully();
+                p.b.events.pop_front()
+            })
+        });
+        assert!(matches!(first, Event::Frame { header: h, .. } if h == header(3 * n)), "{first:?}");
+        if p.b.events.is_empty() {
+            assert!(!p.b.port.arm(), "two frames lie there");
+        }
+        let rest: Vec<_> = std::iter::from_fn(|| p.b.events.pop_front()).collect();
+        let missing = 2 - rest.len();
+        assert_eq!(p.receive(missing).len(), missing);
+    }
+    assert!(seen > 20, "the short way was open {seen} times only");
 }
 
 #[test]
