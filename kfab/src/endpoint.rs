@@ -2,6 +2,7 @@
 
 use crate::lane::Lane;
 use crate::op::{Finish, Op};
+use crate::share::Share;
 use crate::window::Window;
 use kfab_core::mem::Buffer;
 use kfab_core::spi::{Address, Rights};
@@ -24,8 +25,8 @@ pub struct Endpoint {
 #[inline(always)]
 fn op<T: Finish>(lane: &Arc<Lane>, r: Result<Started>) -> Op<T> {
     match r {
-        Ok(Started::Done(o)) => Op::ready(T::finish(o, || lane.clone())),
-        Ok(Started::Pending(id)) => Op::pending(lane.clone(), id),
+        Ok(Started::Done(o)) => Op::ready(T::finish(o, || Share::of(lane))),
+        Ok(Started::Pending(id)) => Op::pending(Share::of(lane), id),
         Err(e) => Op::ready(Err(e)),
     }
 }
@@ -35,7 +36,7 @@ fn op<T: Finish>(lane: &Arc<Lane>, r: Result<Started>) -> Op<T> {
 fn unit(lane: &Arc<Lane>, r: Result<Option<OpId>>) -> Op<()> {
     match r {
         Ok(None) => Op::ready(Ok(())),
-        Ok(Some(id)) => Op::pending(lane.clone(), id),
+        Ok(Some(id)) => Op::pending(Share::of(lane), id),
         Err(e) => Op::ready(Err(e)),
     }
 }
@@ -44,10 +45,11 @@ fn unit(lane: &Arc<Lane>, r: Result<Option<OpId>>) -> Op<()> {
 #[inline(always)]
 fn recv(lane: &Arc<Lane>, want: Want, into: Option<Buffer>) -> Op<Message> {
     let mut direct = Direct::EMPTY;
-    if into.is_none() && lane.recv_now(&want, &mut direct) {
-        return Op::ready(Ok(Message::new(lane.clone(), direct.message())));
+    match lane.recv(want, into, &mut direct) {
+        None => Op::ready(Ok(Message::new(Share::of(lane), direct.message()))),
+        Some(Ok(Started::Pending(id))) => Op::pending(Share::of(lane), id),
+        Some(started) => op(lane, started),
     }
-    op(lane, lane.with(|m, io| m.recv(io, want, into)))
 }
 
 impl Endpoint {
@@ -69,7 +71,7 @@ impl Endpoint {
     pub fn peer(&self, address: &str) -> Result<Peer> {
         let address: Address = address.parse()?;
         let id = self.lane.with(|m, io| m.peer(io, &address))?;
-        Ok(Peer { lane: self.lane.clone(), id })
+        Ok(Peer { lane: Share::of(&self.lane), id })
     }
 
     /// Receives an untagged message from anyone. The oldest that waits is taken first.
@@ -156,6 +158,7 @@ impl Endpoint {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         self.lane.close();
+        Share::forget(&self.lane);
     }
 }
 
@@ -208,7 +211,7 @@ impl Recv<'_> {
 /// A peer of an endpoint. Cheap to clone; valid as long as anyone holds it, and an error after the peer is gone.
 #[derive(Clone)]
 pub struct Peer {
-    lane: Arc<Lane>,
+    lane: Share,
     id: PeerId,
 }
 
@@ -257,7 +260,7 @@ impl Peer {
 
 impl PartialEq for Peer {
     fn eq(&self, other: &Peer) -> bool {
-        Arc::ptr_eq(&self.lane, &other.lane) && self.id == other.id
+        self.lane.same(&other.lane) && self.id == other.id
     }
 }
 
@@ -269,13 +272,13 @@ impl std::fmt::Debug for Peer {
 
 /// A received message. Dereferences to its bytes.
 pub struct Message {
-    lane: Arc<Lane>,
+    lane: Share,
     inner: kfab_proto::Message,
 }
 
 impl Message {
     #[inline]
-    pub(crate) fn new(lane: Arc<Lane>, inner: kfab_proto::Message) -> Message {
+    pub(crate) fn new(lane: Share, inner: kfab_proto::Message) -> Message {
         Message { lane, inner }
     }
 

@@ -5,13 +5,14 @@
 //! polls while another sleeps has disarmed the ports and kicks the sleeper when it leaves.
 
 use crate::config::{EndpointConfig, Wait};
-use kfab_core::mem::Pool;
+use kfab_core::mem::{Buffer, Pool};
 use kfab_core::ring::{LaneGuard, LaneLock};
 use kfab_core::spi::{Address, Port};
 use kfab_core::{Error, Kind, Result};
-use kfab_proto::{Direct, Io, Machine, OpId, Outcome, Polled, Want};
+use kfab_proto::{Direct, Io, Machine, OpId, Outcome, Polled, Started, Want};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
 use std::thread::{JoinHandle, Thread};
@@ -69,6 +70,7 @@ pub struct Lane {
     pub(crate) helper: Mutex<Option<JoinHandle<()>>>,
     pub(crate) placement: Mutex<Vec<kfab_topo::Placement>>,
     epoll: std::sync::OnceLock<OwnedFd>,
+    closed: AtomicBool,
 }
 
 impl State {
@@ -147,6 +149,7 @@ impl Lane {
             helper: Mutex::new(None),
             placement: Mutex::new(Vec::new()),
             epoll: std::sync::OnceLock::new(),
+            closed: AtomicBool::new(false),
         });
         crate::progress::start(&lane, config)?;
         Ok(lane)
@@ -205,16 +208,20 @@ impl Lane {
         let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
     }
 
-    /// Starts a receive; `true` if its message came by the short way meanwhile and is in `out`.
+    /// Starts a receive. `None`: its message came by the short way meanwhile and is in `out`.
     #[inline(always)]
-    pub(crate) fn recv_now(&self, want: &Want, out: &mut Direct) -> bool {
+    pub(crate) fn recv(&self, want: Want, into: Option<Buffer>, out: &mut Direct) -> Option<Result<Started>> {
         let mut s = self.lock();
-        if s.asleep.is_some() {
-            return false;
-        }
         s.turns += 1;
+        if s.asleep.is_some() {
+            drop(s);
+            return Some(self.with(|m, io| m.recv(io, want, into)));
+        }
         let (machine, mut io) = s.split();
-        machine.recv_now(&mut io, want, out)
+        if into.is_none() && machine.recv_now(&mut io, &want, out) {
+            return None;
+        }
+        Some(machine.recv(&mut io, want, into))
     }
 
     /// Spins for a receive on the short way, for as long as it is short. `false`: wait for it as for everything.
@@ -230,7 +237,11 @@ impl Lane {
             let (machine, mut io) = s.split();
             match machine.poll_for(&mut io, op, out) {
                 Polled::Here => return true,
-                Polled::Nothing if !i.is_multiple_of(full) => continue,
+                Polled::Nothing if !i.is_multiple_of(full) => {
+                    // Not for politeness: loads that come less often let the peer's line arrive in one journey.
+                    std::hint::spin_loop();
+                    continue;
+                }
                 Polled::Busy if !s.machine.has_ended(op) => continue,
                 Polled::Busy => return false,
                 Polled::Nothing | Polled::Due => {}
@@ -434,7 +445,16 @@ impl Lane {
         if let Some(h) = helper.filter(|h| h.thread().id() != std::thread::current().id()) {
             let _ = h.join();
         }
-        self.lock().ports.clear();
+        self.closed.store(true, Ordering::Relaxed);
+        let mut s = self.lock();
+        s.ports.clear();
+        s.machine.forget_all();
+    }
+
+    /// `true` after [`Lane::close`].
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     pub(crate) fn closed() -> Error {

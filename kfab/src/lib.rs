@@ -36,6 +36,7 @@ mod op;
 mod progress;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
+mod share;
 mod window;
 
 pub use config::{EndpointConfig, FabricConfig, Progress, Wait};

@@ -2,12 +2,12 @@
 
 use crate::endpoint::Message;
 use crate::lane::Lane;
+use crate::share::Share;
 use kfab_core::mem::Buffer;
 use kfab_core::{Error, Kind, Result};
 use kfab_proto::{Direct, OpId, Outcome};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ pub(crate) mod sealed {
     /// keep it: counting an owner more costs as much as a small message's way through the machine.
     pub trait Finish: Sized {
         #[doc(hidden)]
-        fn finish(outcome: Outcome, lane: impl FnOnce() -> Arc<Lane>) -> Result<Self>;
+        fn finish(outcome: Outcome, lane: impl FnOnce() -> Share) -> Result<Self>;
 
         /// Waits on the short way, for what can come by it. `None`: wait as for everything.
         #[doc(hidden)]
@@ -37,7 +37,7 @@ pub(crate) mod sealed {
         /// What came by the short way.
         #[doc(hidden)]
         #[inline(always)]
-        fn direct(_: &Direct, _: Arc<Lane>) -> Result<Self> {
+        fn direct(_: &Direct, _: Share) -> Result<Self> {
             Err(unexpected())
         }
     }
@@ -48,7 +48,7 @@ pub(crate) mod sealed {
 
     impl Finish for () {
         #[inline(always)]
-        fn finish(outcome: Outcome, _: impl FnOnce() -> Arc<Lane>) -> Result<()> {
+        fn finish(outcome: Outcome, _: impl FnOnce() -> Share) -> Result<()> {
             match outcome {
                 Outcome::Unit => Ok(()),
                 _ => Err(unexpected()),
@@ -58,7 +58,7 @@ pub(crate) mod sealed {
 
     impl Finish for Message {
         #[inline(always)]
-        fn finish(outcome: Outcome, lane: impl FnOnce() -> Arc<Lane>) -> Result<Message> {
+        fn finish(outcome: Outcome, lane: impl FnOnce() -> Share) -> Result<Message> {
             match outcome {
                 Outcome::Message(m) => Ok(Message::new(lane(), m)),
                 _ => Err(unexpected()),
@@ -71,14 +71,14 @@ pub(crate) mod sealed {
         }
 
         #[inline(always)]
-        fn direct(d: &Direct, lane: Arc<Lane>) -> Result<Message> {
+        fn direct(d: &Direct, lane: Share) -> Result<Message> {
             Ok(Message::new(lane, d.message()))
         }
     }
 
     impl Finish for Buffer {
         #[inline(always)]
-        fn finish(outcome: Outcome, _: impl FnOnce() -> Arc<Lane>) -> Result<Buffer> {
+        fn finish(outcome: Outcome, _: impl FnOnce() -> Share) -> Result<Buffer> {
             match outcome {
                 Outcome::Buffer(b) => Ok(b),
                 _ => Err(unexpected()),
@@ -89,7 +89,7 @@ pub(crate) mod sealed {
 
 enum State<T> {
     Ready(Result<T>),
-    Pending(Arc<Lane>, OpId),
+    Pending(Share, OpId),
     Taken,
 }
 
@@ -111,7 +111,7 @@ impl<T: Finish> Op<T> {
     }
 
     #[inline(always)]
-    pub(crate) fn pending(lane: Arc<Lane>, id: OpId) -> Op<T> {
+    pub(crate) fn pending(lane: Share, id: OpId) -> Op<T> {
         Op { state: State::Pending(lane, id) }
     }
 
@@ -196,7 +196,7 @@ impl<T: Finish> Op<T> {
 }
 
 #[inline(never)]
-fn wait_long<T: Finish>(lane: Arc<Lane>, id: OpId) -> Result<T> {
+fn wait_long<T: Finish>(lane: Share, id: OpId) -> Result<T> {
     match lane.wait_for(id, None) {
         Some(r) => r.and_then(|o| T::finish(o, || lane)),
         None => Err(Lane::closed()),

@@ -568,6 +568,18 @@ impl Machine {
         self.close_windows(io);
     }
 
+    /// After [`Machine::close`] and the last flush: lets go of all memory but the results that wait to be taken.
+    pub fn forget_all(&mut self) {
+        debug_assert!(self.closed);
+        (self.peers, self.conns, self.conn_index) = Default::default();
+        (self.free_peers, self.free_later, self.free_conns) = Default::default();
+        (self.by_identity, self.by_address) = Default::default();
+        (self.timed, self.dirty, self.late, self.parked, self.greeting) = Default::default();
+        (self.matcher, self.windows, self.deadlines) = Default::default();
+        (self.events, self.unflushed, self.next_tick) = (Vec::new(), false, u64::MAX);
+        self.last_conn.2 = NO_CONN;
+    }
+
     // ---- observing ----
 
     /// What happened since the last call, and how many events were lost because nobody asked.

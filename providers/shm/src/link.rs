@@ -3,7 +3,7 @@
 use crate::greet::{End, Parts};
 use crate::mem::{Channel, Far};
 use kfab_core::mem::{Landing, Slice};
-use kfab_core::spi::{Conn, DownReason, Event, Frame, Rma, RmaToken};
+use kfab_core::spi::{Conn, DownReason, Event, Frame, Next, Rma, RmaToken, Small};
 use kfab_core::{Error, Kind};
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
@@ -121,6 +121,37 @@ impl Link {
             self.ring();
         }
         if done == frames.len() { Posted::All } else { Posted::Some(done) }
+    }
+
+    /// Copies a frame without a body into the ring, and wakes the peer if it sleeps. `false` if there is no room.
+    #[inline(always)]
+    pub(crate) fn post_small(&mut self, header: u128, bytes: &[u8]) -> Result<bool, End> {
+        match self.channel.push_small(header, bytes) {
+            Ok(true) => {
+                if self.channel.take_bell() {
+                    self.ring();
+                }
+                Ok(true)
+            }
+            Ok(false) => Ok(false),
+            Err(h) => Err(hostile(h)),
+        }
+    }
+
+    /// The next frame if it has no body. `Poll` for anything else, also for what is hostile: [`Link::receive`] says it.
+    #[inline(always)]
+    pub(crate) fn next_small(&mut self, into: &mut Small) -> Next {
+        if self.untaken != 0 {
+            return Next::Nothing;
+        }
+        let Ok(next) = self.channel.next_small(into) else { return Next::Poll };
+        if next == Next::Frame {
+            self.active = true;
+            if self.channel.publish() {
+                self.ring();
+            }
+        }
+        next
     }
 
     /// Reports up to `limit` frames from the ring; how many. Stops at a body, which waits for [`Link::take`].

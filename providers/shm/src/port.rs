@@ -13,8 +13,8 @@ use crate::regions::Regions;
 use crate::wire::{Denial, Msg};
 use kfab_core::mem::{Landing, Slice};
 use kfab_core::spi::{
-    Caps, Conn, DownReason, Event, Exposure, Frame, Port, PortConfig, RemoteKey, Rights, Rma, RmaStarted,
-    RmaToken, Way,
+    Body, Caps, Conn, DownReason, Event, Exposure, Frame, Inline, Next, Port, PortConfig, RemoteKey, Rights,
+    Rma, RmaStarted, RmaToken, Small, Way,
 };
 use kfab_core::{Error, Kind, Result};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
@@ -25,6 +25,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Frames that one poll reports at most.
 const BATCH: usize = 64;
+/// The short way up looks at so many links at most, always in the same order: the full poll, which takes turns, comes in between.
+const SHORT_SCAN: usize = 4;
 /// A look at epoll at least so often, by the caller's clock: bounds how late a death is seen.
 const CONTROL_NS: u64 = 30_000;
 /// The same by polls, for a clock that stands still.
@@ -527,6 +529,54 @@ impl Port for ShmPort {
                 frames.len()
             }
         }
+    }
+
+    #[inline]
+    fn post_small(&mut self, conn: Conn, header: u128, bytes: &[u8]) -> bool {
+        if let Some(link) = self.conns.link(conn)
+            && !link.closing
+            && link.ending.is_none()
+        {
+            match link.post_small(header, bytes) {
+                Ok(true) => return true,
+                Ok(false) if !link.refused => {
+                    link.refused = true;
+                    self.blocked.push(conn);
+                }
+                Ok(false) => {}
+                Err(end) => {
+                    self.end(conn, end);
+                    return true;
+                }
+            }
+            return false;
+        }
+        let inline = Inline::new(bytes).expect("at most INLINE_MAX bytes");
+        self.post(conn, &[Frame { header: header.to_le_bytes(), inline, body: Body::Empty, more: false }])
+            == 1
+    }
+
+    #[inline]
+    fn next_small(&mut self, now_ns: u64, into: &mut Small) -> Next {
+        let due = self.armed
+            || now_ns >= self.control_at_ns
+            || self.hot.len() > SHORT_SCAN
+            || !(self.pending.is_empty() && self.blocked.is_empty() && self.ending.is_empty())
+            || self.timer_ns.is_some_and(|t| now_ns >= t);
+        if due {
+            return Next::Poll;
+        }
+        for conn in &self.hot {
+            let Some(link) = self.conns.link(*conn) else { continue };
+            match link.next_small(into) {
+                Next::Nothing => {}
+                next => {
+                    into.conn = *conn;
+                    return next;
+                }
+            }
+        }
+        Next::Nothing
     }
 
     fn flush(&mut self) {}

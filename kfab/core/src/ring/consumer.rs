@@ -39,6 +39,12 @@ impl Consumer {
         Consumer { parts, line: 0, data: 0, published: 0 }
     }
 
+    /// Lines consumed so far (wrapping).
+    #[inline(always)]
+    pub fn lines_consumed(&self) -> u32 {
+        self.line
+    }
+
     /// `true` if no frame waits.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {

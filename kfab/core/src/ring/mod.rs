@@ -1,5 +1,6 @@
 //! The lock-free ring: frames from one producer to one consumer through memory that both map. The only lock-free code of the
-//! tree; used by the shm provider, one ring for each direction of a connection. Beside it the [`LaneLock`] of `kfab`.
+//! tree; used by the shm provider, one ring for each direction of a connection. Beside it the
+//! [`Shuttle`] for messages that answer each other, and the [`LaneLock`] of `kfab`.
 //!
 //! A ring has three parts. *Lines*: 64 bytes each, one a frame: stamp, lengths, header, inline part. *Data*: a byte ring for
 //! bodies, each contiguous and starting on a cache line. *Shared words* ([`Words`]): what the consumer has consumed, and who
@@ -22,6 +23,7 @@ mod lock;
 mod primitive;
 mod producer;
 mod shape;
+mod shuttle;
 #[cfg(test)]
 mod tests;
 
@@ -29,3 +31,4 @@ pub use consumer::{Consumer, Rx};
 pub use lock::{LaneGuard, LaneLock};
 pub use producer::Producer;
 pub use shape::{Hostile, Line, Parts, Shape, Words};
+pub use shuttle::Shuttle;

@@ -57,7 +57,7 @@ impl Producer {
         let line = self.parts.line(self.line);
         // SAFETY: live by `Parts::new`; the consumer has freed this line (`has_line`) and will not read it before the stamp; the
         // length was asserted.
-        unsafe { line.fill(header, bytes) };
+        unsafe { line.fill(header, bytes, 0) };
         self.line = self.line.wrapping_add(1);
         // Release: whoever sees this stamp sees the line.
         line.stamp.store(self.line, release());
@@ -136,6 +136,12 @@ impl Producer {
         }
         (self.freed_line, self.freed_data) = (line, data);
         Ok(())
+    }
+
+    /// Lines pushed so far (wrapping).
+    #[inline(always)]
+    pub fn lines_pushed(&self) -> u32 {
+        self.line
     }
 
     /// After pushes: `true` if the consumer sleeps and this caller must ring its bell. `asymmetric`: both processes take part

@@ -32,18 +32,20 @@ pub struct Line {
 }
 
 impl Line {
-    /// Writes everything but the stamp: a header and few bytes, no body. What lies behind the bytes stays as it was.
+    /// Writes everything but the stamp: a header, few bytes, and a number of 24 bits where a body's length would be. What lies
+    /// behind the bytes stays as it was.
     ///
     /// # Safety
     /// As for [`Cell::set`]; at most `INLINE_MAX` bytes.
     #[inline(always)]
-    pub(super) unsafe fn fill(&self, header: u128, bytes: &[u8]) {
-        debug_assert!(bytes.len() <= INLINE_MAX);
+    pub(super) unsafe fn fill(&self, header: u128, bytes: &[u8], number: u32) {
+        debug_assert!(bytes.len() <= INLINE_MAX && number < 1 << 24);
+        let lens = bytes.len() as u32 | number << 8;
         #[cfg(not(loom))]
         // SAFETY: live and this side's turn by the caller's word; the fields lie inside the cell, the bytes fit by that word too.
         unsafe {
             let p = self.rest.as_ptr();
-            (&raw mut (*p).lens).write(bytes.len() as u32);
+            (&raw mut (*p).lens).write(lens);
             (&raw mut (*p).header).cast::<u128>().write_unaligned(header.to_le());
             copy_small(bytes, (&raw mut (*p).inline).cast());
         }
@@ -52,7 +54,7 @@ impl Line {
         unsafe {
             let mut inline = [0; INLINE_MAX];
             inline[..bytes.len()].copy_from_slice(bytes);
-            self.rest.set(Rest { lens: bytes.len() as u32, header: header.to_le_bytes(), inline });
+            self.rest.set(Rest { lens, header: header.to_le_bytes(), inline });
         }
     }
 

@@ -30,7 +30,7 @@ impl Memory {
 mod plain {
     use super::*;
     use crate::mem::{Buffer, Landing};
-    use crate::spi::{Body, Inline};
+    use crate::spi::{Body, Inline, Small};
     use proptest::prelude::*;
     use std::collections::VecDeque;
 
@@ -60,6 +60,31 @@ mod plain {
             [(3, 64, 1), (1, 64, 1), (4, 96, 1), (4, 32, 1), (4, 128, 65), (4, 1 << 30, 1 << 24)]
         {
             assert!(Shape::new(lines, data, body).is_none(), "{lines} {data} {body}");
+        }
+    }
+
+    #[test]
+    fn a_shuttle_carries_every_size_and_waits_for_its_place() {
+        // SAFETY: atomics and plain bytes, for which zeros are a value.
+        let line: &'static mut Line = Box::leak(Box::new(unsafe { std::mem::zeroed() }));
+        let at = NonNull::from(line).cast::<u8>();
+        // SAFETY: leaked, aligned by its type; one value of each side.
+        let (mut a, mut b) = unsafe { (Shuttle::new(at, 0), Shuttle::new(at, 1)) };
+        let bytes: Vec<u8> = (1..=40).collect();
+        let mut small = Small::EMPTY;
+        for len in 0..=40u32 {
+            assert!(a.is_here() && !b.is_here() && !b.has_come());
+            a.send(u128::from(len) << 64 | 7, &bytes[..len as usize], (1 << 24) + len);
+            assert!(!a.is_here() && b.has_come() && !a.has_come());
+            assert_eq!(b.take(len + 1, &mut small), Ok(false));
+            assert_eq!(b.take(len, &mut small), Ok(true));
+            assert_eq!(
+                (small.header, small.inline.as_slice()),
+                ([7, u64::from(len)], &bytes[..len as usize])
+            );
+            b.send(9, &bytes[..1], 0);
+            assert_eq!(a.take(0, &mut small), Ok(true));
+            assert_eq!((small.header, small.inline.as_slice()), ([9, 0], &[1][..]));
         }
     }
 
@@ -235,7 +260,7 @@ mod model {
     use super::super::shape::{Consumed, Padded, Rest};
     use super::*;
     use crate::mem::{Buffer, Landing};
-    use crate::spi::{Body, Inline};
+    use crate::spi::{Body, Inline, Next, Small};
 
     fn memory(lines: u32, data: usize, max_body: usize) -> Memory {
         let line = || Line {
@@ -373,6 +398,54 @@ mod model {
     #[should_panic(expected = "nobody rang")]
     fn loom_a_wake_up_without_barriers_is_lost() {
         check(5, || arm_and_ring(false));
+    }
+
+    /// The shuttle goes to and fro, and a frame in the ring that was sent after it is taken after it.
+    fn to_and_fro() {
+        let line = || Line {
+            stamp: AtomicU32::new(0),
+            rest: Cell::new(Rest { lens: 0, header: [0; 16], inline: [0; 40] }),
+        };
+        let shared: &'static mut Line = Box::leak(Box::new(line()));
+        let at = NonNull::from(shared).cast::<u8>();
+        let mut m = memory(2, 128, 64);
+        let (mut p, mut c) = m.ends();
+        // SAFETY: the line is leaked, of loom's own type, and has one value of each side.
+        let (mut first, mut second) = unsafe { (Shuttle::new(at, 0), Shuttle::new(at, 1)) };
+        let t = loom::thread::spawn(move || {
+            first.send(1, &[1], p.lines_pushed());
+            assert!(!first.is_here() && p.push_small(2, &[2]) == Ok(true));
+            let mut small = Small::EMPTY;
+            while !first.has_come() {
+                loom::thread::yield_now();
+            }
+            assert_eq!(first.take(0, &mut small), Ok(true));
+            (small.header, small.inline.as_slice()[0])
+        });
+        let mut small = Small::EMPTY;
+        // Whoever sees the ring's line sees the shuttle that left before it.
+        while c.is_empty() {
+            loom::thread::yield_now();
+        }
+        assert!(second.has_come());
+        assert_eq!(second.take(c.lines_consumed(), &mut small), Ok(true));
+        assert_eq!((small.header[0], small.inline.as_slice()), (1, &[1][..]));
+        second.send(3, &[3], 0);
+        assert_eq!(c.next_small(&mut small), Ok(Next::Frame));
+        assert_eq!((small.header[0], small.inline.as_slice()), (2, &[2][..]));
+        assert_eq!(t.join().unwrap(), ([3, 0], 3));
+    }
+
+    #[test]
+    fn loom_the_shuttle_goes_to_and_fro_in_order() {
+        check(3, to_and_fro);
+    }
+
+    #[test]
+    #[should_panic]
+    fn loom_a_weak_shuttle_is_found() {
+        WEAK.set(true);
+        check(3, to_and_fro);
     }
 
     /// The producer waits for room, the consumer frees it and rings.

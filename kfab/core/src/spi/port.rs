@@ -151,6 +151,15 @@ pub struct Small {
 impl Small {
     /// Room for one.
     pub const EMPTY: Small = Small { conn: Conn(u64::MAX), header: [0; 2], inline: Inline::EMPTY };
+
+    /// The header as bytes.
+    #[inline]
+    pub fn header_bytes(&self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        bytes[..8].copy_from_slice(&self.header[0].to_ne_bytes());
+        bytes[8..].copy_from_slice(&self.header[1].to_ne_bytes());
+        bytes
+    }
 }
 
 /// What [`Port::next_small`] found.

@@ -7,14 +7,15 @@
 //!    1152  busy[1]  the slot the server is in
 //!    1280  bye[0]   how the client ended
 //!    1408  bye[1]   how the server ended
+//!    1536  the shuttle, for both directions      64 B
 //!    4096  lines of ring 0, lines of ring 1       512 x 64 B each
 //!   69632  data of ring 0, data of ring 1         256 KiB each
 //!  593920  end
 //! ```
 
 use kfab_core::mem::Landing;
-use kfab_core::ring::{Consumer, Hostile, Parts, Producer, Rx, Shape};
-use kfab_core::spi::{Body, HEADER_LEN, Inline};
+use kfab_core::ring::{Consumer, Hostile, Parts, Producer, Rx, Shape, Shuttle};
+use kfab_core::spi::{Body, HEADER_LEN, Inline, Next, Small};
 use kfab_core::sys::Mapping;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -43,6 +44,8 @@ const fn bye_at(side: usize) -> usize {
     1280 + side * 128
 }
 
+const SHUTTLE_AT: usize = 1536;
+
 /// Which side of the connection we are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -59,11 +62,16 @@ pub(crate) enum Farewell {
     BrokenOff = 2,
 }
 
-/// Both rings of a connection and the words beside them.
+const OUT_OF_ORDER: Hostile = Hostile("a frame that comes after lines that were never sent");
+
+/// Both rings of a connection, the shuttle and the words beside them.
 #[derive(Debug)]
 pub(crate) struct Channel {
     tx: Producer,
     rx: Consumer,
+    shuttle: Shuttle,
+    /// The frame that came by the shuttle and was shown by `peek`.
+    shown: Option<Rx>,
     asymmetric: bool,
     side: usize,
     /// Keeps what `tx` and `rx` point to; neither leaves this struct.
@@ -80,13 +88,15 @@ impl Channel {
         let side = side as usize;
         // SAFETY: the mapping is SEGMENT_BYTES, page-aligned, readable and writable, and lives as long as `map`, which lives as
         // long as the rings (private, never moved out). The offsets are aligned to 128 and 64, inside, and do not overlap;
-        // memfd pages are initialised. Each side makes exactly one producer (ring `side`) and one consumer (the other).
-        let (tx, rx) = unsafe {
+        // memfd pages are initialised. Each side makes exactly one producer (ring `side`), one consumer (the other) and its
+        // side of the shuttle.
+        let (tx, rx, shuttle) = unsafe {
             let at = |n| map.ptr().add(n);
             let parts = |r| Parts::new(at(words_at(r)), at(lines_at(r)), at(data_at(r)), SHAPE);
-            (Producer::new(parts(side)), Consumer::new(parts(1 - side)))
+            let shuttle = Shuttle::new(at(SHUTTLE_AT), side as u32);
+            (Producer::new(parts(side)), Consumer::new(parts(1 - side)), shuttle)
         };
-        Some(Channel { tx, rx, asymmetric, side, map })
+        Some(Channel { tx, rx, shuttle, shown: None, asymmetric, side, map })
     }
 
     #[inline(always)]
@@ -109,6 +119,37 @@ impl Channel {
         self.tx.push(h, i, b)
     }
 
+    /// Sends a frame without a body: by the shuttle if it is here, else by the ring. See [`Producer::push_small`].
+    #[inline(always)]
+    pub(crate) fn push_small(&mut self, header: u128, bytes: &[u8]) -> Result<bool, Hostile> {
+        if self.shuttle.is_here() {
+            self.shuttle.send(header, bytes, self.tx.lines_pushed());
+            return Ok(true);
+        }
+        self.tx.push_small(header, bytes)
+    }
+
+    /// The next frame, consumed, if there is one and it has no body.
+    #[inline(always)]
+    pub(crate) fn next_small(&mut self, into: &mut Small) -> Result<Next, Hostile> {
+        if self.shown.is_some() {
+            return Ok(Next::Poll);
+        }
+        // The ring first: when its line is seen, so is a shuttle that left before it.
+        let ring_empty = self.rx.is_empty();
+        if self.shuttle.has_come() {
+            if self.shuttle.take(self.rx.lines_consumed(), into)? {
+                return Ok(Next::Frame);
+            }
+            if self.rx.is_empty() {
+                return Err(OUT_OF_ORDER);
+            }
+        } else if ring_empty {
+            return Ok(Next::Nothing);
+        }
+        self.rx.next_small(into)
+    }
+
     /// See [`Producer::take_bell`].
     #[inline(always)]
     pub(crate) fn take_bell(&self) -> bool {
@@ -125,22 +166,42 @@ impl Channel {
         self.tx.want_room();
     }
 
-    /// See [`Consumer::peek`].
+    /// The next frame of shuttle and ring, without consuming it. See [`Consumer::peek`].
     #[inline(always)]
-    pub(crate) fn peek(&self) -> Result<Option<Rx>, Hostile> {
-        self.rx.peek()
+    pub(crate) fn peek(&mut self) -> Result<Option<Rx>, Hostile> {
+        if self.shown.is_some() {
+            return Ok(self.shown);
+        }
+        // The ring first, as in `next_small`.
+        let rx = self.rx.peek()?;
+        if self.shuttle.has_come() {
+            return self.peek_shuttle();
+        }
+        Ok(rx)
     }
 
-    /// See [`Consumer::is_empty`].
+    fn peek_shuttle(&mut self) -> Result<Option<Rx>, Hostile> {
+        let mut small = Small::EMPTY;
+        if !self.shuttle.take(self.rx.lines_consumed(), &mut small)? {
+            let rx = self.rx.peek()?;
+            return if rx.is_some() { Ok(rx) } else { Err(OUT_OF_ORDER) };
+        }
+        self.shown = Some(Rx { header: small.header_bytes(), inline: small.inline, body_len: 0 });
+        Ok(self.shown)
+    }
+
+    /// `true` if no frame waits.
     #[inline(always)]
     pub(crate) fn is_empty(&self) -> bool {
-        self.rx.is_empty()
+        self.rx.is_empty() && !self.shuttle.has_come() && self.shown.is_none()
     }
 
-    /// See [`Consumer::advance`].
+    /// Consumes the frame that `peek` showed, one without a body.
     #[inline(always)]
     pub(crate) fn advance(&mut self) {
-        self.rx.advance();
+        if self.shown.take().is_none() {
+            self.rx.advance();
+        }
     }
 
     /// See [`Consumer::take`].
