@@ -2,6 +2,8 @@
 
 use kfab_core::auth::FabricKey;
 use kfab_core::mem::PoolConfig;
+use kfab_core::spi::PortConfig;
+use kfab_core::{Error, Kind, Result};
 use kfab_proto::Limits;
 use std::time::Duration;
 
@@ -35,12 +37,52 @@ pub enum Progress {
     Inline,
 }
 
+/// Limits of each port of an endpoint. What a provider bounds beside them is in [`crate::ProviderInfo::limits`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct PortLimits {
+    /// A connection that is not up after this time has failed; the next way is tried, or the same one again later.
+    pub connect_timeout: Duration,
+    /// The most connections of one port, made and accepted; beyond, dials fail with `Limit` and strangers are sent away.
+    pub max_conns: usize,
+    /// The most connections of one port that may be under way at once; more wait their turn.
+    pub max_connecting: usize,
+}
+
+impl Default for PortLimits {
+    /// 5 s; 65,536; 128.
+    fn default() -> Self {
+        let PortConfig { connect_timeout, max_conns, max_connecting, .. } = PortConfig::default();
+        PortLimits { connect_timeout, max_conns, max_connecting }
+    }
+}
+
+impl PortLimits {
+    pub(crate) fn check(&self) -> Result<()> {
+        let zero = |name: &str| {
+            Err(Error::new(Kind::InvalidArgument, "endpoint", format!("ports.{name} must not be 0")))
+        };
+        match self {
+            PortLimits { connect_timeout: Duration::ZERO, .. } => zero("connect_timeout"),
+            PortLimits { max_conns: 0, .. } => zero("max_conns"),
+            PortLimits { max_connecting: 0, .. } => zero("max_connecting"),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What all endpoints of a fabric share.
 #[derive(Clone, Debug, Default)]
 pub struct FabricConfig {
     /// The key every member must have; without one, shm admits the same user only and sockets bind to loopback.
     pub key: Option<FabricKey>,
-    /// With a key: authenticate only, and leave sockets traffic readable (default `false`: it is encrypted).
+    /// With a key: authenticate only, and leave sockets traffic as it is (default `false`: it is encrypted).
+    ///
+    /// What is protected then: who connects. Both sides still prove, freshly for each connection, that they have the key, before anything is
+    /// allocated for them; a stranger, or a recording played again, gets no connection. What is not: the bytes that follow. Whoever sits on
+    /// the path can read them, and alter or add some without being noticed (TCP's checksum stops accidents only). Use it on a network that is
+    /// trusted to carry traffic, not to decide who may talk. Both sides must agree; one that wants encryption refuses one that does not.
+    /// Shared memory never leaves the host and is never encrypted.
     pub plain: bool,
 }
 
@@ -55,6 +97,8 @@ pub struct EndpointConfig {
     pub devices: Vec<String>,
     /// Protocol limits.
     pub limits: Limits,
+    /// Limits of each port.
+    pub ports: PortLimits,
     /// Memory limits.
     pub pool: PoolConfig,
     /// How waiting callers wait.

@@ -3,7 +3,7 @@
 use crate::config::{EndpointConfig, FabricConfig};
 use crate::endpoint::Endpoint;
 use crate::lane::Lane;
-use kfab_core::spi::{Device, Port, PortConfig, Provider, Unavailable, Way};
+use kfab_core::spi::{Device, Port, PortConfig, Provider, ProviderLimit, Unavailable, Way};
 use kfab_core::{Error, Kind, Result};
 use std::sync::Arc;
 
@@ -21,6 +21,8 @@ pub struct ProviderInfo {
     pub scheme: &'static str,
     /// Its devices, or why there are none.
     pub devices: std::result::Result<Vec<Device>, Unavailable>,
+    /// The limits that its ports keep.
+    pub limits: Vec<ProviderLimit>,
 }
 
 /// The providers of a fabric: a tuple of them, as `(Shm, Sockets)`, or a `Vec` made at run time.
@@ -65,7 +67,12 @@ impl Fabric {
 
     /// The providers and what they have here.
     pub fn info(&self) -> Vec<ProviderInfo> {
-        self.providers.iter().map(|p| ProviderInfo { scheme: p.scheme(), devices: p.probe() }).collect()
+        let info = |p: &Arc<dyn Provider>| ProviderInfo {
+            scheme: p.scheme(),
+            devices: p.probe(),
+            limits: p.limits(),
+        };
+        self.providers.iter().map(info).collect()
     }
 
     /// An endpoint over all available providers, at places they choose.
@@ -78,6 +85,7 @@ impl Fabric {
     pub fn open(&self, config: EndpointConfig) -> Result<Endpoint> {
         self.check_names(&config)?;
         config.limits.check()?;
+        config.ports.check()?;
         let mut ports = Vec::new();
         let mut missing = Vec::new();
         for p in &self.providers {
@@ -151,8 +159,15 @@ impl Fabric {
         let listen = ways_of(&config.listen, p.scheme());
         let devices = ways_of(&config.devices, p.scheme());
         let n = listen.len().max(devices.len()).max(1);
-        let base =
-            PortConfig { key: self.config.key.clone(), encrypt: !self.config.plain, ..Default::default() };
+        let base = PortConfig {
+            listen: None,
+            device: None,
+            key: self.config.key.clone(),
+            encrypt: !self.config.plain,
+            connect_timeout: config.ports.connect_timeout,
+            max_conns: config.ports.max_conns,
+            max_connecting: config.ports.max_connecting,
+        };
         let one = |i: usize| {
             p.open(&PortConfig {
                 listen: listen.get(i).cloned(),

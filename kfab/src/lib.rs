@@ -39,12 +39,12 @@ pub mod prometheus;
 mod share;
 mod window;
 
-pub use config::{EndpointConfig, FabricConfig, Progress, Wait};
+pub use config::{EndpointConfig, FabricConfig, PortLimits, Progress, Wait};
 pub use endpoint::{Endpoint, Message, Peer, Recv};
 pub use fabric::{Fabric, ProviderInfo, Providers};
 pub use kfab_core::auth::FabricKey;
 pub use kfab_core::mem::{Buffer, PoolConfig, PoolStats, WindowMem};
-pub use kfab_core::spi::{Address, Caps, Device, Provider, Rights, Unavailable, Way};
+pub use kfab_core::spi::{Address, Caps, Device, Provider, ProviderLimit, Rights, Unavailable, Way};
 pub use kfab_core::{Error, Fate, Kind, Result};
 pub use kfab_proto::{
     FabricEvent, FaultAction, FaultId, FaultRule, LaneStats, Limits, Payload, Peeked, PeerCounters, PeerId,

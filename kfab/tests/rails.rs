@@ -5,7 +5,7 @@
 mod common;
 
 use common::child::{self, Kid};
-use common::{config, node, watched_for};
+use common::{config, node, relay, watched_for};
 use kfab::{Endpoint, EndpointConfig, Peer, SendOptions};
 use std::collections::VecDeque;
 use std::process::Command;
@@ -96,6 +96,29 @@ impl Net {
         Ok(())
     }
 
+    /// Puts a cable in user space in a rail's place: so much delay from `a` to `b`, and from `b` to `a`. It lasts as long as what is
+    /// returned; the reason if it cannot be.
+    fn delay(&self, rail: usize, there: Duration, back: Duration) -> Result<Cable, String> {
+        try_sh("test -w /dev/net/tun").map_err(|e| format!("no /dev/net/tun: {e}"))?;
+        let folder = std::env::temp_dir().join(&self.a);
+        std::fs::create_dir_all(&folder).map_err(|e| e.to_string())?;
+        try_sh(&format!("ip -n {} link del r{rail}", self.a))?;
+        let path = |side: &str| folder.join(side).to_string_lossy().into_owned();
+        let (a, b, card) = (path("a"), path("b"), format!("r{rail}"));
+        let us = |d: Duration| d.as_micros().to_string();
+        let ends = [
+            Kid::start_in(&self.a, "cable", &[&card, &a, &b, &us(there)]),
+            Kid::start_in(&self.b, "cable", &[&card, &b, &a, &us(back)]),
+        ];
+        let cable = Cable { ends, folder };
+        for (end, n, host) in [(0, &self.a, 1), (1, &self.b, 2)] {
+            cable.ends[end].says("ready");
+            try_sh(&format!("ip -n {n} addr add 10.77.{rail}.{host}/24 dev r{rail}"))?;
+            try_sh(&format!("ip -n {n} link set r{rail} up"))?;
+        }
+        Ok(cable)
+    }
+
     /// A sink in `b` on these rails, and a source in `a` that sends to it.
     fn run(&self, rails: &str) -> Pair {
         let sink = Kid::start_in(&self.b, "sink", &[rails]);
@@ -111,6 +134,19 @@ impl Drop for Net {
         for n in [&self.a, &self.b] {
             let _ = try_sh(&format!("ip netns del {n}"));
         }
+    }
+}
+
+/// A cable in user space.
+struct Cable {
+    ends: [Kid; 2],
+    folder: std::path::PathBuf,
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        self.ends.iter_mut().for_each(Kid::kill);
+        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -176,6 +212,10 @@ fn child_main() {
     match role[0].as_str() {
         "sink" => sink(&role[1]),
         "source" => source(&role[1], &role[2]),
+        "cable" => {
+            let delay = Duration::from_micros(role[4].parse().unwrap());
+            relay::end_of_cable(&role[1], &role[2], &role[3], delay);
+        }
         other => panic!("{other}"),
     }
 }
@@ -349,5 +389,41 @@ fn one_rail_that_loses_packets_delays_and_loses_nothing() {
         let took = pair.more(200);
         println!("1 % loss on one of two rails: 200 messages in {took:?}, shares {:.2?}", pair.shares(start));
         pair.finish();
+    });
+}
+
+/// The round trip of a small packet over a rail, by ping(8) if there is one.
+fn ping(net: &Net, rail: usize) -> Option<String> {
+    let line = format!("ip netns exec {} ping -c 3 -i 0.2 -q 10.77.{rail}.2", net.a);
+    let mut words = line.split_whitespace();
+    let out = Command::new(words.next().unwrap()).args(words).output().ok()?;
+    String::from_utf8_lossy(&out.stdout).lines().find(|l| l.starts_with("rtt")).map(str::to_owned)
+}
+
+/// Acknowledgements of the slow rail come late, and later one way than the other: nothing is lost or doubled, and neither rail is
+/// taken for dead. How the traffic is shared is printed.
+#[test]
+fn a_rail_with_more_delay_one_way_than_the_other_loses_nothing() {
+    watched_for("asymmetric delay", 150, || {
+        for (there, back) in [(2, 40), (40, 2)] {
+            let Some(net) = Net::new() else { return };
+            let ms = Duration::from_millis;
+            let _cable = match net.delay(1, ms(there), ms(back)) {
+                Ok(c) => c,
+                Err(e) => return println!("skipped, no card can be made here: {e}"),
+            };
+            println!("rail 1, {there} ms there and {back} ms back: {:?}", ping(&net, 1));
+            // The slow rail alone works.
+            let mut pair = net.run("1");
+            let alone = pair.more(20);
+            pair.finish();
+            let mut pair = net.run("0,1");
+            let start = pair.got();
+            let took = pair.more(200);
+            let s = pair.shares(start);
+            println!("20 messages over rail 1 alone in {alone:?}; 200 over both in {took:?}, shares {s:.2?}");
+            assert!(s.iter().all(|s| *s > 0.0), "neither is taken for dead: {s:?}");
+            pair.finish();
+        }
     });
 }

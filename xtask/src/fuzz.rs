@@ -88,6 +88,8 @@ fn registered(manifest: &str) -> impl Iterator<Item = &str> {
 /// `fuzz/artifacts/TARGET`, and the command that replays it is printed by cargo-fuzz).
 pub(crate) fn smoke(targets: &[String], seconds: u64, bounded: bool) -> anyhow::Result<()> {
     tools::ensure_tool(&tools::FUZZ)?;
+    // On its own, so that a slow build is not taken for a target that hangs.
+    tools::unstable("cargo fuzz build").limit_s(3600).run()?;
     for target in targets {
         println!("  fuzz {target}: {seconds} s");
         let corpus = format!("fuzz/corpus/{target}");
@@ -102,7 +104,7 @@ pub(crate) fn smoke(targets: &[String], seconds: u64, bounded: bool) -> anyhow::
         // The same numbers every time: a run that is red for one is red for all. `cargo xtask fuzz --seconds N` goes on for longer.
         let limits =
             limits.into_iter().chain(["-seed=1".to_owned()]).chain(bounded.then(|| "-runs=2000".to_owned()));
-        run = run.args(["--", "-print_final_stats=1"]).args(limits).limit_s(900 + seconds);
+        run = run.args(["--", "-print_final_stats=1"]).args(limits).limit_s(300 + seconds);
         if let Err(error) = run.run() {
             bail!("fuzz target {target}: {error:#}");
         }

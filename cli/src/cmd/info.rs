@@ -5,7 +5,7 @@ use crate::show::{self, table::Table};
 use crate::system::{self, Fact};
 use clap::Args;
 use kfab::topo::Topology;
-use kfab::{Caps, Fabric, Limits, PoolConfig, ProviderInfo};
+use kfab::{Caps, Fabric, Limits, PoolConfig, PortLimits, ProviderInfo};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -41,13 +41,11 @@ pub(crate) fn run(args: &InfoArgs) -> Result<()> {
     }
     let mut out = format!("kfab {}\n\nPROVIDERS\n", env!("CARGO_PKG_VERSION"));
     out.extend(providers.iter().map(provider_text));
-    out += "\nLIMITS (defaults; every one can be set, see the docs of `Limits` and `PoolConfig`)\n";
-    let mut table = Table::new(1, &["name", "value", "unit"]);
-    for l in &limits {
-        table.row(vec![l.name.clone(), l.value.to_string(), l.unit.into()]);
-    }
-    for (line, l) in table.text().lines().skip(1).zip(&limits) {
-        out += &format!("  {line}  {}\n", l.meaning);
+    out += "\nLIMITS (defaults; every one can be set, see the docs of `Limits`, `PortLimits` and `PoolConfig`)\n";
+    out += &limits_text(limits.iter().map(|l| (l.name.as_str(), l.value, l.unit, l.meaning)));
+    for p in providers.iter().filter(|p| !p.limits.is_empty()) {
+        out += &format!("\nLIMITS OF {} (fixed)\n", p.scheme);
+        out += &limits_text(p.limits.iter().map(|l| (l.name, l.value, l.unit, l.meaning)));
     }
     out += "\nMACHINE\n";
     out.extend(topology.to_string().lines().map(|l| format!("  {l}\n")));
@@ -56,10 +54,23 @@ pub(crate) fn run(args: &InfoArgs) -> Result<()> {
     show::print(&out)
 }
 
+fn limits_text<'a>(rows: impl Iterator<Item = (&'a str, u64, &'a str, &'a str)> + Clone) -> String {
+    let mut table = Table::new(1, &["name", "value", "unit"]);
+    for (name, value, unit, _) in rows.clone() {
+        table.row(vec![name.into(), value.to_string(), unit.into()]);
+    }
+    let lines = table.text();
+    lines.lines().skip(1).zip(rows).map(|(line, row)| format!("  {line}  {}\n", row.3)).collect()
+}
+
 fn provider_json(p: &ProviderInfo) -> Value {
     match &p.devices {
-        Ok(devices) => json!({ "scheme": p.scheme, "available": true, "devices": devices }),
-        Err(why) => json!({ "scheme": p.scheme, "available": false, "reason": why.reason, "devices": [] }),
+        Ok(devices) => {
+            json!({ "scheme": p.scheme, "available": true, "devices": devices, "limits": p.limits })
+        }
+        Err(why) => {
+            json!({ "scheme": p.scheme, "available": false, "reason": why.reason, "devices": [], "limits": p.limits })
+        }
     }
 }
 
@@ -112,7 +123,7 @@ fn fact_text(f: &Fact) -> String {
 }
 
 /// Units and meanings, in the order in which they are shown.
-const MEANINGS: [(&str, &str, &str); 17] = [
+const MEANINGS: [(&str, &str, &str); 20] = [
     ("credits", "units", "memory that unasked messages of one peer may hold here"),
     ("credit_bytes", "bytes", "per unit"),
     ("max_message", "bytes", "largest message"),
@@ -130,6 +141,9 @@ const MEANINGS: [(&str, &str, &str); 17] = [
     ("idle_close", "us", "unused connections are closed after this"),
     ("reconnect_first", "us", "shortest pause between attempts to connect"),
     ("reconnect_last", "us", "longest pause between attempts to connect"),
+    ("connect_timeout", "us", "a connection that is not up by then has failed"),
+    ("max_conns", "connections", "of one port, made and accepted"),
+    ("max_connecting", "connections", "of one port under way at once; more wait"),
 ];
 
 /// A number as it is, a time in microseconds.
@@ -143,8 +157,9 @@ fn number(v: &Value) -> Option<u64> {
 /// Every limit there is, by its own name; [`MEANINGS`] tells the rest.
 fn limits() -> Vec<LimitRow> {
     let mut found: Vec<(String, u64)> = Vec::new();
-    let all = serde_json::to_value(Limits::default()).unwrap_or_default();
-    for (name, value) in all.as_object().into_iter().flatten() {
+    let protocol = serde_json::to_value(Limits::default()).unwrap_or_default();
+    let ports = serde_json::to_value(PortLimits::default()).unwrap_or_default();
+    for (name, value) in [&protocol, &ports].into_iter().flat_map(Value::as_object).flatten() {
         match value.as_array() {
             Some(pair) => {
                 let ends = pair.iter().filter_map(number).zip(["first", "last"]);
@@ -177,7 +192,8 @@ mod tests {
     fn every_field_of_the_limits_has_a_row_with_a_unit() {
         let fields = serde_json::to_value(Limits::default()).unwrap();
         let rows = limits();
-        for name in fields.as_object().unwrap().keys() {
+        let ports = serde_json::to_value(PortLimits::default()).unwrap();
+        for name in fields.as_object().unwrap().keys().chain(ports.as_object().unwrap().keys()) {
             let row = rows.iter().find(|r| r.name.starts_with(name.as_str()));
             assert!(row.is_some_and(|r| !r.unit.is_empty() && r.value > 0), "{name}");
         }

@@ -11,6 +11,9 @@ pub(crate) struct Level {
     pub(crate) threads: usize,
     /// Resident memory, KiB.
     pub(crate) rss_kib: usize,
+    /// The part of it that is neither of files nor shared: heap and stacks. The rest is programs and slabs, whose pages stay resident
+    /// once they were used.
+    pub(crate) heap_kib: usize,
 }
 
 impl Level {
@@ -18,20 +21,24 @@ impl Level {
     pub(crate) fn now() -> Level {
         let count = |dir: &str| std::fs::read_dir(dir).unwrap().count();
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let rss = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        let kib = |key: &str| -> usize {
+            let rest = status.lines().find_map(|l| l.strip_prefix(key)).unwrap();
+            rest.split_whitespace().next().unwrap().parse().unwrap()
+        };
         Level {
             fds: count("/proc/self/fd"),
             threads: count("/proc/self/task"),
-            rss_kib: rss.split_whitespace().next().unwrap().parse().unwrap(),
+            rss_kib: kib("VmRSS:"),
+            heap_kib: kib("RssAnon:"),
         }
     }
 
-    /// Waits until descriptors and threads are back at this level and memory has grown by at most `kib`; fails after a while.
+    /// Waits until descriptors and threads are back at this level and the heap has grown by at most `kib`; fails after a while.
     pub(crate) fn regained(&self, what: &str, kib: usize) {
         let end = Instant::now() + Duration::from_secs(15);
         loop {
             let now = Level::now();
-            if now.fds <= self.fds && now.threads <= self.threads && now.rss_kib <= self.rss_kib + kib {
+            if now.fds <= self.fds && now.threads <= self.threads && now.heap_kib <= self.heap_kib + kib {
                 return;
             }
             assert!(Instant::now() < end, "{what}: {now:?} is left, it was {self:?}\n{}", descriptors());

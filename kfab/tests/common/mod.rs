@@ -4,6 +4,8 @@
 pub(crate) mod child;
 pub(crate) mod level;
 pub(crate) mod node;
+pub(crate) mod relay;
+pub(crate) mod sys;
 pub(crate) mod times;
 
 use kfab::{Endpoint, EndpointConfig, Fabric, Peer};

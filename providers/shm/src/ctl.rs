@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// Connections that wait to be accepted.
-const BACKLOG: i32 = 256;
+pub(crate) const BACKLOG: i32 = 256;
 /// The most descriptors beside one packet.
 pub(crate) const MAX_FDS: usize = 3;
 

@@ -31,7 +31,7 @@ mod wire;
 #[doc(hidden)]
 pub use fuzz::{fuzz_message, fuzz_ring};
 
-use kfab_core::spi::{Caps, Delivery, Device, Port, PortConfig, Provider, Unavailable};
+use kfab_core::spi::{Caps, Delivery, Device, Port, PortConfig, Provider, ProviderLimit, Unavailable};
 use kfab_core::{Error, Kind, Result};
 
 /// The scheme of this provider's ways.
@@ -63,6 +63,49 @@ fn caps() -> Caps {
     }
 }
 
+/// Everything that bounds a port here, by name.
+fn limits() -> Vec<ProviderLimit> {
+    let n = |name, value: usize, unit, meaning| ProviderLimit::new(name, value as u64, unit, meaning);
+    vec![
+        n("max_body", MAX_BODY, "bytes", "of one frame"),
+        n(
+            "eager_max",
+            EAGER_MAX,
+            "bytes",
+            "of a message that goes through the ring; larger ones are fetched",
+        ),
+        n(
+            "segment_bytes",
+            mem::SEGMENT_BYTES,
+            "bytes",
+            "address space of a connection; pages are taken when touched",
+        ),
+        n("descriptors", 3, "descriptors", "of a connection"),
+        n(
+            "max_windows",
+            mem::MAX_SLOTS as usize,
+            "windows",
+            "open on a port; beyond, opening fails with Limit",
+        ),
+        n("max_maps", mem::MAX_MAPS, "regions", "of one peer mapped; beyond, the longest unused is unmapped"),
+        n(
+            "max_waiting",
+            link::MAX_WAITING,
+            "operations",
+            "of a connection that wait for memory to be mapped",
+        ),
+        n("max_region", rma::MAX_REGION, "bytes", "of a peer's region that is mapped"),
+        n(
+            "backlog",
+            ctl::BACKLOG as usize,
+            "connections",
+            "that wait to be accepted; beyond, dials are repeated",
+        ),
+        n("max_name", name::MAX_NAME, "bytes", "of the name in an address"),
+        n("revoke_us", rma::PATIENCE.as_micros() as usize, "us", "a closing window waits for a peer in it"),
+    ]
+}
+
 impl Provider for Shm {
     fn scheme(&self) -> &'static str {
         SCHEME
@@ -75,6 +118,10 @@ impl Provider for Shm {
         let barrier = if kfab_core::sys::has_heavy_barrier() { "membarrier" } else { "full fences" };
         let detail = format!("processes of this user on this host ({boot}), {barrier}");
         Ok(vec![Device { scheme: SCHEME, name: DEVICE.to_owned(), detail, caps: caps() }])
+    }
+
+    fn limits(&self) -> Vec<ProviderLimit> {
+        limits()
     }
 
     /// Listens on `config.listen` (a name of 1 to 80 letters, digits, `.`, `_`, `-`) or on a random name. `Kind::AddressInUse`

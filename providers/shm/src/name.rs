@@ -7,7 +7,7 @@ use kfab_core::{Error, Kind, Result, auth};
 use std::os::unix::fs::MetadataExt;
 
 /// The longest name, bytes. (An abstract name may have 107; the rest is room for a prefix.)
-const MAX_NAME: usize = 80;
+pub(crate) const MAX_NAME: usize = 80;
 
 /// Eight hexadecimal digits of this boot of this network namespace.
 pub(crate) fn boot() -> Result<String> {

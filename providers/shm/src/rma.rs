@@ -28,10 +28,10 @@ use std::time::{Duration, Instant};
 const SLAB: u64 = 1 << 62;
 const FOREIGN: u64 = 1 << 63;
 /// The largest region of a peer that is mapped.
-const MAX_REGION: usize = 1 << 44;
+pub(crate) const MAX_REGION: usize = 1 << 44;
 /// How long taking a window back waits for a peer in the middle of it. (A copy takes microseconds; a peer that takes longer was
 /// stopped, or lies. The memory is then kept from reuse until that peer is gone.)
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 fn error(op: &'static str, access: Access, key: RemoteKey) -> Error {
     let (kind, what) = match access {

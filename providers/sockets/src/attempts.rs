@@ -15,9 +15,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// How long we wait for the peer's goodbye after ours.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stranger is safe from being displaced by others.
-const PATIENCE: Duration = Duration::from_millis(500);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
 /// The longest time between two polls that counts for a deadline where nobody slept.
 const AWAKE: Duration = Duration::from_millis(100);
 /// How long accepting rests when the process has no descriptor left.

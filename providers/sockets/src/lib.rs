@@ -25,7 +25,7 @@ mod wire;
 pub use fuzz::fuzz_stream;
 
 use kfab_core::Result;
-use kfab_core::spi::{Caps, Delivery, Device, Port, PortConfig, Provider, Unavailable};
+use kfab_core::spi::{Caps, Delivery, Device, Port, PortConfig, Provider, ProviderLimit, Unavailable};
 
 /// The scheme of this provider's ways.
 pub const SCHEME: &str = "tcp";
@@ -56,6 +56,53 @@ fn caps(speed: u32, node: Option<u32>) -> Caps {
     }
 }
 
+/// Everything that bounds a port here, by name.
+fn limits() -> Vec<ProviderLimit> {
+    let n = |name, value: usize, unit, meaning| ProviderLimit::new(name, value as u64, unit, meaning);
+    vec![
+        n("max_body", wire::MAX_BODY, "bytes", "of one frame"),
+        n(
+            "eager_max",
+            EAGER_MAX,
+            "bytes",
+            "of a message that is sent unasked; larger ones are promised first",
+        ),
+        n("fragment", FRAGMENT, "bytes", "of a piece of a large message"),
+        n(
+            "queue_max",
+            send::QUEUE_MAX,
+            "bytes",
+            "queued on a connection; beyond, frames wait in the protocol",
+        ),
+        n(
+            "stage_bytes",
+            stage::STAGE_BYTES,
+            "bytes",
+            "of a receiving connection's buffer; an idle one has none",
+        ),
+        n("descriptors", 1, "descriptors", "of a connection"),
+        n(
+            "backlog",
+            net::BACKLOG as usize,
+            "connections",
+            "that wait to be accepted (cut to net.core.somaxconn)",
+        ),
+        n("max_ways", net::WAYS_MAX, "ways", "that a port tells its peers"),
+        n(
+            "close_us",
+            attempts::CLOSE_TIMEOUT.as_micros() as usize,
+            "us",
+            "a closing connection waits for the goodbye",
+        ),
+        n(
+            "stranger_us",
+            attempts::PATIENCE.as_micros() as usize,
+            "us",
+            "a silent stranger is safe when others wait",
+        ),
+    ]
+}
+
 impl Provider for Sockets {
     fn scheme(&self) -> &'static str {
         SCHEME
@@ -68,6 +115,10 @@ impl Provider for Sockets {
             return Err(Unavailable { reason: "no network interface is up and has an address".to_owned() });
         }
         Ok(all.into_iter().map(device).collect())
+    }
+
+    fn limits(&self) -> Vec<ProviderLimit> {
+        limits()
     }
 
     fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>> {

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
 /// Connections that may wait in the kernel to be accepted (cut to net.core.somaxconn).
-const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 /// Weight of a rail whose speed is not known, Mbit/s.
 pub(crate) const DEFAULT_SPEED: u32 = 1000;
 /// Send buffer of a connection within this host, bytes: what Linux has always allowed everyone. Small, because more would wait
@@ -23,7 +23,7 @@ const LOCAL_SEND_BUFFER: usize = 212_992;
 /// one that paces (bbr) settled on a third of it in every other run.
 const LOCAL_CONGESTION: &[u8] = b"reno";
 /// The most ways a port reports.
-const WAYS_MAX: usize = 16;
+pub(crate) const WAYS_MAX: usize = 16;
 
 /// A network interface that is up.
 #[derive(Clone, Debug)]

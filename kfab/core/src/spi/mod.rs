@@ -8,11 +8,13 @@
 mod address;
 mod caps;
 mod event;
+mod limits;
 mod port;
 
 pub use address::{Address, Way};
 pub use caps::{Caps, Delivery, Device, Unavailable};
 pub use event::{Conn, DownReason, Event, RmaToken};
+pub use limits::ProviderLimit;
 pub use port::{
     Body, Exposure, Frame, HEADER_LEN, INLINE_MAX, Inline, Next, Port, PortConfig, Provider, RemoteKey,
     Rights, Rma, RmaStarted, Small,

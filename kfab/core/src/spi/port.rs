@@ -1,6 +1,6 @@
 //! The two traits a transport implements, and the values that cross them.
 
-use super::{Caps, Conn, Device, Event, RmaToken, Unavailable, Way};
+use super::{Caps, Conn, Device, Event, ProviderLimit, RmaToken, Unavailable, Way};
 use crate::Result;
 use crate::auth::FabricKey;
 use crate::mem::{Landing, Slice};
@@ -270,6 +270,11 @@ pub trait Provider: Send + Sync {
 
     /// The devices that could be opened, or why there is none.
     fn probe(&self) -> std::result::Result<Vec<Device>, Unavailable>;
+
+    /// The limits that its ports keep, beside those of [`PortConfig`].
+    fn limits(&self) -> Vec<ProviderLimit> {
+        Vec::new()
+    }
 
     /// Opens a port. `Kind::Unavailable` says why it cannot be.
     fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>>;

@@ -10,7 +10,7 @@ use kfab_core::spi::RemoteKey;
 use kfab_core::sys::{Mapping, light_barrier, process_read};
 
 /// Regions of one peer mapped at a time; the one longest unused goes first.
-const MAX_MAPS: usize = 256;
+pub(crate) const MAX_MAPS: usize = 256;
 
 /// What is to be done with a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

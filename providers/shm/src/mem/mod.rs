@@ -9,5 +9,5 @@ mod far;
 mod slots;
 
 pub(crate) use channel::{Channel, Farewell, SEGMENT_BYTES, Side};
-pub(crate) use far::{Access, Far, read_process};
-pub(crate) use slots::{FarSlots, Slots};
+pub(crate) use far::{Access, Far, MAX_MAPS, read_process};
+pub(crate) use slots::{FarSlots, MAX_SLOTS, Slots};
