@@ -87,6 +87,16 @@ fn carry_out(options: &Options) -> Result<ExitCode> {
     }))
 }
 
+/// Makes sure that guests with this kernel can be started.
+///
+/// # Errors
+/// Says what is missing: Debian, packages, the kernel.
+pub(crate) fn prepare(line: &str) -> Result<()> {
+    let options = Options::read(["--kernel", line, "--prepare"])?;
+    packages::ensure_installed()?;
+    kernel::prepare(&cache(), options.kernel, false).map(drop)
+}
+
 /// Where kernels are kept: `$KFAB_LAB_DIR`, or `target/lab` in the repository.
 fn cache() -> PathBuf {
     match std::env::var_os("KFAB_LAB_DIR") {

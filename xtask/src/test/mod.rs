@@ -13,6 +13,7 @@ use self::count::Counts;
 pub(crate) mod count;
 mod deps;
 pub(crate) mod find;
+mod lab;
 mod loom;
 mod steps;
 pub(crate) mod tools;
@@ -30,6 +31,9 @@ pub(crate) struct Options {
     /// Runs the other steps too when one fails
     #[arg(long)]
     keep_going: bool,
+    /// In the lab, the other kernel too
+    #[arg(long)]
+    full: bool,
     /// Seconds for each fuzz target
     #[arg(long, default_value_t = 10)]
     fuzz_seconds: u64,
@@ -70,6 +74,7 @@ const STEPS: &[Step] = &[
     step("deny", false, deps::deny, "licences, bans, sources and advisories of dependencies"),
     step("doc", false, steps::doc, "documentation without a warning"),
     step("tests", true, steps::tests, "unit, integration and doc tests of the whole workspace"),
+    step("lab", false, lab::run, "the verbs provider on soft-RoCE cards, in guests under QEMU"),
     step("features", false, steps::features, "tests with the optional features on"),
     step("seeds", false, steps::seeds, "the simulator, many seeds"),
     step("loom", false, loom::run, "lock-free code under every interleaving (loom)"),
@@ -142,7 +147,7 @@ mod tests {
 
     fn options(quick: bool, steps: &[&str]) -> Options {
         let steps = steps.iter().map(|&step| step.to_owned()).collect();
-        Options { quick, list: false, keep_going: false, fuzz_seconds: 1, steps }
+        Options { quick, list: false, keep_going: false, full: false, fuzz_seconds: 1, steps }
     }
 
     #[test]
