@@ -321,7 +321,6 @@ impl Link {
     pub(crate) fn is_calm(&self) -> bool {
         matches!((&self.phase, &self.waiting), (Phase::Up, Waiting::None))
             && self.session.is_none()
-            && self.rx.is_empty()
             && self.dead.is_none()
             && !(self.tx_blocked || self.hup || self.got_goodbye)
     }

@@ -78,6 +78,21 @@ fn the_short_way_and_the_long_one_keep_one_order() {
 }
 
 #[test]
+fn small_frames_that_fill_the_socket_are_cut_nowhere() {
+    let mut p = Pair::new(&config());
+    let mut accepted = 0;
+    while p.a.port.post(p.ab, &[frame(accepted, &pattern(1 + accepted as usize % 40, 3), Body::Empty, false)])
+        == 1
+    {
+        accepted += 1;
+        assert!(accepted < 10_000_000, "no back-pressure");
+    }
+    for (n, got) in p.receive(accepted as usize).into_iter().enumerate() {
+        assert!(got.header == header(n as u64) && got.inline == pattern(1 + n % 40, 3), "{n}: {got:?}");
+    }
+}
+
+#[test]
 fn nobody_sleeps_on_what_the_short_way_left() {
     let mut p = Pair::new(&config());
     p.a.send(p.ab, 0, b"warm", Body::Empty);
