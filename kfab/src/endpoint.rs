@@ -1,6 +1,6 @@
 //! Endpoints, peers and messages: the verbs.
 
-use crate::lane::Lane;
+use crate::lane::{Begun, Lane};
 use crate::op::{Finish, Op};
 use crate::share::Share;
 use crate::window::Window;
@@ -46,9 +46,9 @@ fn unit(lane: &Arc<Lane>, r: Result<Option<OpId>>) -> Op<()> {
 fn recv(lane: &Arc<Lane>, want: Want, into: Option<Buffer>) -> Op<Message> {
     let mut direct = Direct::EMPTY;
     match lane.recv(want, into, &mut direct) {
-        None => Op::ready(Ok(Message::new(Share::of(lane), direct.message()))),
-        Some(Ok(Started::Pending(id))) => Op::pending(Share::of(lane), id),
-        Some(started) => op(lane, started),
+        Begun::Here => Op::ready(Ok(Message::new(Share::of(lane), direct.message()))),
+        Begun::Pending(id) => Op::pending(Share::of(lane), id),
+        Begun::Ended(r) => Op::ended(*r, lane),
     }
 }
 
@@ -237,7 +237,15 @@ impl Peer {
     /// Sends a message: tagged or not, in order or not, ended by the peer's having it or by the memory's being free.
     #[inline(always)]
     pub fn send_with<'a>(&self, payload: impl Into<Payload<'a>>, options: SendOptions) -> Op<()> {
-        unit(&self.lane, self.lane.with(|m, io| m.send(io, self.id, payload.into(), options)))
+        match payload.into() {
+            Payload::Bytes(b) if self.lane.send_now(self.id, b, options) => Op::ready(Ok(())),
+            payload => self.send_long(payload, options),
+        }
+    }
+
+    #[inline(never)]
+    fn send_long(&self, payload: Payload<'_>, options: SendOptions) -> Op<()> {
+        unit(&self.lane, self.lane.with(|m, io| m.send(io, self.id, payload, options)))
     }
 
     /// Reads from the peer's window, starting at byte `offset`, as many bytes as the buffer has. The peer takes no part where the provider

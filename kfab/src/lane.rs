@@ -9,7 +9,9 @@ use kfab_core::mem::{Buffer, Pool};
 use kfab_core::ring::{LaneGuard, LaneLock};
 use kfab_core::spi::{Address, Port};
 use kfab_core::{Error, Kind, Result};
-use kfab_proto::{Direct, Io, Machine, OpId, Outcome, Polled, Started, Want};
+use kfab_proto::{
+    Direct, Io, Machine, OpId, Outcome, PeerId, Polled, SendOptions, Started, Want,
+};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +50,27 @@ pub(crate) struct State {
     pub(crate) watched: bool,
     /// The helper waits to be told that no caller sleeps on the descriptors any more.
     pub(crate) helper_idle: bool,
+}
+
+/// How a receive began. Large values in small clothes: moving them is what costs.
+pub(crate) enum Begun {
+    /// Its message came by the short way meanwhile.
+    Here,
+    /// It waits.
+    Pending(OpId),
+    /// It has ended already.
+    Ended(Box<Result<Outcome>>),
+}
+
+impl Begun {
+    #[inline(never)]
+    fn from(r: Result<Started>) -> Begun {
+        match r {
+            Ok(Started::Pending(op)) => Begun::Pending(op),
+            Ok(Started::Done(outcome)) => Begun::Ended(Box::new(Ok(outcome))),
+            Err(e) => Begun::Ended(Box::new(Err(e))),
+        }
+    }
 }
 
 /// Who sleeps on the descriptors.
@@ -208,20 +231,34 @@ impl Lane {
         let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
     }
 
-    /// Starts a receive. `None`: its message came by the short way meanwhile and is in `out`.
+    /// Sends few bytes by the short way; `false`, and nothing has happened, if they cannot take it.
     #[inline(always)]
-    pub(crate) fn recv(&self, want: Want, into: Option<Buffer>, out: &mut Direct) -> Option<Result<Started>> {
+    pub(crate) fn send_now(&self, to: PeerId, bytes: &[u8], options: SendOptions) -> bool {
+        let mut s = self.lock();
+        let (machine, mut io) = s.split();
+        machine.send_now(&mut io, to, bytes, options)
+    }
+
+    /// Starts a receive.
+    #[inline(always)]
+    pub(crate) fn recv(&self, want: Want, into: Option<Buffer>, out: &mut Direct) -> Begun {
         let mut s = self.lock();
         s.turns += 1;
         if s.asleep.is_some() {
             drop(s);
-            return Some(self.with(|m, io| m.recv(io, want, into)));
+            return Begun::from(self.with(|m, io| m.recv(io, want, into)));
         }
         let (machine, mut io) = s.split();
-        if into.is_none() && machine.recv_now(&mut io, &want, out) {
-            return None;
+        if into.is_some() {
+            return Begun::from(machine.recv(&mut io, want, into));
         }
-        Some(machine.recv(&mut io, want, into))
+        if machine.recv_now(&mut io, &want, out) {
+            return Begun::Here;
+        }
+        match machine.post_recv(&mut io, &want) {
+            Some(op) => Begun::Pending(op),
+            None => Begun::from(machine.recv(&mut io, want, None)),
+        }
     }
 
     /// Spins for a receive on the short way, for as long as it is short. `false`: wait for it as for everything.

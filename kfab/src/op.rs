@@ -8,6 +8,7 @@ use kfab_core::{Error, Kind, Result};
 use kfab_proto::{Direct, OpId, Outcome};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -113,6 +114,10 @@ impl<T: Finish> Op<T> {
     #[inline(always)]
     pub(crate) fn pending(lane: Share, id: OpId) -> Op<T> {
         Op { state: State::Pending(lane, id) }
+    }
+
+    pub(crate) fn ended(r: Result<Outcome>, lane: &Arc<Lane>) -> Op<T> {
+        Op::ready(r.and_then(|o| T::finish(o, || Share::of(lane))))
     }
 
     /// `true` once it has ended. Makes progress.
@@ -239,12 +244,17 @@ impl<T: Finish + Unpin> Future for Op<T> {
 }
 
 impl<T: Finish> Drop for Op<T> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         if let State::Pending(lane, id) = &self.state {
-            lane.with(|m, io| m.detach(io, *id));
+            let_go(lane, *id);
         }
     }
+}
+
+#[inline(never)]
+fn let_go(lane: &Lane, id: OpId) {
+    lane.with(|m, io| m.detach(io, id));
 }
 
 impl<T: Finish> std::fmt::Debug for Op<T> {

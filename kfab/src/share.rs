@@ -71,7 +71,15 @@ impl Deref for Share {
 impl Drop for Share {
     #[inline(always)]
     fn drop(&mut self) {
-        let Some(lane) = self.0.take() else { return };
+        if let Some(lane) = self.0.take() {
+            Share::keep(lane);
+        }
+    }
+}
+
+impl Share {
+    #[inline(never)]
+    fn keep(lane: Arc<Lane>) {
         if lane.is_closed() {
             return;
         }

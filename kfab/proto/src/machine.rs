@@ -320,6 +320,37 @@ impl Machine {
         self.send_message(io, pi, payload, opts)
     }
 
+    /// [`Machine::send`] for few bytes to a peer with nothing in the way: `false`, and nothing has happened, if that is not so.
+    #[inline(always)]
+    pub fn send_now(&mut self, io: &mut Io<'_>, to: PeerId, bytes: &[u8], opts: SendOptions) -> bool {
+        let pi = match self.peers.get(to.index as usize) {
+            Some(p) if p.name == to && p.alias.is_none() && !self.closed => to.index,
+            _ => return false,
+        };
+        self.send_small(io, pi, bytes, opts).is_some()
+    }
+
+    /// Posts a plain receive. `None`, and nothing has happened, unless that is all there is to do.
+    #[inline(always)]
+    pub fn post_recv(&mut self, io: &mut Io<'_>, want: &Want) -> Option<OpId> {
+        if self.closed || !self.matcher.none_waits(want) {
+            return None;
+        }
+        if let Some(from) = want.from {
+            let p = self.peers.get(from.index as usize).filter(|p| p.name == from && p.alias.is_none())?;
+            if p.keep || p.rails.is_empty() {
+                return None;
+            }
+            self.expect(io.now, from.index);
+        }
+        let Ok(op) = self.ops.insert(Proto::Recv { want: *want, into: None }, "recv") else {
+            self.unexpect(&Proto::Recv { want: *want, into: None });
+            return None;
+        };
+        self.matcher.post(op, *want);
+        Some(op)
+    }
+
     /// Receives a message that `want` accepts, into a buffer (else into a fresh one if it is large).
     #[inline]
     pub fn recv(&mut self, io: &mut Io<'_>, mut want: Want, into: Option<Buffer>) -> Result<Started> {
@@ -477,6 +508,9 @@ impl Machine {
     /// A receive that looks for its message on the short way before it is posted: `true` if it is in `out`.
     #[inline]
     pub fn recv_now(&mut self, io: &mut Io<'_>, want: &Want, out: &mut Direct) -> bool {
+        if !self.matcher.none_waits(want) {
+            return self.take_waiting(want, out);
+        }
         self.is_calm(io.now)
             && self.matcher.is_idle(want)
             && self.next_small(io, Taker::Anyone(*want), out) == Polled::Here

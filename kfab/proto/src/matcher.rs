@@ -52,11 +52,24 @@ impl Matcher {
     /// The first waiting message that `want` accepts.
     #[inline]
     pub(crate) fn take_unexpected(&mut self, want: &Want) -> Option<Unexpected> {
+        self.take_unexpected_if(want, |_| true)
+    }
+
+    /// The same, only if that one fits.
+    #[inline]
+    pub(crate) fn take_unexpected_if(
+        &mut self,
+        want: &Want,
+        fits: impl Fn(&Unexpected) -> bool,
+    ) -> Option<Unexpected> {
         let q = &mut self.unexpected[space(want.tag.is_some())];
         if q.is_empty() {
             return None;
         }
         let at = q.iter().position(|u| want.accepts(u.from, u.tag))?;
+        if !fits(&q[at]) {
+            return None;
+        }
         if at == 0 { q.pop_front() } else { q.remove(at) }
     }
 
@@ -99,6 +112,12 @@ impl Matcher {
     #[inline(always)]
     pub(crate) fn pop_first(&mut self, tag: Option<u64>) -> Want {
         self.posted[space(tag.is_some())].pop_front().map_or_else(Want::default, |(_, w)| w)
+    }
+
+    /// `true` if no message waits for a receive like this.
+    #[inline(always)]
+    pub(crate) fn none_waits(&self, want: &Want) -> bool {
+        self.unexpected[space(want.tag.is_some())].is_empty()
     }
 
     /// `true` if neither a receive like this nor a message for one waits.

@@ -155,6 +155,18 @@ impl Machine {
         Polled::Busy
     }
 
+    /// Gives the small message that waits for a receive like this, if that is the first that does.
+    pub(crate) fn take_waiting(&mut self, want: &Want, out: &mut Direct) -> bool {
+        let small = |u: &Unexpected| matches!(u.what, Arrived::Whole(Data::Inline(_)));
+        let Some(u) = self.matcher.take_unexpected_if(want, small) else { return false };
+        let Arrived::Whole(Data::Inline(inline)) = u.what else { return false };
+        (out.from, out.tag, out.small.inline) = (u.from, u.tag, inline);
+        if self.peers.get(u.from.index as usize).is_some_and(|p| p.name == u.from) {
+            self.consume(u.from.index, u.units);
+        }
+        true
+    }
+
     /// Gives a small message straight to whoever waits for it. `false`, and nothing has happened: it must go the long way, because
     /// something is unusual or it is not what the taker wants.
     #[inline(always)]

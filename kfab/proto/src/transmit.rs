@@ -31,23 +31,6 @@ impl Machine {
         payload: Payload<'_>,
         o: SendOptions,
     ) -> Result<Option<OpId>> {
-        if let Payload::Bytes(b) = payload
-            && self.send_small(io, pi, b, o).is_some()
-        {
-            return Ok(None);
-        }
-        self.send_long(io, pi, payload, o)
-    }
-
-    /// What cannot take the short way.
-    #[inline(never)]
-    fn send_long(
-        &mut self,
-        io: &mut Io<'_>,
-        pi: u32,
-        payload: Payload<'_>,
-        o: SendOptions,
-    ) -> Result<Option<OpId>> {
         let len = payload.len();
         if let Payload::Bytes(b) = payload
             && let Some(inline) = Inline::new(b)
