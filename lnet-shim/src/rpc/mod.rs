@@ -39,10 +39,14 @@ mod client;
 mod error;
 mod estimate;
 mod faults;
+#[doc(hidden)]
+pub mod fuzz;
 mod method;
 mod outbox;
 mod server;
 mod session;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use body::{Body, SMALL};

@@ -61,6 +61,8 @@ struct Call {
     waker: Option<Waker>,
     /// Nobody wants the end any more.
     orphan: bool,
+    /// Sent once, to a session that is forgotten: did it run before? The server may yet say that it did not.
+    doubtful: bool,
 }
 
 /// Where the client stands with its server.
@@ -95,6 +97,8 @@ pub(crate) trait Send {
 pub(crate) struct Core {
     client: u64,
     session: u64,
+    /// The session before this one.
+    before: u64,
     incarnation: u64,
     limits: ClientLimits,
     link: Link,
@@ -117,6 +121,7 @@ impl Core {
         Core {
             client,
             session: 0,
+            before: 0,
             incarnation: 0,
             limits,
             link: Link::Down,
@@ -153,6 +158,7 @@ impl Core {
             due: u64::MAX,
             waker: None,
             orphan: false,
+            doubtful: false,
         };
         let key = self.calls.insert(call);
         let queue = if high { &mut self.waiting_high } else { &mut self.waiting };
@@ -322,11 +328,15 @@ impl Core {
                     self.link = Link::Greeting { again: now + u64::from(reply.arg).max(1) * 1000, give_up };
                 }
             }
-            Kind::Stranger if head.session == self.session && self.link == Link::Up => {
+            Kind::Stranger
+                if [self.session, self.before].contains(&head.session) && self.link != Link::Down =>
+            {
                 while let Some(Ok((reply, _))) = records.reply() {
                     self.not_begun(reply.id, now);
                 }
-                self.connect(now, send);
+                if self.link == Link::Up && head.session == self.session {
+                    self.connect(now, send);
+                }
             }
             _ => {}
         }
@@ -379,6 +389,10 @@ impl Core {
             return false;
         }
         let mut lost = false;
+        if now >= call.due && self.link == Link::Up && call.doubtful {
+            self.doubt(now, key);
+            return false;
+        }
         if now >= call.due && self.link == Link::Up {
             let held = matches!(call.phase, Phase::Held);
             if !held {
@@ -389,7 +403,9 @@ impl Core {
             self.send_call(now, key, send);
         }
         if let Some(call) = self.calls.get(key) {
-            self.due = self.due.min(call.start.deadline).min(call.due);
+            // Without a server nothing is sent again: the welcome sets new times.
+            let again = if self.link == Link::Up { call.due } else { u64::MAX };
+            self.due = self.due.min(call.start.deadline).min(again);
         }
         lost
     }
@@ -414,16 +430,16 @@ impl Core {
         if self.incarnation != 0 && self.incarnation != reply.id.seq {
             self.counts.restarts += 1;
         }
+        if forgotten {
+            self.before = self.session;
+        }
         (self.session, self.incarnation) = (session, reply.id.seq);
         let count = reply.arg.min(u32::from(self.limits.slots)) as usize;
         let keys: Vec<usize> = self.calls.iter().map(|(key, _)| key).collect();
         for key in keys {
             let call = &self.calls[key];
             match call.phase {
-                Phase::Sent if forgotten && call.tries > 0 && call.start.replay == Replay::Never => {
-                    let what = "the server that had the call is gone, another answers";
-                    self.end(key, Err(Error::new(Failure::Restarted, what).with_fate(Fate::Unknown)));
-                }
+                Phase::Sent if forgotten && call.start.replay == Replay::Never => self.doubt(now, key),
                 Phase::Sent | Phase::Held if call.slot.is_some_and(|id| usize::from(id.slot) >= count) => {
                     self.wait_again(key);
                 }
@@ -434,6 +450,19 @@ impl Core {
         self.set_slots(count.max(1));
         self.fill_slots(now, send);
         self.flush(send);
+    }
+
+    /// The session that had the call is forgotten, and the call may have run.
+    fn doubt(&mut self, now: u64, key: usize) {
+        let call = &mut self.calls[key];
+        if call.tries == 1 && !call.doubtful {
+            call.doubtful = true;
+            call.due = now + self.limits.patience_min.as_nanos() as u64;
+            self.due = self.due.min(call.due);
+            return;
+        }
+        let what = "the server that had the call is gone, another answers";
+        self.end(key, Err(Error::new(Failure::Restarted, what).with_fate(Fate::Unknown)));
     }
 
     /// The server has fewer slots than the last one: the call has to wait for one of them.
@@ -579,7 +608,7 @@ impl Core {
         if let Some(key) = self.find(id) {
             let call = &mut self.calls[key];
             if call.tries == 1 {
-                (call.phase, call.tries, call.due) = (Phase::Held, 0, now);
+                (call.phase, call.tries, call.due, call.doubtful) = (Phase::Held, 0, now, false);
                 self.due = self.due.min(now);
             }
         }

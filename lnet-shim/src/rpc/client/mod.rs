@@ -7,7 +7,6 @@ mod link;
 pub use self::call::{Call, Prepared};
 pub(crate) use self::core::Core;
 pub use self::core::Replay;
-#[cfg(test)]
 pub(crate) use self::core::{Send, Start};
 
 use super::body::Body;
@@ -103,7 +102,7 @@ pub struct ClientCounts {
 
 /// What handles and clients share.
 pub(crate) struct Shared {
-    endpoint: Endpoint,
+    endpoint: Arc<Endpoint>,
     state: Mutex<State>,
     limits: ClientLimits,
     job: Option<Box<str>>,
@@ -124,11 +123,13 @@ impl Client {
             return Err(Error::new(Kind::Invalid, "no server is named"));
         }
         let failed = |e| Error::fabric(Kind::Unreachable, "opening the client's endpoint", e);
-        let endpoint = fabric.open(config.endpoint).map_err(failed)?;
+        let endpoint = Arc::new(fabric.open(config.endpoint).map_err(failed)?);
         let client = super::server::random().map_err(failed)?;
         let dice = Dice::new(config.faults, client);
         let core = Core::new(client, config.limits.clone());
-        let state = Mutex::new(State::new(core, client, addresses, dice));
+        let maker = endpoint.clone();
+        let make = Box::new(move |len| maker.buffer(len).ok());
+        let state = Mutex::new(State::new(core, client, addresses, dice, make));
         let job = config.job.map(String::into_boxed_str);
         Ok(Client { shared: Arc::new(Shared { endpoint, state, limits: config.limits, job }) })
     }

@@ -85,11 +85,12 @@ impl Lane {
         start: Instant,
     ) -> Lane {
         let estimates = vec![Estimate::new(config.limits.history); registry.services.len()];
+        let out = Out::new(endpoint.clone(), Dice::new(config.faults, view.number as u64 + 1));
         Lane {
             endpoint,
             receive: None,
             desk: Desk::new(clients),
-            out: Out::new(Dice::new(config.faults, view.number as u64 + 1)),
+            out,
             inbox: view.inbox.clone(),
             services: Rc::new(registry.services.clone()),
             by_portal: registry.by_portal,

@@ -8,10 +8,10 @@ mod request;
 mod service;
 mod stats;
 
-pub(crate) use desk::Clients;
 pub use desk::DeskCounts;
 #[cfg(test)]
-pub(crate) use desk::{Arrived, Desk, Post};
+pub(crate) use desk::Ticket;
+pub(crate) use desk::{Arrived, Clients, Desk, Post};
 pub use request::{Bulk, DEPTH, PIECE, Request};
 pub use service::Service;
 pub use stats::ServiceStats;

@@ -1,0 +1,306 @@
+//! Client and server machines in virtual time over a network that loses, doubles and delays packets: every call ends once, none
+//! runs twice. A failing seed is printed; `KFAB_SEEDS` says how many seeds to run.
+
+use super::body::Body;
+use super::client::{ClientLimits, Core, Replay, Send, Start};
+use super::error::{Kind, Result};
+use super::faults::{Blow, Dice, Faults, split_mix};
+use super::outbox::Packet;
+use super::server::{Arrived, Clients, Desk, Post, ServerLimits};
+use super::session::Answer;
+use super::wire::Status;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+const MS: u64 = 1_000_000;
+
+/// Who gets a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum To {
+    Server,
+    Client(usize),
+}
+
+/// Packets under way.
+struct Net {
+    now: u64,
+    dice: Option<Dice>,
+    seed: u64,
+    under_way: Vec<(u64, To, Vec<u8>)>,
+    /// Where each client is, by the bytes of its id.
+    from: HashMap<Vec<u8>, usize>,
+}
+
+impl Net {
+    fn push(&mut self, to: To, packet: Packet<'_>) {
+        let bytes = match packet {
+            Packet::Whole(b) => b.to_vec(),
+            Packet::Tailed(b, tail) => [b, &tail[..]].concat(),
+        };
+        let (copies, late) = match self.dice.as_mut().map_or(Blow::None, Dice::throw) {
+            Blow::Drop => (0, 0),
+            Blow::Duplicate => (2, 0),
+            Blow::Delay => (1, self.dice.as_ref().map_or(0, Dice::late_ns)),
+            Blow::None => (1, 0),
+        };
+        for _ in 0..copies {
+            let jitter = split_mix(&mut self.seed) % MS;
+            self.under_way.push((self.now + 50_000 + jitter + late, to, bytes.clone()));
+        }
+    }
+}
+
+impl Post for Net {
+    type To = usize;
+
+    fn post(&mut self, to: &usize, _: u64, packet: Packet<'_>) {
+        self.push(To::Client(*to), packet);
+    }
+}
+
+impl Send for Net {
+    fn send(&mut self, _: u64, packet: Packet<'_>) {
+        self.push(To::Server, packet);
+    }
+}
+
+struct Play {
+    net: Net,
+    clients: Vec<Core>,
+    desk: Desk<Net>,
+    limits: ServerLimits,
+    /// Handlers at work: when they end, and what they answer.
+    work: Vec<(u64, super::server::Ticket, u64)>,
+    /// How often each call ran, by number.
+    ran: HashMap<u64, u32>,
+    /// Some handlers take longer than the clients' patience.
+    slow: bool,
+}
+
+impl Play {
+    fn new(seed: u64, clients: usize, faults: Faults, limits: ServerLimits) -> Play {
+        let dice = Dice::new(Faults { seed, ..faults }, 0);
+        let from = (0..clients).map(|c| ((c as u64 + 1).to_le_bytes().to_vec(), c)).collect();
+        let net = Net { now: 0, dice, seed, under_way: Vec::new(), from };
+        let desk = Desk::new(Arc::new(Clients::new(seed << 20 | 1 << 16, limits.clone())));
+        let patience = ClientLimits {
+            patience_min: Duration::from_millis(20),
+            patience_max: Duration::from_millis(500),
+            slots: 32,
+            ..Default::default()
+        };
+        let clients = (0..clients).map(|c| Core::new(c as u64 + 1, patience.clone())).collect();
+        Play { net, clients, desk, limits, work: Vec::new(), ran: HashMap::new(), slow: true }
+    }
+
+    /// The server is replaced by another incarnation: it knows nobody, and its handlers are gone.
+    fn restart(&mut self, incarnation: u64) {
+        self.desk = Desk::new(Arc::new(Clients::new(incarnation << 16, self.limits.clone())));
+        self.work.clear();
+        self.net.under_way.clear();
+        for c in &mut self.clients {
+            c.link_lost();
+        }
+    }
+
+    fn start(&mut self, client: usize, number: u64, replay: Replay) -> Result<usize> {
+        let start = Start {
+            portal: 1,
+            opcode: 0,
+            high: number.is_multiple_of(50),
+            replay,
+            deadline: self.net.now + 60_000 * MS,
+            extend_to: self.net.now + 60_000 * MS,
+            extension: Vec::new(),
+            // Some are large enough for a packet of their own.
+            body: Body::from(
+                [&number.to_le_bytes()[..], &vec![1; if number.is_multiple_of(40) { 3000 } else { 8 }]]
+                    .concat(),
+            ),
+            windows: Vec::new(),
+        };
+        self.clients[client].start(self.net.now, start, &mut self.net)
+    }
+
+    /// Time goes on to the next thing that happens.
+    fn step(&mut self) {
+        let at = |i: &(u64, To, Vec<u8>)| i.0;
+        let packet = self.net.under_way.iter().map(at).min();
+        let work = self.work.iter().map(|w| w.0).min();
+        let timers = self.clients.iter().map(Core::due).min();
+        let next = [packet, work, timers].into_iter().flatten().min().unwrap_or(self.net.now);
+        self.net.now = self.net.now.max(next.min(self.net.now + 5 * MS));
+        let now = self.net.now;
+        for (_, to, bytes) in self.net.under_way.extract_if(.., |i| i.0 <= now).collect::<Vec<_>>() {
+            match to {
+                To::Client(c) => {
+                    let share = |at: usize| Some(Body::copy(&bytes[at..]));
+                    self.clients[c].receive(now, &bytes, share, &mut self.net);
+                }
+                To::Server => {
+                    let from = self.net.from[&bytes[8..16]];
+                    self.desk.receive(now, || from, Arrived::Bytes(bytes), &mut self.net);
+                }
+            }
+        }
+        self.serve(now);
+        for client in &mut self.clients {
+            if client.is_down() && client.under_way() > 0 {
+                client.connect(now, &mut self.net);
+            }
+            client.tick(now, &mut self.net);
+            client.flush(&mut self.net);
+        }
+    }
+
+    fn serve(&mut self, now: u64) {
+        while let Some(a) = self.desk.next_call() {
+            let number = u64::from_le_bytes(a.body[..8].try_into().unwrap());
+            *self.ran.entry(number).or_default() += 1;
+            let takes = split_mix(&mut self.net.seed)
+                % (if self.slow && number.is_multiple_of(97) { 80 * MS } else { MS });
+            self.work.push((now + takes, a.ticket, number));
+        }
+        for t in self.desk.abandoned() {
+            self.work.retain(|w| w.1 != t);
+        }
+        for (_, t, number) in self.work.extract_if(.., |w| w.0 <= now).collect::<Vec<_>>() {
+            let answer = Answer { status: Status::Ok, arg: 0, body: Body::copy(&(number * 3).to_le_bytes()) };
+            self.desk.answer(t, answer, 100, &mut self.net);
+        }
+        self.desk.flush(&mut self.net);
+    }
+}
+
+/// `total` calls of two clients, at most 64 under way each; what they ended with, by number.
+fn run(
+    play: &mut Play,
+    total: u64,
+    replay: Replay,
+    mut each: impl FnMut(&mut Play, u64),
+) -> HashMap<u64, Result<Body>> {
+    let mut under_way: Vec<(usize, usize, u64)> = Vec::new();
+    let (mut next, mut ended) = (0, HashMap::new());
+    let mut steps = 0;
+    while ended.len() < total as usize {
+        steps += 1;
+        assert!(steps < 100 * total + 100_000, "no end: {} of {total}", ended.len());
+        while next < total && under_way.len() < 128 {
+            let client = (next % play.clients.len() as u64) as usize;
+            let key = play.start(client, next, replay).unwrap();
+            under_way.push((client, key, next));
+            next += 1;
+            each(play, next);
+        }
+        play.step();
+        under_way.retain(|&(client, key, number)| match play.clients[client].take(key) {
+            Some(result) => {
+                assert!(ended.insert(number, result).is_none(), "call {number} ended twice");
+                false
+            }
+            None => true,
+        });
+    }
+    ended
+}
+
+fn seeds() -> u64 {
+    std::env::var("KFAB_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(4)
+}
+
+fn lossy() -> Faults {
+    Faults { drop: 0.1, duplicate: 0.05, delay: 0.1, late: Duration::from_millis(40), seed: 0 }
+}
+
+#[test]
+fn ten_thousand_calls_over_a_lossy_network_end_once_and_run_once() {
+    for seed in 1..=seeds() {
+        let total = if seed == 1 { 10_000 } else { 1500 };
+        let mut play = Play::new(seed, 2, lossy(), ServerLimits { slots: 64, ..Default::default() });
+        let ended = run(&mut play, total, Replay::Never, |_, _| {});
+        for (number, result) in ended {
+            let body = result.unwrap_or_else(|e| panic!("seed {seed}, call {number}: {e}"));
+            assert_eq!(*body, (number * 3).to_le_bytes(), "seed {seed}");
+            assert_eq!(play.ran[&number], 1, "seed {seed}: call {number} ran {} times", play.ran[&number]);
+        }
+        let counts = play.desk.counts;
+        assert!(counts.answered_again > 0 && counts.still_running > 0, "seed {seed}: {counts:?}");
+        assert_eq!(counts.damaged, 0);
+    }
+}
+
+/// The twin: without faults nothing is sent again.
+#[test]
+fn a_sound_network_needs_no_resends() {
+    let mut play = Play::new(9, 2, Faults::default(), ServerLimits { slots: 64, ..Default::default() });
+    play.slow = false;
+    let ended = run(&mut play, 2000, Replay::Never, |_, _| {});
+    assert!(ended.values().all(Result::is_ok));
+    assert_eq!((play.desk.counts.answered_again, play.desk.counts.stale), (0, 0));
+    assert!(play.ran.values().all(|n| *n == 1));
+}
+
+#[test]
+fn overload_delays_calls_and_loses_none() {
+    for seed in 1..=seeds() {
+        let limits = ServerLimits { slots: 64, queue: 4, queue_high: 2, ..Default::default() };
+        let mut play = Play::new(seed, 2, lossy(), limits);
+        let ended = run(&mut play, 600, Replay::Never, |_, _| {});
+        assert!(ended.values().all(Result::is_ok), "seed {seed}");
+        assert!(play.ran.values().all(|n| *n == 1), "seed {seed}");
+        assert!(play.desk.counts.retry_after > 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_call_that_a_restart_makes_uncertain_fails_and_never_runs_twice() {
+    for seed in 1..=seeds() {
+        let mut play = Play::new(seed, 2, lossy(), ServerLimits { slots: 64, ..Default::default() });
+        let ended = run(&mut play, 1500, Replay::Never, |play, n| {
+            if n % 400 == 0 {
+                play.restart(n);
+            }
+        });
+        let mut restarted = 0;
+        for (number, result) in ended {
+            let ran = play.ran.get(&number).copied().unwrap_or(0);
+            assert!(ran <= 1, "seed {seed}: call {number} ran {ran} times");
+            match result {
+                Ok(_) => assert_eq!(ran, 1),
+                Err(e) if e.kind() == Kind::Restarted => restarted += 1,
+                Err(e) => panic!("seed {seed}, call {number}: {e}"),
+            }
+        }
+        assert!(restarted > 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn calls_that_may_be_replayed_survive_restarts() {
+    for seed in 1..=seeds() {
+        let mut play = Play::new(seed, 2, lossy(), ServerLimits { slots: 64, ..Default::default() });
+        let ended = run(&mut play, 1500, Replay::Always, |play, n| {
+            if n % 400 == 0 {
+                play.restart(n);
+            }
+        });
+        for (number, result) in ended {
+            assert_eq!(*result.unwrap(), (number * 3).to_le_bytes(), "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_was_forgotten_is_welcomed_again_and_its_calls_run() {
+    let limits = ServerLimits { slots: 64, linger: Duration::from_millis(100), ..Default::default() };
+    let mut play = Play::new(5, 2, Faults::default(), limits);
+    assert!(run(&mut play, 10, Replay::Never, |_, _| {}).values().all(Result::is_ok));
+    play.net.now += 1000 * MS;
+    let now = play.net.now;
+    play.desk.sweep(now);
+    play.ran.clear();
+    assert!(run(&mut play, 100, Replay::Never, |_, _| {}).values().all(Result::is_ok));
+    assert!(play.ran.values().all(|n| *n == 1));
+    assert!(play.desk.counts.strangers > 0);
+}
