@@ -57,6 +57,10 @@ fn records(data: &[u8], step: usize, mut session: Option<Box<Session>>) {
                 continue;
             }
         } else {
+            // As a port does: the short way now and then, which must leave alone what it does not deliver.
+            if session.is_none() && at % 2 == 0 && rx.next_bare().is_some() {
+                continue;
+            }
             match rx.next(session.as_deref_mut(), &mut pool) {
                 Ok(Item::Frame { body_len, .. }) => {
                     left = body_len;

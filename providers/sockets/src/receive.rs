@@ -197,6 +197,12 @@ mod tests {
                 left -= n;
             }
             while left == 0 {
+                if at % 2 == 0
+                    && let Some((_, inline)) = rx.next_bare()
+                {
+                    out.push((inline.as_slice().to_vec(), Vec::new()));
+                    continue;
+                }
                 match rx.next(None, &mut pool).unwrap() {
                     Item::Nothing => break,
                     Item::Goodbye => bye = true,
