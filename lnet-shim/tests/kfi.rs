@@ -5,10 +5,11 @@ mod common;
 use common::*;
 use futures_lite::future::block_on;
 use lnet_shim::core::*;
-use lnet_shim::kfi::{Book, KfiParams};
+use lnet_shim::kfi::{Book, Frame, KfiParams, Kind, Outcome};
 use lnet_shim::network::Failure;
 use lnet_shim::nid::ProcessId;
 use lnet_shim::node::{FaultAction, FaultRule, NiConfig, NodeParams};
+use lnet_shim::wire::lnet::{Body, LnetHeader, WireHandle};
 use std::time::Duration;
 
 #[test]
@@ -264,5 +265,110 @@ fn of_two_networks_the_better_is_taken_and_the_other_when_it_fails() {
             assert_eq!(memory.to_vec()[..10_000], bytes);
         }
         assert!(sent(a_tcp) - before.1 >= 40);
+    });
+}
+
+/// The tag of kfi's messages.
+const TAG: u64 = 0x6b66_696c_6e65_7401;
+
+/// A PUT as a stranger would make it.
+fn put_header(src: &str, dest: &str, bits: u64, payload_len: u32) -> LnetHeader {
+    let id = |text: &str| ProcessId::lnet(text.parse().unwrap());
+    let handle = WireHandle::NONE;
+    let body = Body::Put { handle, match_bits: bits, hdr_data: 0, portal: PORTAL, offset: 0 };
+    LnetHeader { dest: id(dest), src: id(src), payload_len, body }
+}
+
+#[test]
+fn a_stranger_breaks_nothing() {
+    on_all("stranger", |scheme| {
+        let book = Book::new();
+        let a = Kfi::start("57@kfi", scheme, &book);
+        let params = KfiParams { max_offers: 4, ..KfiParams::default() };
+        let b = Kfi::with_lanes("58@kfi", scheme, &book, 1, &params);
+        b.node.set_lazy(PORTAL, true).unwrap();
+        let stranger = endpoint(scheme, None);
+        let peer = stranger.peer(&b.endpoint.address().to_string()).unwrap();
+        let say = |bytes: &[u8]| peer.send_tagged(TAG, bytes).wait_timeout(WAIT).unwrap();
+        let frame = |kind: Kind<'_>| Frame { outcomes: vec![], kind }.encode();
+        for len in 0..100 {
+            say(&pattern(len, 7));
+            say(&[&[1, 1, 0, 0][..], &vec![0; len]].concat());
+        }
+        // For another; in the name of the node itself; outcomes of nobody's offers.
+        say(&frame(Kind::Immediate(put_header("99@kfi", "60@kfi", 1, 1), b"x")));
+        say(&frame(Kind::Immediate(put_header("58@kfi", "58@kfi", 1, 1), b"x")));
+        say(&Frame { outcomes: vec![(1, Outcome::Taken), (2, Outcome::Failed)], kind: Kind::Outcomes }
+            .encode());
+        until("all is read", || b.endpoint.stats().lane.totals.rx_messages >= 203);
+        assert_eq!(b.node.with_engine(|e, _| e.stats().received.put), 0);
+        // A key that is none, and one of another length than the message says.
+        let window = stranger.window_of(vec![1; 100].into()).unwrap();
+        let key = window.key().to_bytes();
+        let offer = |offer, bits, len, key: &[u8]| {
+            say(&frame(Kind::Offer { header: put_header("99@kfi", "58@kfi", bits, len), offer, key }));
+        };
+        offer(1, 1, 100, &key[1..]);
+        offer(2, 1, 101, &key);
+        // A second name for the same peer; then more offers than one may have.
+        say(&frame(Kind::Immediate(put_header("98@kfi", "58@kfi", 1, 1), b"x")));
+        (3..9).for_each(|n| offer(n, n, 100, &key));
+        let mut told = Vec::new();
+        while told.len() < 4 {
+            let message = stranger.recv_tagged(TAG, 0).wait_timeout(WAIT).unwrap();
+            told.extend(Frame::decode(&message).unwrap().outcomes);
+        }
+        told.sort_by_key(|t| t.0);
+        let (failed, busy) = (Outcome::Failed, Outcome::Busy);
+        assert_eq!(told, [(1, failed), (2, failed), (7, busy), (8, busy)]);
+        // The stranger's window closes while its offers wait: the fetch fails, and is an event that says so.
+        drop(window);
+        let queue = EventQueue::new(8);
+        let memory = SharedBytes::zeroed(100);
+        b.node
+            .attach(
+                MeParams::new(PORTAL, 3),
+                memory.memory(),
+                TargetOptions::once(Access::Put),
+                &queue.sink(),
+            )
+            .unwrap();
+        let event = queue.recv_timeout(WAIT).unwrap();
+        assert_eq!((event.status.is_ok(), event.mlength, event.unlinked), (false, 0, true));
+        // It dies with three offers waiting: they are forgotten.
+        assert_eq!(b.node.with_engine(|e, _| e.stats().core.parked), 3);
+        drop(stranger);
+        until("its offers are gone", || b.node.with_engine(|e, _| e.stats().core.parked) == 0);
+        block_on(a.node.ping(b.nid, WAIT)).unwrap();
+        b.at_rest();
+    });
+}
+
+#[test]
+fn an_offer_that_nobody_takes_ends_in_time_and_reads_take_turns() {
+    on_all("turns", |scheme| {
+        let book = Book::new();
+        let quick = KfiParams { bulk_timeout: Duration::from_millis(300), ..KfiParams::default() };
+        let a = Kfi::with_lanes("57@kfi", scheme, &book, 1, &quick);
+        let b =
+            Kfi::with_lanes("58@kfi", scheme, &book, 1, &KfiParams { max_reads: 1, ..KfiParams::default() });
+        b.node.set_lazy(PORTAL, true).unwrap();
+        let to = ProcessId::lnet(b.nid);
+        let late = block_on(a.node.put_bytes(to, PORTAL, 99, vec![1; 9000], WAIT)).unwrap_err();
+        assert_eq!(late.kind(), lnet_shim::ErrorKind::TimedOut);
+        a.at_rest();
+        let c = Kfi::start("59@kfi", scheme, &book);
+        let (_memory, _events) = serve(&b.node, 300_000);
+        std::thread::scope(|s| {
+            for i in 0..20 {
+                let node = &c.node;
+                s.spawn(move || {
+                    let bytes = pattern(300_000, i);
+                    assert_eq!(block_on(node.put_bytes(to, PORTAL, BITS, bytes, WAIT)).unwrap(), 300_000);
+                });
+            }
+        });
+        c.at_rest();
+        b.at_rest();
     });
 }

@@ -135,8 +135,11 @@ impl Lane {
 
     /// Follows an operation begun with the lock held.
     pub(super) fn follow(&self, s: &mut State, task: Task, up: &mut Vec<Upcall>) {
-        if let Ok(ended) = s.tasks.follow(task) {
-            self.ended(s, ended, up);
+        match s.tasks.follow(task) {
+            Ok(ended) => self.ended(s, ended, up),
+            // To look at it made progress, and so disarmed what the thread may be asleep on.
+            Err(_) if self.thread.get() != Some(&std::thread::current().id()) => self.ready.note(0),
+            Err(_) => {}
         }
     }
 
@@ -315,8 +318,18 @@ pub(super) fn header_of(tx: &Tx) -> LnetHeader {
 }
 
 fn immediate(tx: &Tx, outcomes: Vec<(u64, Outcome)>) -> (Vec<u8>, Sending) {
-    let payload = tx.payload.to_vec();
-    let kind = Kind::Immediate(header_of(tx), &payload);
+    let (shared, copied);
+    let payload: &[u8] = match tx.payload.share() {
+        Some(buffer) => {
+            shared = buffer;
+            &shared
+        }
+        None => {
+            copied = tx.payload.to_vec();
+            &copied
+        }
+    };
+    let kind = Kind::Immediate(header_of(tx), payload);
     (Frame { outcomes, kind }.encode(), Sending::Message(tx.id))
 }
 

@@ -9,7 +9,7 @@ use kfab::Endpoint;
 use super::lane::Lane;
 use super::{Book, KfiParams};
 use crate::error::{Error, ErrorKind, Result};
-use crate::network::{Command, ConnectionInfo, Network, Upcall, Upper};
+use crate::network::{Command, ConnectionInfo, Failure, Network, Upcall, Upper};
 use crate::nid::{Nid, ProcessId};
 
 /// The most lanes of one interface.
@@ -72,6 +72,8 @@ impl Network for KfiNetwork {
     }
 
     fn submit(&self, commands: Vec<Command>, upcalls: &mut Vec<Upcall>) {
+        // Lanes that may owe outcomes now.
+        let mut touched = 0u64;
         for command in commands {
             match command {
                 Command::Transmit(tx) => {
@@ -79,11 +81,15 @@ impl Network for KfiNetwork {
                     lane.transmit(&mut lane.lock(), tx, upcalls);
                 }
                 Command::Fetch(fetch) => match self.lane_at(fetch.via) {
-                    Some(lane) => lane.fetch(&mut lane.lock(), fetch, upcalls),
-                    None => upcalls.push(Upcall::Fetched(fetch.op, Err(crate::network::Failure::LocalError))),
+                    Some(lane) => {
+                        touched |= 1 << lane.number;
+                        lane.fetch(&mut lane.lock(), fetch, upcalls);
+                    }
+                    None => upcalls.push(Upcall::Fetched(fetch.op, Err(Failure::LocalError))),
                 },
                 Command::Refuse { via } => {
                     if let Some(lane) = self.lane_at(via) {
+                        touched |= 1 << lane.number;
                         lane.refuse(&mut lane.lock(), via);
                     }
                 }
@@ -91,10 +97,10 @@ impl Network for KfiNetwork {
                 Command::Hold { .. } | Command::Release { .. } => {}
             }
         }
-        for lane in &self.lanes {
-            // Outcomes leave at the end of the lane's round; if this is not one, it has to begin one.
-            let inside = lane.thread.get() == Some(&std::thread::current().id());
-            if !inside && !lane.lock().owed.is_empty() {
+        // Outcomes leave at the end of a lane's round; if this is not one, one has to begin.
+        let here = std::thread::current().id();
+        for lane in self.lanes.iter().filter(|l| touched & 1 << l.number != 0) {
+            if lane.thread.get() != Some(&here) {
                 lane.ready.note(0);
             }
         }

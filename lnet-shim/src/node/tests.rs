@@ -34,7 +34,13 @@ struct World {
     commands: Vec<Command>,
     /// Gateways: a NID on one network, a NID on another.
     gateways: Vec<(Nid, Nid)>,
+    /// Payloads stay with their senders until they are fetched or refused, as on kfi.
+    pull: bool,
+    offers: HashMap<u64, Offer>,
 }
+
+/// A payload that stays with its sender: who sends it, by which NID, as which message, and the bytes.
+type Offer = (usize, Nid, TxId, Vec<u8>);
 
 impl World {
     fn new(nodes: &[&[&str]], params: NodeParams) -> Self {
@@ -46,6 +52,8 @@ impl World {
             stuck: None,
             commands: vec![],
             gateways: vec![],
+            pull: false,
+            offers: HashMap::new(),
         };
         for (i, nids) in nodes.iter().enumerate() {
             let mut engine = Engine::new(params.clone(), 1000 + i as u64);
@@ -77,6 +85,12 @@ impl World {
             );
         };
         let peer = ProcessId::lnet(hop);
+        if self.pull && !tx.payload.is_empty() {
+            let payload = Content::Remote(tx.payload.len());
+            self.offers.insert(tx.id.0 << 8 | from as u64, (from, local, tx.id, tx.payload.to_vec()));
+            let rx = Rx { via: tx.id.0 << 8 | from as u64, peer, header: tx.header, payload };
+            return self.engines[target].upcall(self.now, to, Upcall::Received(rx));
+        }
         let rx = Rx { via: 3, peer, header: tx.header, payload: tx.payload.to_vec().into() };
         self.engines[target].upcall(self.now, to, Upcall::Received(rx));
         self.engines[from].upcall(self.now, local, Upcall::Sent(tx.id, Ok(())));
@@ -90,12 +104,34 @@ impl World {
             };
             match effect {
                 Effect::Command(local, Command::Transmit(tx)) => self.transmit(i, local, tx),
+                Effect::Command(local, Command::Fetch(fetch)) if self.pull => self.fetch(i, local, &fetch),
+                Effect::Command(_, Command::Refuse { via }) if self.pull => self.taken(via),
                 Effect::Command(_, other) => self.commands.push(other),
                 Effect::Event(sink, event) => sink.push(event),
                 Effect::Discovered(waiter, result) => waiter.complete(result),
             }
         }
         panic!("does not come to rest");
+    }
+
+    /// Brings a payload from its sender; both are told.
+    fn fetch(&mut self, to: usize, local: Nid, fetch: &Fetch) {
+        let offer = self.offers.get(&fetch.via).map(|o| o.3[..fetch.len as usize].to_vec());
+        let result = match offer {
+            Some(bytes) => {
+                fetch.memory.write_at(fetch.offset, &bytes);
+                Ok(())
+            }
+            None => Err(Failure::RemoteError),
+        };
+        self.engines[to].upcall(self.now, local, Upcall::Fetched(fetch.op, result));
+        self.taken(fetch.via);
+    }
+
+    fn taken(&mut self, via: u64) {
+        if let Some((from, local, tx, _)) = self.offers.remove(&via) {
+            self.engines[from].upcall(self.now, local, Upcall::Sent(tx, Ok(())));
+        }
     }
 
     /// Lets time pass, timer by timer.
@@ -601,9 +637,11 @@ fn waiting_messages_count_against_their_connection() {
 
 #[test]
 fn under_faults_every_operation_ends_once() {
-    for seed in 1..40 {
+    for seed in 1..60 {
         let params = NodeParams { seed, ..NodeParams::default() };
         let mut w = World::new(&[&[A1, A2], &[B1, B2]], params);
+        // A third of the runs as over kfi.
+        w.pull = seed % 3 == 0;
         let (_, _served) = w.serve(1, 9, 16);
         for engine in &mut w.engines {
             let rule = |action, n| FaultRule { frequency: Frequency::OneIn(n), ..FaultRule::all(action) };
@@ -625,6 +663,7 @@ fn under_faults_every_operation_ends_once() {
         }
         w.engines.iter_mut().for_each(|e| assert_eq!(e.remove_faults(None), 3));
         w.pass(sec(3000));
+        assert!(w.offers.is_empty(), "seed {seed}");
         for (i, engine) in w.engines.iter_mut().enumerate() {
             // The ping and push targets, and what node 1 serves.
             assert_eq!((engine.core().objects().1, engine.stats().messages), (2 + i, 0), "seed {seed}");
@@ -636,136 +675,4 @@ fn under_faults_every_operation_ends_once() {
     }
 }
 
-mod real {
-    //! Nodes with sockets and threads, on loopback addresses.
-    use super::*;
-    use crate::tcp::TcpParams;
-    use futures_lite::future::block_on;
-
-    fn node(nids: &[&str], params: &TcpParams) -> Node {
-        let node = Node::new(NodeParams::default()).unwrap();
-        for n in nids {
-            node.add_tcp(NiConfig::new(nid(n)), params.clone()).unwrap();
-        }
-        node
-    }
-
-    const WAIT: Duration = Duration::from_secs(20);
-
-    #[test]
-    fn nodes_ping_discover_push_put_and_get() {
-        let mut params = TcpParams::unprivileged(19881);
-        params.zero_copy_min = Some(16 << 10);
-        let a = node(&["127.0.1.1@tcp", "127.0.1.2@tcp"], &params);
-        let b = node(&["127.0.1.3@tcp", "127.0.1.4@tcp"], &params);
-        let (b1, b2) = (nid("127.0.1.3@tcp"), nid("127.0.1.4@tcp"));
-        let report = block_on(a.ping(b1, WAIT)).unwrap();
-        assert_eq!(report.info.entries().iter().map(|e| e.nid).collect::<Vec<_>>(), [b1, b2]);
-        let info = block_on(a.discover(b2, false)).unwrap();
-        assert_eq!((info.primary, info.multi_rail, info.interfaces.len()), (b1, true, 2));
-        let queue = EventQueue::new(1000);
-        let memory = SharedBytes::zeroed(1 << 20);
-        let entry = MeParams { unlink: Unlink::Retain, ..MeParams::new(9, 7) };
-        let options = TargetOptions { manage_remote: true, ..TargetOptions::new(Access::PutGet) };
-        b.attach(entry, memory.memory(), options, &queue.sink()).unwrap();
-        let target = ProcessId::lnet(b1);
-        for len in [0usize, 1, 5000, 1 << 20] {
-            let bytes: Vec<u8> = (0..len).map(|i| (i * 31 + len) as u8).collect();
-            assert_eq!(block_on(a.put_bytes(target, 9, 7, bytes.clone(), WAIT)).unwrap(), len as u32);
-            assert_eq!(block_on(a.get_bytes(target, 9, 7, 0, len, WAIT)).unwrap(), bytes);
-            let event = queue.recv_timeout(WAIT).unwrap();
-            assert_eq!((event.kind, event.mlength), (EventKind::Put, len as u32));
-            assert_eq!(queue.recv_timeout(WAIT).unwrap().kind, EventKind::Get);
-        }
-        assert_eq!(
-            block_on(a.get_bytes(target, 9, 8, 0, 4, Duration::from_millis(300))).unwrap_err().kind(),
-            crate::ErrorKind::TimedOut
-        );
-        assert!(a.connections().len() >= 3);
-    }
-
-    #[test]
-    fn privileged_nodes_dial_and_a_killed_one_is_an_error() {
-        // Needs the right to bind low ports: without it, the words must say so.
-        let params = TcpParams { port: 989, bulk_port: 989, ..TcpParams::default() };
-        let a = Node::new(NodeParams { fail_on_peer_lost: true, ..NodeParams::default() }).unwrap();
-        if let Err(e) = a.add_tcp(NiConfig::new(nid("127.0.2.1@tcp")), params.clone()) {
-            assert!(e.to_string().contains("CAP_NET_BIND_SERVICE"), "{e}");
-            return;
-        }
-        let b = node(&["127.0.2.2@tcp"], &params);
-        let b1 = nid("127.0.2.2@tcp");
-        assert!(block_on(a.discover(b1, false)).is_ok());
-        assert!(a.connections().iter().all(|c| c.peer == ProcessId::lnet(b1)));
-        b.set_lazy(9, true).unwrap();
-        let waiting = a.clone();
-        let put = std::thread::spawn(move || {
-            block_on(waiting.put_bytes(ProcessId::lnet(b1), 9, 7, b"never".to_vec(), WAIT))
-        });
-        std::thread::sleep(Duration::from_millis(300));
-        drop(b);
-        assert_eq!(put.join().unwrap().unwrap_err().kind(), crate::ErrorKind::Unreachable);
-        assert!(block_on(a.ping(b1, WAIT)).is_err());
-        // Restarted, it is reached again once the pause is over.
-        let _b = node(&["127.0.2.2@tcp"], &params);
-        let again = (0..40).any(|_| {
-            std::thread::sleep(Duration::from_millis(250));
-            block_on(a.ping(b1, WAIT)).is_ok()
-        });
-        assert!(again);
-    }
-
-    #[test]
-    fn a_node_that_goes_tells_everyone() {
-        let params = TcpParams::unprivileged(19883);
-        let (a, b) = (node(&["127.0.4.1@tcp"], &params), node(&["127.0.4.2@tcp"], &params));
-        b.set_lazy(9, true).unwrap();
-        let queue = EventQueue::new(16);
-        let entry = MeParams::new(5, 7);
-        a.attach(entry, SharedBytes::zeroed(4).memory(), TargetOptions::new(Access::Put), &queue.sink())
-            .unwrap();
-        let md = a.bind(SharedBytes::zeroed(4).memory(), SourceOptions::once(2), &queue.sink()).unwrap();
-        let target = ProcessId::lnet(nid("127.0.4.2@tcp"));
-        let put = PutParams { target, portal: 9, match_bits: 1, offset: 0, hdr_data: 0, ack: true };
-        a.put(md, put, None).unwrap();
-        assert_eq!(queue.recv_timeout(WAIT).unwrap().kind, EventKind::Send);
-        drop(a);
-        let last: Vec<Event> = (0..2).map(|_| queue.recv_timeout(WAIT).unwrap()).collect();
-        assert!(last.iter().all(|e| e.unlinked && e.status == Status::Shutdown), "{last:?}");
-    }
-
-    #[test]
-    fn callbacks_run_one_at_a_time_and_may_call_the_node() {
-        let params = TcpParams::unprivileged(19882);
-        let (a, b) = (node(&["127.0.3.1@tcp"], &params), node(&["127.0.3.2@tcp"], &params));
-        let (inside, seen) = (std::sync::atomic::AtomicU32::new(0), OneShot::default());
-        let (done, reply_to, mut count) = (seen.clone(), b.clone(), 0);
-        let sink = EventSink::callback(64, move |event| {
-            use std::sync::atomic::Ordering::SeqCst;
-            assert_eq!(inside.fetch_add(1, SeqCst), 0);
-            assert_eq!(event.kind, EventKind::Put);
-            assert!(reply_to.primary() == event.target.nid);
-            count += 1;
-            if count == 50 {
-                done.complete(count);
-            }
-            inside.fetch_sub(1, SeqCst);
-        });
-        let entry = MeParams { unlink: Unlink::Retain, ..MeParams::new(9, 7) };
-        b.set_lazy(9, true).unwrap();
-        b.attach(entry, SharedBytes::zeroed(4096).memory(), TargetOptions::new(Access::Put), &sink).unwrap();
-        let threads: Vec<_> = (0..5)
-            .map(|_| {
-                let a = a.clone();
-                std::thread::spawn(move || {
-                    for _ in 0..10 {
-                        block_on(a.put_bytes(ProcessId::lnet(nid("127.0.3.2@tcp")), 9, 7, vec![1; 8], WAIT))
-                            .unwrap();
-                    }
-                })
-            })
-            .collect();
-        threads.into_iter().for_each(|t| t.join().unwrap());
-        assert_eq!(seen.wait_timeout(WAIT), Some(50));
-    }
-}
+mod real;

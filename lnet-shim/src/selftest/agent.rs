@@ -19,6 +19,8 @@ use crate::nid::{Nid, ProcessId};
 use crate::node::Node;
 use crate::wire::lst::*;
 
+/// The kind of stat that asks for latencies. Lustre's nodes do not look at the kind.
+pub(super) const STAT_LATENCY: u32 = 0x6b66_6162;
 /// Requests that fit in one buffer.
 const REQUESTS: usize = 256;
 /// Bytes of one destination in a list: 8-byte NID and pid.
@@ -185,7 +187,7 @@ impl Worker {
             }
             LstBody::RemoveSession { session, .. } => self.remove_session(session),
             LstBody::Batch { session, batch, op, test, .. } => self.batch(session, batch, op, test),
-            LstBody::Stat { session, .. } => self.stat(session),
+            LstBody::Stat { session, kind, .. } => self.stat(session, kind),
             LstBody::Debug { session, .. } => self.debug(session),
             LstBody::Join { .. } => self.join(),
             _ => return,
@@ -390,10 +392,15 @@ impl Worker {
         LstBody::BatchReply { status, session: id, active: active.unwrap_or(0), time }
     }
 
-    fn stat(&mut self, id: SessionId) -> LstBody {
-        let (rpc, lnet) = (self.stats, self.lnet_stats());
+    fn stat(&mut self, id: SessionId, kind: u32) -> LstBody {
+        let (rpc, mut lnet) = (self.stats, self.lnet_stats());
         let (status, framework) = match self.named(id) {
-            Some(session) => (0, session.stats()),
+            Some(session) => {
+                if kind == STAT_LATENCY {
+                    lnet = latency_stats(session.latency_ns());
+                }
+                (0, session.stats())
+            }
             None => (errno::NO_SESSION, FrameworkStats::default()),
         };
         LstBody::StatReply { status, session: self.session_id(), framework, rpc, lnet }
@@ -445,6 +452,31 @@ impl Worker {
             }
         }
     }
+}
+
+/// Latencies where the counters of LNet would be, marked, for consoles of ours that ask for them.
+fn latency_stats(ns: Option<[u64; 5]>) -> LnetStats {
+    let Some([p50, p90, p99, p999, max]) = ns else {
+        return LnetStats { msgs_alloc: STAT_LATENCY, ..LnetStats::default() };
+    };
+    LnetStats {
+        msgs_alloc: STAT_LATENCY,
+        msgs_max: 1,
+        errors: p999 as u32,
+        send_count: (p999 >> 32) as u32,
+        send_len: p50,
+        recv_len: p90,
+        route_len: p99,
+        drop_len: max,
+        ..LnetStats::default()
+    }
+}
+
+/// What [`latency_stats`] says; `None` from a node that does not know of it, or has no figures.
+pub(super) fn latency_of(s: &LnetStats) -> Option<[u64; 5]> {
+    let p999 = u64::from(s.send_count) << 32 | u64::from(s.errors);
+    let known = s.msgs_alloc == STAT_LATENCY && s.msgs_max == 1;
+    known.then_some([s.send_len, s.recv_len, s.route_len, p999, s.drop_len])
 }
 
 /// One entry of a list of destinations.

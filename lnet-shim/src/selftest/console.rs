@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::agent::destinations;
+use super::agent::{STAT_LATENCY, destinations, latency_of};
 use super::load::Kind;
 use super::pattern::Check;
 use super::rpc::{Bulk, Ids, Rpc, status_of};
@@ -232,8 +232,18 @@ impl Console {
 
     /// The counters of a node.
     pub async fn stat(&self, target: ProcessId) -> Result<NodeStat> {
+        self.stat_of(target, 0).await
+    }
+
+    /// Latencies of what a node's client tests have done in this session, once they have ended: 50, 90, 99, 99.9 per cent, and the
+    /// longest, nanoseconds. `None` from a node of Lustre's, or if it has done nothing.
+    pub async fn latency_ns(&self, target: ProcessId) -> Result<Option<[u64; 5]>> {
+        Ok(latency_of(&self.stat_of(target, STAT_LATENCY).await?.lnet))
+    }
+
+    async fn stat_of(&self, target: ProcessId, kind: u32) -> Result<NodeStat> {
         let session = self.session;
-        let body = |ids: Ids| LstBody::Stat { reply_id: ids.reply_id, session, kind: 0 };
+        let body = |ids: Ids| LstBody::Stat { reply_id: ids.reply_id, session, kind };
         match self.call(target, Service::Stat, body, Bulk::None).await? {
             LstBody::StatReply { framework, rpc, lnet, .. } => Ok(NodeStat { framework, rpc, lnet }),
             _ => Err(Error::new(ErrorKind::Protocol, "lst", "not the reply of a stat")),

@@ -109,6 +109,17 @@ impl Session {
         Ok(chosen.filter(|(_, t)| t.active.load(Ordering::Relaxed) > 0).count() as u32)
     }
 
+    /// Latencies of the client tests that have run: 50, 90, 99, 99.9 per cent, and the longest, nanoseconds.
+    pub(super) fn latency_ns(&self) -> Option<[u64; 5]> {
+        let mut all = load::new_histogram().ok()?;
+        for test in self.batches.values().flat_map(|b| &b.tests) {
+            if let Some(h) = &*test.progress.latency.lock().unwrap_or_else(|p| p.into_inner()) {
+                all.add(h).ok()?;
+            }
+        }
+        (!all.is_empty()).then(|| load::percentiles(&all))
+    }
+
     pub(super) fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }

@@ -73,6 +73,8 @@ pub struct Progress {
     pub bytes: AtomicU64,
     /// Set to end the load.
     pub stop: AtomicBool,
+    /// Latencies in nanoseconds, once the load has ended.
+    pub(super) latency: Mutex<Option<Histogram<u64>>>,
 }
 
 /// What came of a load.
@@ -146,7 +148,8 @@ pub fn run(rpc: &Rpc, targets: &[ProcessId], spec: LoadSpec, progress: &Progress
     let seconds = start.elapsed().as_secs_f64();
     let histogram = all.into_inner().unwrap_or_else(|p| p.into_inner());
     let calls = progress.calls.load(Ordering::Relaxed);
-    let at = |q: f64| histogram.value_at_quantile(q) as f64 / 1000.0;
+    let latency_us = percentiles(&histogram).map(|ns| ns as f64 / 1000.0);
+    *progress.latency.lock().unwrap_or_else(|p| p.into_inner()) = Some(histogram);
     Ok(LoadReport {
         spec,
         calls,
@@ -154,11 +157,17 @@ pub fn run(rpc: &Rpc, targets: &[ProcessId], spec: LoadSpec, progress: &Progress
         seconds,
         rpcs_per_second: calls as f64 / seconds,
         mib_per_second: progress.bytes.load(Ordering::Relaxed) as f64 / seconds / (1 << 20) as f64,
-        latency_us: [at(0.5), at(0.9), at(0.99), at(0.999), histogram.max() as f64 / 1000.0],
+        latency_us,
     })
 }
 
-fn new_histogram() -> Result<Histogram<u64>> {
+/// 50, 90, 99, 99.9 per cent, and the longest.
+pub(super) fn percentiles(h: &Histogram<u64>) -> [u64; 5] {
+    let [p50, p90, p99, p999] = [0.5, 0.9, 0.99, 0.999].map(|q| h.value_at_quantile(q));
+    [p50, p90, p99, p999, h.max()]
+}
+
+pub(super) fn new_histogram() -> Result<Histogram<u64>> {
     // One nanosecond to an hour.
     Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
         .map_err(|e| Error::new(ErrorKind::Invalid, "load", e.to_string()))

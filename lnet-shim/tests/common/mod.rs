@@ -39,10 +39,15 @@ pub(crate) fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 + i / 253 + seed * 7) as u8).collect()
 }
 
-pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, done: impl FnMut() -> bool) {
+    until_or(what, done, String::new);
+}
+
+/// Waits until `done`; if that takes too long, says what `report` has to say.
+pub(crate) fn until_or(what: &str, mut done: impl FnMut() -> bool, report: impl Fn() -> String) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < WAIT, "{what}");
+        assert!(start.elapsed() < WAIT, "{what}: {}", report());
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -92,13 +97,30 @@ impl Kfi {
         params: NodeParams,
         kfi: &KfiParams,
     ) -> Kfi {
+        Self::of(Node::new(params).unwrap(), nid, endpoints, book, kfi)
+    }
+
+    /// Adds the interface to a node there is.
+    pub(crate) fn of(
+        node: Node,
+        nid: &str,
+        endpoints: Vec<Arc<Endpoint>>,
+        book: &Book,
+        kfi: &KfiParams,
+    ) -> Kfi {
         let nid: Nid = nid.parse().unwrap();
         let addresses: Vec<String> = endpoints.iter().map(|e| e.address().to_string()).collect();
         book.set(nid, &addresses).unwrap();
-        let node = Node::new(params).unwrap();
         let endpoint = endpoints[0].clone();
         node.add_kfi(NiConfig::new(nid), endpoints, book, kfi).unwrap();
         Kfi { node, nid, endpoint }
+    }
+
+    /// What is going on.
+    pub(crate) fn report(&self) -> String {
+        let (stats, peers) = self.node.with_engine(|e, _| (e.stats(), e.peers()));
+        let connections = self.node.connections();
+        format!("{stats:?}\n{peers:?}\n{connections:?}\n{:#?}", self.endpoint.stats())
     }
 
     /// Messages this node's endpoint has sent.
