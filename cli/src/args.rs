@@ -7,6 +7,8 @@ use kfab::{EndpointConfig, Fabric, FabricConfig, FabricKey, Progress, Wait};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// A key for those who keep it in their environment; measuring commands hand it on to the processes they start.
+const KEY_VARIABLE: &str = "KFAB_KEY";
 /// The largest message that the measuring commands send, bytes.
 pub(crate) const MAX_SIZE: usize = 256 << 20;
 /// The most operations under way at once.
@@ -54,23 +56,34 @@ pub(crate) struct FabricArgs {
     /// Only these providers (names as `kfab info` lists them; sockets is another name of tcp)
     #[arg(long, value_name = "P,..", value_delimiter = ',')]
     pub(crate) provider: Vec<String>,
-    /// The fabric's key (made by `kfab keygen`)
+    /// The fabric's key (made by `kfab keygen`); without it, the variable KFAB_KEY, if it holds one
     #[arg(long, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
     /// With a key: authenticate, but do not encrypt
-    #[arg(long, requires = "key_file")]
+    #[arg(long)]
     pub(crate) plain: bool,
 }
 
 impl FabricArgs {
     pub(crate) fn key(&self) -> Result<Option<FabricKey>> {
-        let Some(path) = &self.key_file else { return Ok(None) };
+        let Some(path) = &self.key_file else { return self.key_of_variable() };
         let shown = path.display();
         let text = std::fs::read_to_string(path)
             .map_err(|e| Failure::unavailable(format!("key file {shown}: {e}")))?;
         let key = FabricKey::from_hex(&text)
             .map_err(|e| Failure::usage(format!("key file {shown}: {}", e.context())))?;
         Ok(Some(key))
+    }
+
+    fn key_of_variable(&self) -> Result<Option<FabricKey>> {
+        match std::env::var_os(KEY_VARIABLE) {
+            Some(text) => {
+                let key = FabricKey::from_hex(&text.to_string_lossy());
+                key.map(Some).map_err(|e| Failure::usage(format!("{KEY_VARIABLE}: {}", e.context())))
+            }
+            None if self.plain => Err(Failure::usage("--plain: there is no key (--key-file or KFAB_KEY)")),
+            None => Ok(None),
+        }
     }
 
     pub(crate) fn fabric(&self) -> Result<Fabric> {

@@ -15,7 +15,7 @@ pub(crate) fn schemes() -> Vec<&'static str> {
 }
 
 /// The schemes meant by names that a user gave; `sockets` is another name of `tcp`. Unknown ones are an error that lists those there
-/// are. No names: all that can run here.
+/// are, and so are those that cannot run here, with the reason. No names: all that can.
 pub(crate) fn chosen(names: &[String]) -> Result<Vec<&'static str>> {
     let all = providers();
     if names.is_empty() {
@@ -25,7 +25,11 @@ pub(crate) fn chosen(names: &[String]) -> Result<Vec<&'static str>> {
         let wanted = if name == "sockets" { "tcp" } else { name.as_str() };
         all.iter().map(|p| p.scheme()).find(|s| *s == wanted).ok_or_else(|| unknown(name))
     };
-    names.iter().map(find).collect()
+    let found: Vec<&'static str> = names.iter().map(find).collect::<Result<_>>()?;
+    for p in all.iter().filter(|p| found.contains(&p.scheme())) {
+        p.probe().map_err(|why| Failure::unavailable(format!("{}: {why}", p.scheme())))?;
+    }
+    Ok(found)
 }
 
 fn unknown(name: &str) -> Failure {

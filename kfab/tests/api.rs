@@ -212,6 +212,17 @@ fn nobody_at_the_address_is_an_error_that_says_what_was_tried() {
         assert_eq!((e.kind(), e.fate()), (Kind::Unreachable, kfab::Fate::NotSent), "{e:?}");
         let e = nobody.send(&pattern(300_000, 1)[..]).wait().unwrap_err();
         assert_eq!((e.kind(), e.fate()), (Kind::Unreachable, kfab::Fate::NotSent), "{e:?}");
+        // A way that makes no sense is not tried again and again; beside one that does it is passed over.
+        let mut c = config("tcp");
+        c.limits.peer_timeout = Duration::from_secs(60);
+        let a = fabric().open(c).unwrap();
+        for text in ["tcp:1.2.3.4", "tcp:127.0.0.1:99999"] {
+            let e = a.peer(text).unwrap().send(b"x").wait().unwrap_err();
+            assert_eq!((e.kind(), e.fate()), (Kind::InvalidArgument, kfab::Fate::NotSent), "{e:?}");
+            assert!(e.to_string().contains(text), "{e}");
+        }
+        let b = open("tcp");
+        a.peer(&format!("tcp:1.2.3.4,{}", b.address())).unwrap().send(b"x").wait().unwrap();
         let e = a.peer("ib:fe80::1").unwrap_err();
         assert!(e.to_string().contains("tcp"), "{e}");
         let e = fabric()

@@ -87,6 +87,18 @@ struct Document<'a> {
     rows: &'a [Row],
 }
 
+/// Before minutes of measuring: whether the plot can be written in the end.
+fn check_output(args: &Output) -> Result<()> {
+    let Some(file) = &args.svg else { return Ok(()) };
+    let new = !file.exists();
+    let opened = std::fs::OpenOptions::new().append(true).create(true).open(file);
+    opened.map_err(|e| Failure::usage(format!("--svg {}: {e}", file.display())))?;
+    if new {
+        let _ = std::fs::remove_file(file);
+    }
+    Ok(())
+}
+
 pub(crate) fn run(args: &PerfArgs) -> Result<()> {
     match &args.what {
         What::Lat(a) => test(Test::Latency, a),
@@ -131,6 +143,7 @@ fn test(test: Test, args: &TestArgs) -> Result<()> {
             )));
         }
     }
+    check_output(&args.output)?;
     let mut rows = Vec::new();
     let outcome = measure(test, args, window, &sizes, &mut rows);
     if !rows.is_empty() {

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 #[repr(align(128))]
 struct Line(AtomicU64);
 
-/// Bounces per reading of the clock.
+/// Bounces per reading of the clock, and where the machine is so busy that a bounce waits for the scheduler.
 const BURST: u64 = 2_000;
+const BURST_BUSY: u64 = 20;
 
 pub(super) fn measure(cpus: Option<(u32, u32)>, spin: Spin, part: Duration) -> Limit {
     let relaxed = bounce(cpus, spin, part / 2, true);
@@ -29,18 +30,19 @@ fn bounce(cpus: Option<(u32, u32)>, spin: Spin, part: Duration, pause: bool) -> 
     };
     let ping = || {
         let (started, mut next, mut bursts) = (Instant::now(), 0, Vec::new());
-        let mut burst = || {
+        let mut burst = |bounces: u64| {
             let start = Instant::now();
-            for _ in 0..BURST {
+            for _ in 0..bounces {
                 line.0.store(next + 1, Ordering::Release);
                 next += 2;
                 wait_for(next);
             }
-            start.elapsed().as_nanos() as f64 / (2 * BURST) as f64
+            start.elapsed().as_nanos() as f64 / (2 * bounces) as f64
         };
-        burst();
+        let first = Duration::from_nanos((burst(BURST_BUSY) * (2 * BURST) as f64) as u64);
+        let bounces = if first > part { BURST_BUSY } else { BURST };
         while started.elapsed() < part || bursts.len() < 3 {
-            bursts.push(burst());
+            bursts.push(burst(bounces));
         }
         done.store(true, Ordering::Release);
         line.0.store(u64::MAX, Ordering::Release);

@@ -124,3 +124,29 @@ fn a_busy_metrics_port_is_named() {
     let at = taken.local_addr().unwrap().to_string();
     run(&["serve", "--provider", "tcp", "--prometheus", &at]).code(3).says(&["--prometheus", &at]);
 }
+
+#[test]
+fn a_key_may_come_from_a_variable_and_nonsense_there_is_named() {
+    let kfab = |key: &str, args: &[&str]| kfab(args).env("KFAB_KEY", key).output().unwrap();
+    let out = kfab("0123", &["pingpong", "tcp:127.0.0.1:9"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("KFAB_KEY"), "{out:?}");
+    let key = "5a".repeat(32);
+    let args = ["perf", "lat", "--provider", "tcp", "--size", "8", "--iterations", "20", "--pin", "none"];
+    let out = kfab(&key, &args);
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
+    run(&["perf", "lat", "--plain"]).code(2).says(&["--plain", "--key-file"]);
+}
+
+#[test]
+fn what_cannot_work_is_said_before_anything_is_measured() {
+    let begun = std::time::Instant::now();
+    run(&["perf", "lat", "--svg", "/no/such/folder/x.svg"]).code(2).says(&["/no/such/folder/x.svg"]);
+    // Missing or not, it is not a reason to measure the machine first.
+    let verbs = run(&["info"]);
+    if verbs.out.contains("verbs   unavailable") {
+        run(&["pingpong", "--provider", "verbs"]).code(3).says(&["verbs"]);
+    }
+    run(&["pingpong", "tcp:127.0.0.1"]).code(2).says(&["tcp:127.0.0.1", "ADDRESS:PORT"]);
+    println!("{:?}", begun.elapsed());
+}

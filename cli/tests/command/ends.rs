@@ -11,13 +11,21 @@ fn long(key: &str) -> Running {
     Running::start(kfab(&[&args[..], &["--key-file", key]].concat()))
 }
 
+/// Processor time of a process so far, in hundredths of a second (proc_pid_stat(5), utime and stime).
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    after_name.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum()
+}
+
 #[test]
 fn ctrl_c_prints_the_figures_so_far_and_leaves_no_process() {
     let dir = Dir::new();
     let key = dir.key("key-of-the-interrupted");
     let running = long(&key);
     assert!(wait_until(Duration::from_secs(20), || processes_with(&key).len() == 2), "no peer process");
-    std::thread::sleep(Duration::from_secs(3));
+    // It spins: so much processor time means that it has measured for a while, however busy the machine is.
+    assert!(wait_until(Duration::from_secs(50), || cpu_ticks(running.pid()) > 150), "it does not measure");
     running.signal(Signal::INT);
     let started = Instant::now();
     let e = running.end().code(130);

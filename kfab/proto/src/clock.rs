@@ -174,6 +174,14 @@ impl Machine {
             self.list_candidates(io, pi);
         }
         self.dial(io, pi);
+        let p = &self.peers[pi as usize];
+        if !p.candidates.is_empty()
+            && p.candidates.iter().all(|c| matches!(c.dial, Dial::Down { next_try: u64::MAX }))
+        {
+            let why = format!("the address makes no sense: {}", self.tried(pi));
+            self.reset_peer(io, pi, None, Kind::InvalidArgument, &why);
+            return u64::MAX;
+        }
         self.next_dial(pi).min(give_up)
     }
 

@@ -101,7 +101,13 @@ impl Machine {
                 let ci = self.add_conn(io, port, conn, Some(pi));
                 self.peers[pi as usize].candidates[i].dial = Dial::Dialing { conn: ci };
             }
-            Err(e) => self.dial_failed(io.now, pi, i, e.to_string(), e.kind() == Kind::Unreachable),
+            Err(e) => {
+                self.dial_failed(io.now, pi, i, e.to_string(), e.kind() == Kind::Unreachable);
+                if e.kind() == Kind::InvalidArgument {
+                    // It will not make more sense later.
+                    self.peers[pi as usize].candidates[i].dial = Dial::Down { next_try: u64::MAX };
+                }
+            }
         }
     }
 

@@ -93,7 +93,7 @@ impl FabricEvent {
             FabricEvent::RailDown { peer, rail, reason, resent } => {
                 tracing::info!(target: "kfab", event, ?peer, rail, reason, resent);
             }
-            FabricEvent::Rejected { reason } => tracing::warn!(target: "kfab", event, reason),
+            FabricEvent::Rejected { reason } => tracing::info!(target: "kfab", event, reason),
         }
     }
 }
