@@ -48,7 +48,7 @@ fn server(scheme: &str) -> Server {
             let len = buffer.len() as u64;
             bulk.put(0, &[buffer]).await.map(|()| len)
         });
-    let limits = ServerLimits { linger: Duration::from_millis(300), ..Default::default() };
+    let limits = ServerLimits { linger: Duration::from_secs(3), ..Default::default() };
     let config = ServerConfig { lanes: vec![over(scheme)], limits, ..Default::default() };
     Server::start(&fabric(), config, vec![service]).unwrap()
 }

@@ -185,8 +185,10 @@ impl Lane {
             self.begin(arrival);
         }
         if self.ended.len() > begun {
-            let took = self.clock() - self.now;
-            let share = took / (self.ended.len() - begun) as u64;
+            let now = self.clock();
+            let share = (now - self.now) / (self.ended.len() - begun) as u64;
+            let service = self.ended[begun].service;
+            self.estimates[service].took(now, share);
             for e in &mut self.ended[begun..] {
                 e.service_ns.get_or_insert(share);
             }
@@ -244,8 +246,8 @@ impl Lane {
                 });
             }
             Err(answer) => {
-                let status = answer.status;
-                self.ended.push(Ended { service, queue_ns, service_ns: None, bulk: None, job, status });
+                let (status, bulk) = (answer.status, meter.map(|m| (m.ns.get(), m.bytes.get())));
+                self.ended.push(Ended { service, queue_ns, service_ns: None, bulk, job, status });
                 let estimate_us = self.estimates[service].us();
                 self.desk.answer(a.ticket, answer, estimate_us, &mut self.out);
             }

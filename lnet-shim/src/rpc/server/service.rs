@@ -99,7 +99,8 @@ pub(crate) fn answer(result: Result<Body>) -> Answer {
                 Kind::Protocol if e.fate() == Fate::NotExecuted => (Status::Malformed, 0),
                 _ => (Status::Failed, u32::MAX),
             };
-            Answer { status, arg, body: Body::copy(e.to_string().as_bytes()) }
+            let words = if status == Status::Failed { e.context().to_owned() } else { e.to_string() };
+            Answer { status, arg, body: Body::from(words.into_bytes()) }
         }
     }
 }

@@ -1,0 +1,73 @@
+//! The client: objects as a program wants them. Every call may be replayed: puts write whole objects, the rest only looks, and a
+//! deleted object may be deleted again. So when a server dies, its calls go on at the other.
+
+use crate::protocol::*;
+use kfab::{Fabric, Rights};
+use lnet_shim::rpc::{Book, Client, ClientConfig, ClientCounts, ClientLimits, Replay, Result};
+use std::time::Duration;
+
+#[derive(Clone)]
+pub struct Objects {
+    client: Client,
+}
+
+impl Objects {
+    /// The store behind these names, the first preferred.
+    pub fn open(fabric: &Fabric, book: &Book, nids: &[&str], job: &str) -> Result<Objects> {
+        let limits = ClientLimits { connect: Duration::from_secs(1), ..Default::default() };
+        let config = ClientConfig { limits, job: Some(job.to_owned()), ..Default::default() };
+        Ok(Objects { client: Client::open(fabric, config, book, nids)? })
+    }
+
+    /// Writes an object; with `sync` it is on disk when this returns.
+    pub fn put(&self, name: &str, data: &[u8], sync: bool) -> Result<()> {
+        let mut buffer = self.client.buffer(data.len())?;
+        if let Some(room) = buffer.get_mut() {
+            room.copy_from_slice(data);
+        }
+        let window = self.client.window_of(buffer)?;
+        let put = Put { name: name.to_owned(), sync };
+        self.client.call(PUT, &put).window(&window).replay(Replay::Always).wait()
+    }
+
+    /// At most `len` bytes from `offset` on.
+    pub fn get(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let window = self.client.window(len, Rights::WRITE)?;
+        let get = Get { name: name.to_owned(), offset };
+        let have = self.client.call(GET, &get).window(&window).replay(Replay::Always).wait()?;
+        let mut data = vec![0; len.min(have as usize)];
+        window.read_at(0, &mut data);
+        Ok(data)
+    }
+
+    /// All names that begin so.
+    pub fn list(&self, prefix: &str) -> Result<Vec<String>> {
+        let mut all: Vec<String> = Vec::new();
+        loop {
+            let after = all.last().cloned().unwrap_or_default();
+            let list = List { prefix: prefix.to_owned(), after };
+            let more = self.client.call(LIST, &list).replay(Replay::Always).wait()?;
+            let full = more.len() == LIST_MAX;
+            all.extend(more);
+            if !full {
+                return Ok(all);
+            }
+        }
+    }
+
+    pub fn delete(&self, name: &str) -> Result<bool> {
+        self.client.call(DELETE, &name.to_owned()).replay(Replay::Always).wait()
+    }
+
+    pub fn stat(&self, name: &str) -> Result<u64> {
+        self.client.call(STAT, &name.to_owned()).replay(Replay::Always).wait()
+    }
+
+    pub fn ping(&self) -> Result<()> {
+        self.client.call(PING, &()).high().replay(Replay::Always).wait()
+    }
+
+    pub fn counts(&self) -> ClientCounts {
+        self.client.counts()
+    }
+}
