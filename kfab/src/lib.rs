@@ -36,6 +36,7 @@ mod op;
 mod progress;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
+mod scatter;
 mod share;
 mod window;
 
