@@ -42,6 +42,10 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Watch the counters of a running endpoint
     Top(cmd::top::TopArgs),
+    /// An LNet node, and the commands that look at it and change it
+    Lnet(cmd::lnet::LnetArgs),
+    /// Self-test of LNet nodes, ours or Lustre's
+    Lst(cmd::lst::LstArgs),
     /// Make a fabric key
     Keygen(cmd::keygen::KeygenArgs),
     #[command(hide = true)]
@@ -78,6 +82,8 @@ fn run(command: &Command) -> failure::Result<()> {
         Command::Serve(a) => serve::run(a),
         Command::Top(a) => cmd::top::run(a),
         Command::Keygen(a) => cmd::keygen::run(a),
+        Command::Lnet(a) => cmd::lnet::run(a),
+        Command::Lst(a) => cmd::lst::run(a),
         Command::Pingpong(a) => cmd::pingpong::run(a),
         Command::PeerProcess(a) => child::run(a),
     }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod ends;
+mod lnet;
 mod measure;
 mod run;
 mod watch;

@@ -1,0 +1,398 @@
+//! The console's state in a node: the session, groups of nodes, batches of tests; and what is asked of it.
+//!
+//! One command at a time changes it. Loads need no session of the console's own and run beside.
+
+use crate::cmd::lnet::{LoadWords, LstRequest, TestWords};
+use crate::failure::{Failure, Result};
+use crate::stop;
+use futures_lite::future::block_on;
+use lnet_shim::command;
+use lnet_shim::nid::{Nid, ProcessId};
+use lnet_shim::node::Node;
+use lnet_shim::selftest::load::{LoadSpec, Progress};
+use lnet_shim::selftest::{Console, NodeStat, TestSpec};
+use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often progress is told.
+const BEAT: Duration = Duration::from_millis(200);
+/// The most groups, batches, tests of a batch.
+const MAX_NAMES: usize = 1024;
+
+/// How far, and a word on it; `false`: nobody listens any more.
+pub(crate) type Say<'a> = dyn FnMut(f64, &str) -> bool + 'a;
+
+/// The console of a node.
+pub(crate) struct Consoles {
+    node: Node,
+    session: Mutex<Option<Session>>,
+}
+
+struct Session {
+    name: String,
+    console: Console,
+    force: bool,
+    groups: Vec<(String, Vec<ProcessId>)>,
+    batches: Vec<Batch>,
+}
+
+struct Batch {
+    name: String,
+    tests: Vec<Test>,
+    running: bool,
+}
+
+struct Test {
+    words: TestWords,
+    from: String,
+    to: String,
+    clients: Vec<ProcessId>,
+    servers: Vec<ProcessId>,
+}
+
+fn failure(error: lnet_shim::Error) -> Failure {
+    crate::cmd::lnet::failure(error)
+}
+
+fn nid(text: &str) -> Result<Nid> {
+    text.parse().map_err(|e: lnet_shim::nid::ParseError| Failure::usage(format!("NID {text:?}: {e}")))
+}
+
+fn seconds(what: &str, s: f64) -> Result<Duration> {
+    crate::cmd::lnet::seconds(what, s)
+}
+
+/// Bytes of bulk.
+fn size(text: &str) -> Result<u32> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1),
+        "k" | "kib" => Some(1 << 10),
+        "m" | "mib" => Some(1 << 20),
+        _ => None,
+    };
+    let bytes = digits.parse::<u32>().ok().zip(unit).and_then(|(n, unit)| n.checked_mul(unit));
+    bytes
+        .filter(|n| (1..=1 << 20).contains(n))
+        .ok_or_else(|| Failure::usage(format!("--size: {text:?} is not 1 B to 1 MiB")))
+}
+
+fn spec(words: &TestWords) -> Result<TestSpec> {
+    if !(1..=256).contains(&words.concurrency) {
+        return Err(Failure::usage(format!(
+            "--concurrency: {} is out of range: 1 to 256",
+            words.concurrency
+        )));
+    }
+    Ok(TestSpec {
+        kind: words.test.parse().map_err(failure)?,
+        size: size(&words.size)?,
+        check: words.check.parse().map_err(failure)?,
+        concurrency: words.concurrency,
+        loops: words.loops,
+        distribute: words.distribute.parse().map_err(failure)?,
+    })
+}
+
+impl Consoles {
+    pub(crate) fn new(node: Node) -> Consoles {
+        Consoles { node, session: Mutex::new(None) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what is asked.
+    pub(crate) fn answer(&self, request: &LstRequest, say: &mut Say<'_>) -> Result<Value> {
+        match request {
+            LstRequest::Load(words) => return self.load(words, say),
+            LstRequest::SessionNew { name, timeout_s, force } => {
+                return self.begin(name, seconds("--timeout", *timeout_s)?, *force);
+            }
+            LstRequest::SessionEnd => return self.end(),
+            LstRequest::SessionShow => {
+                let show = |s: &Session| {
+                    let nodes: usize = s.groups.iter().map(|g| g.1.len()).sum();
+                    json!({ "name": s.name, "nodes": nodes, "batches": s.batches.len() })
+                };
+                return Ok(self.lock().as_ref().map_or(Value::Null, show));
+            }
+            _ => {}
+        }
+        let mut guard = self.lock();
+        let none = || Failure::failed("no session").hint("begin one with `kfab lst session new NAME`");
+        let session = guard.as_mut().ok_or_else(none)?;
+        match request {
+            LstRequest::GroupAdd { name, nids } => session.group_add(name, nids),
+            LstRequest::GroupList => Ok(session.group_list()),
+            LstRequest::BatchAdd { name } => session.batch_add(name),
+            LstRequest::BatchList => session.batch_list(),
+            LstRequest::TestAdd { batch, from, to, test } => session.test_add(batch, from, to, test),
+            LstRequest::Run { batch, seconds: s } => {
+                let time = s.map(|s| seconds("--for", s)).transpose()?;
+                session.run(batch, time, say)
+            }
+            LstRequest::Stop { batch } => session.stop(batch),
+            LstRequest::Stat { group, seconds: s } => {
+                let nodes = session.group(group)?.to_vec();
+                session.watch(&nodes, seconds("--interval", *s)?, say)
+            }
+            _ => Ok(Value::Null),
+        }
+    }
+
+    fn begin(&self, name: &str, timeout: Duration, force: bool) -> Result<Value> {
+        let mut guard = self.lock();
+        if let Some(s) = guard.as_ref() {
+            let what = format!("there is a session already: {}", s.name);
+            return Err(Failure::failed(what).hint("end it with `kfab lst session end`"));
+        }
+        let console = Console::new(self.node.clone(), name, timeout);
+        let (groups, batches) = Default::default();
+        *guard = Some(Session { name: name.to_owned(), console, force, groups, batches });
+        Ok(Value::Null)
+    }
+
+    fn end(&self) -> Result<Value> {
+        let Some(session) = self.lock().take() else { return Err(Failure::failed("no session")) };
+        block_on(session.console.end()).map_err(failure)?;
+        Ok(Value::Null)
+    }
+
+    /// A session and a test from this node, with latencies.
+    fn load(&self, words: &LoadWords, say: &mut Say<'_>) -> Result<Value> {
+        let nids = words.nids.iter().map(|t| nid(t)).collect::<Result<Vec<Nid>>>()?;
+        let TestSpec { kind, size, check, concurrency, loops, .. } = spec(&words.test)?;
+        let duration = seconds("--duration", words.duration)?;
+        let timeout = seconds("--timeout", words.timeout)?;
+        let spec =
+            LoadSpec { kind, size, check, concurrency, loops, duration, timeout, stop_on_error: false };
+        let progress = Progress::default();
+        std::thread::scope(|scope| {
+            let load = scope.spawn(|| command::lst(&self.node, &nids, spec, words.force, &progress));
+            let started = Instant::now();
+            while !load.is_finished() {
+                std::thread::sleep(BEAT.min(duration));
+                let calls = progress.calls.load(Ordering::Relaxed);
+                let text = format!("{calls} RPCs, {} errors", progress.errors.load(Ordering::Relaxed));
+                let part = started.elapsed().as_secs_f64() / duration.as_secs_f64();
+                if !say(part, &text) || stop::pressed() {
+                    progress.stop.store(true, Ordering::Relaxed);
+                }
+            }
+            let show = load.join().map_err(|_| Failure::failed("the load panicked"))?.map_err(failure)?;
+            serde_json::to_value(&show).map_err(|e| Failure::failed(e.to_string()))
+        })
+    }
+}
+
+impl Session {
+    fn group(&self, name: &str) -> Result<&[ProcessId]> {
+        let found = self.groups.iter().find(|g| g.0 == name);
+        found.map(|g| &g.1[..]).ok_or_else(|| Failure::failed(format!("no such group: {name}")))
+    }
+
+    fn group_add(&mut self, name: &str, nids: &[String]) -> Result<Value> {
+        let nids = nids.iter().map(|t| nid(t)).collect::<Result<Vec<Nid>>>()?;
+        if self.groups.iter().any(|g| g.0 == name) || self.groups.len() >= MAX_NAMES {
+            return Err(Failure::failed(format!("there is a group {name} already, or too many")));
+        }
+        let nodes: Vec<ProcessId> = nids.into_iter().map(ProcessId::lnet).collect();
+        for node in &nodes {
+            // A node may be in several groups, but joins once.
+            if !self.groups.iter().any(|g| g.1.contains(node)) {
+                block_on(self.console.add_node(*node, self.force)).map_err(failure)?;
+            }
+        }
+        self.groups.push((name.to_owned(), nodes));
+        Ok(Value::Null)
+    }
+
+    fn group_list(&self) -> Value {
+        let one = |(name, nodes): &(String, Vec<ProcessId>)| {
+            let nids: Vec<String> = nodes.iter().map(|n| n.nid.to_string()).collect();
+            json!({ "name": name, "nids": nids })
+        };
+        self.groups.iter().map(one).collect()
+    }
+
+    /// The place of a batch; its number on the nodes is one more.
+    fn batch(&self, name: &str) -> Result<usize> {
+        let found = self.batches.iter().position(|b| b.name == name);
+        found.ok_or_else(|| Failure::failed(format!("no such batch: {name}")))
+    }
+
+    fn batch_add(&mut self, name: &str) -> Result<Value> {
+        if self.batch(name).is_ok() || self.batches.len() >= MAX_NAMES {
+            return Err(Failure::failed(format!("there is a batch {name} already, or too many")));
+        }
+        self.batches.push(Batch { name: name.to_owned(), tests: Vec::new(), running: false });
+        Ok(Value::Null)
+    }
+
+    fn batch_list(&self) -> Result<Value> {
+        let test = |t: &Test| {
+            let w = &t.words;
+            json!({
+                "test": w.test, "size": w.size, "check": w.check, "concurrency": w.concurrency,
+                "loops": w.loops, "distribute": w.distribute, "from": t.from, "to": t.to,
+            })
+        };
+        let one = |(i, b): (usize, &Batch)| {
+            let running = if b.running { self.active(i)? } else { 0 };
+            let tests: Vec<Value> = b.tests.iter().map(test).collect();
+            Ok(json!({ "name": b.name, "tests": tests, "running": running }))
+        };
+        self.batches.iter().enumerate().map(one).collect()
+    }
+
+    fn test_add(&mut self, batch: &str, from: &str, to: &str, words: &TestWords) -> Result<Value> {
+        let at = self.batch(batch)?;
+        let (clients, servers) = (self.group(from)?.to_vec(), self.group(to)?.to_vec());
+        if self.batches[at].running || self.batches[at].tests.len() >= MAX_NAMES {
+            return Err(Failure::failed(format!("batch {batch} is running, or has too many tests")));
+        }
+        let spec = spec(words)?;
+        block_on(self.console.add_test(at as u64 + 1, &clients, &servers, spec)).map_err(failure)?;
+        let (words, from, to) = (words.clone(), from.to_owned(), to.to_owned());
+        self.batches[at].tests.push(Test { words, from, to, clients, servers });
+        Ok(Value::Null)
+    }
+
+    fn clients(&self, at: usize) -> Vec<ProcessId> {
+        let mut all: Vec<ProcessId> = self.batches[at].tests.iter().flat_map(|t| t.clients.clone()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    fn servers(&self, at: usize) -> Vec<ProcessId> {
+        let mut all: Vec<ProcessId> = self.batches[at].tests.iter().flat_map(|t| t.servers.clone()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    fn active(&self, at: usize) -> Result<u32> {
+        block_on(self.console.active(at as u64 + 1, &self.clients(at))).map_err(failure)
+    }
+
+    /// Runs a batch. With a time: until that is over or all tests have ended, and then stops it; what the servers did meanwhile.
+    fn run(&mut self, batch: &str, time: Option<Duration>, say: &mut Say<'_>) -> Result<Value> {
+        let at = self.batch(batch)?;
+        if self.batches[at].tests.is_empty() {
+            return Err(Failure::failed(format!("batch {batch} has no test")));
+        }
+        let servers = self.servers(at);
+        let before = self.look(&servers)?;
+        let started = Instant::now();
+        block_on(self.console.run(at as u64 + 1, &self.clients(at))).map_err(failure)?;
+        self.batches[at].running = true;
+        let Some(time) = time else { return Ok(json!({ "nodes": [] })) };
+        while started.elapsed() < time && !stop::pressed() && self.active(at)? > 0 {
+            std::thread::sleep(BEAT.min(time));
+            let rpcs: u64 = figures(&before, &self.look(&servers)?, started.elapsed()).map(|f| f.0).sum();
+            let part = started.elapsed().as_secs_f64() / time.as_secs_f64();
+            if !say(part, &format!("{rpcs} RPCs")) {
+                break;
+            }
+        }
+        let (after, took) = (self.look(&servers)?, started.elapsed());
+        self.stop(batch)?;
+        let end = Instant::now() + Duration::from_secs(60);
+        while self.active(at)? > 0 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let (errors, latencies) = (self.client_errors(at)?, self.latencies(at)?);
+        Ok(
+            json!({ "seconds": took.as_secs_f64(), "client_errors": errors, "clients": latencies, "nodes": rows(&before, &after, took) }),
+        )
+    }
+
+    fn stop(&mut self, batch: &str) -> Result<Value> {
+        let at = self.batch(batch)?;
+        block_on(self.console.stop(at as u64 + 1, &self.clients(at))).map_err(failure)?;
+        self.batches[at].running = false;
+        Ok(Value::Null)
+    }
+
+    /// Latencies as the clients saw them.
+    fn latencies(&self, at: usize) -> Result<Vec<Value>> {
+        let one = |node: &ProcessId| {
+            let ns = block_on(self.console.latency_ns(*node)).map_err(failure)?;
+            let us = ns.map(|all| all.map(|ns| ns as f64 / 1000.0));
+            Ok(json!({ "nid": node.nid.to_string(), "latency_us": us }))
+        };
+        self.clients(at).iter().map(one).collect()
+    }
+
+    /// Calls that failed, as the clients count them.
+    fn client_errors(&self, at: usize) -> Result<u64> {
+        let stats = self.look(&self.clients(at))?;
+        Ok(stats
+            .iter()
+            .map(|(_, s)| u64::from(s.framework.brw_errors) + u64::from(s.framework.ping_errors))
+            .sum())
+    }
+
+    fn look(&self, nodes: &[ProcessId]) -> Result<Vec<(ProcessId, NodeStat)>> {
+        nodes.iter().map(|n| Ok((*n, block_on(self.console.stat(*n)).map_err(failure)?))).collect()
+    }
+
+    /// What nodes do in a while.
+    fn watch(&self, nodes: &[ProcessId], time: Duration, say: &mut Say<'_>) -> Result<Value> {
+        let (before, started) = (self.look(nodes)?, Instant::now());
+        while started.elapsed() < time && !stop::pressed() {
+            std::thread::sleep(BEAT.min(time.saturating_sub(started.elapsed())));
+            if !say(started.elapsed().as_secs_f64() / time.as_secs_f64(), "looking") {
+                break;
+            }
+        }
+        let (after, took) = (self.look(nodes)?, started.elapsed());
+        Ok(json!({ "seconds": took.as_secs_f64(), "nodes": rows(&before, &after, took) }))
+    }
+}
+
+type Look = [(ProcessId, NodeStat)];
+
+/// For each node: RPCs served, bytes put (read by clients), bytes got (written by them). The counters wrap.
+fn figures<'a>(
+    before: &'a Look,
+    after: &'a Look,
+    _took: Duration,
+) -> impl Iterator<Item = (u64, u64, u64)> + use<'a> {
+    before.iter().zip(after).map(|((_, b), (_, a))| {
+        let rpcs = u64::from(a.rpc.received.wrapping_sub(b.rpc.received));
+        let (put, get) =
+            (a.rpc.bulk_put.wrapping_sub(b.rpc.bulk_put), a.rpc.bulk_get.wrapping_sub(b.rpc.bulk_get));
+        (rpcs, put, get)
+    })
+}
+
+fn rows(before: &Look, after: &Look, took: Duration) -> Vec<Value> {
+    let per_second = |n: u64| n as f64 / took.as_secs_f64();
+    let row = |((rpcs, put, get), (node, stat)): ((u64, u64, u64), &(ProcessId, NodeStat))| {
+        json!({
+            "nid": node.nid.to_string(), "rpcs": rpcs, "rpcs_per_second": per_second(rpcs),
+            "read_bytes_per_second": per_second(put), "written_bytes_per_second": per_second(get),
+            "errors": stat.rpc.errors, "dropped": stat.rpc.dropped,
+        })
+    };
+    figures(before, after, took).zip(after).map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_bulk_have_bounds() {
+        assert_eq!([size("1").unwrap(), size("4KiB").unwrap(), size("1M").unwrap()], [1, 4096, 1 << 20]);
+        for bad in ["0", "2M", "x", "4T", "", "99999999999"] {
+            assert!(size(bad).unwrap_err().what.contains("1 MiB"), "{bad}");
+        }
+    }
+}

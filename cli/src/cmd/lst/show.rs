@@ -1,0 +1,97 @@
+//! Answers of the console as tables.
+
+use crate::show::table::Table;
+use crate::show::units;
+use serde_json::Value;
+
+pub(super) fn done(_: &Value) -> String {
+    String::new()
+}
+
+fn text(v: &Value) -> String {
+    v.as_str().map_or_else(|| v.to_string(), str::to_owned)
+}
+
+fn list(v: &Value) -> impl Iterator<Item = &Value> {
+    v.as_array().into_iter().flatten()
+}
+
+fn joined(v: &Value) -> String {
+    list(v).map(text).collect::<Vec<_>>().join(",")
+}
+
+pub(super) fn session(v: &Value) -> String {
+    if v.is_null() {
+        return "no session\n".to_owned();
+    }
+    format!("session {}: {} nodes, {} batches\n", text(&v["name"]), v["nodes"], v["batches"])
+}
+
+pub(super) fn groups(v: &Value) -> String {
+    let mut table = Table::new(2, &["group", "nodes"]);
+    list(v).for_each(|g| table.row(vec![text(&g["name"]), joined(&g["nids"])]));
+    table.text()
+}
+
+pub(super) fn batches(v: &Value) -> String {
+    let mut table =
+        Table::new(2, &["batch", "test", "size", "check", "concurrency", "from", "to", "running"]);
+    for b in list(v) {
+        if list(&b["tests"]).next().is_none() {
+            table.row(vec![text(&b["name"]), "-".to_owned()]);
+        }
+        for t in list(&b["tests"]) {
+            let mut row = vec![text(&b["name"])];
+            row.extend(["test", "size", "check", "concurrency", "from", "to"].map(|k| text(&t[k])));
+            row.push(text(&b["running"]));
+            table.row(row);
+        }
+    }
+    table.text()
+}
+
+pub(super) fn nodes(v: &Value) -> String {
+    let head = ["node", "RPCs", "rate", "read", "written", "errors", "dropped"];
+    let mut table = Table::new(1, &head);
+    for n in list(&v["nodes"]) {
+        let number = |k: &str| n[k].as_f64().unwrap_or(0.0);
+        table.row(vec![
+            text(&n["nid"]),
+            text(&n["rpcs"]),
+            units::rate(number("rpcs_per_second")),
+            units::bandwidth(number("read_bytes_per_second")),
+            units::bandwidth(number("written_bytes_per_second")),
+            text(&n["errors"]),
+            text(&n["dropped"]),
+        ]);
+    }
+    let mut clients = Table::new(1, &["client", "p50", "p90", "p99", "p99.9", "max"]);
+    for c in list(&v["clients"]) {
+        let mut row = vec![text(&c["nid"])];
+        row.extend(list(&c["latency_us"]).map(|us| units::time(us.as_f64().unwrap_or(0.0) * 1e3)));
+        clients.row(row);
+    }
+    match list(&v["clients"]).next() {
+        Some(_) => format!("{}\n{}", table.text(), clients.text()),
+        None => table.text(),
+    }
+}
+
+pub(super) fn load(v: &Value) -> String {
+    let r = &v["report"];
+    let number = |v: &Value| v.as_f64().unwrap_or(0.0);
+    let ping = r["spec"]["kind"] == "Ping";
+    let head = ["test", "size", "RPCs", "errors", "rate", "bandwidth", "p50", "p90", "p99", "p99.9", "max"];
+    let mut table = Table::new(1, &head);
+    let mut row = vec![
+        text(&r["spec"]["kind"]).to_lowercase(),
+        if ping { "-".to_owned() } else { units::size(r["spec"]["size"].as_u64().unwrap_or(0) as usize) },
+        text(&r["calls"]),
+        text(&r["errors"]),
+        units::rate(number(&r["rpcs_per_second"])),
+        units::bandwidth(number(&r["mib_per_second"]) * f64::from(1 << 20)),
+    ];
+    row.extend(list(&r["latency_us"]).map(|us| units::time(number(us) * 1e3)));
+    table.row(row);
+    table.text()
+}

@@ -1,0 +1,250 @@
+//! `kfab lnet` and `kfab lst`: nodes as processes, over kfi (shared memory, sockets) and over tcp.
+
+use crate::run::{Ended, LIMIT, Running, kfab, run};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A node and what it is called.
+struct Node {
+    process: Running,
+    name: String,
+}
+
+/// A name that no other test has.
+fn name(what: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("test-{}-{}-{what}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+impl Node {
+    fn start(what: &str, more: &[&str]) -> Node {
+        let name = name(what);
+        let mut args = vec!["lnet", "node", "--name", &name];
+        args.extend(more);
+        let process = Running::start(kfab(&args));
+        assert_eq!(process.line(), name);
+        Node { process, name }
+    }
+
+    /// A node on kfi over one provider.
+    fn kfi(nid: &str, provider: &str) -> Node {
+        Node::start("kfi", &["--net", nid, "--provider", provider])
+    }
+
+    /// A node on tcp, without privileges.
+    fn tcp(nid: &str, port: &str) -> Node {
+        let node = Node::start("tcp", &[]);
+        let more = ["--port", port, "--accept", "trusted", "--source-ports", "any"];
+        node.lnet(&[&["net", "add", nid][..], &more].concat()).ok();
+        node
+    }
+
+    fn ask(&self, command: &str, args: &[&str]) -> Ended {
+        run(&[&[command][..], args, &["--node", &self.name]].concat())
+    }
+
+    fn lnet(&self, args: &[&str]) -> Ended {
+        self.ask("lnet", args)
+    }
+
+    fn lst(&self, args: &[&str]) -> Ended {
+        self.ask("lst", args)
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        self.lnet(&[args, &["--json"]].concat()).ok().json()
+    }
+
+    /// Tells this node where the first interface of another is.
+    fn knows(&self, other: &Node) {
+        let net = other.json(&["net", "show"]);
+        let ni = &net[0]["interfaces"][0];
+        let entry = format!("{}={}", ni["nid"].as_str().unwrap(), ni["address"].as_str().unwrap());
+        self.lnet(&["book", "set", &entry]).ok();
+        assert!(self.lnet(&["book", "show"]).ok().out.contains(ni["address"].as_str().unwrap()));
+    }
+}
+
+/// An address of this machine that no other test has.
+fn address(host: u32) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let (pid, n) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    format!("127.{}.{}.{host}@tcp", 20 + pid % 200, n % 250)
+}
+
+/// Two nodes that reach each other, and their NIDs, on each kind of network.
+fn pairs() -> Vec<(Node, Node, [String; 2])> {
+    let kfi = |provider| {
+        let (a, b) = (Node::kfi("57@kfi", provider), Node::kfi("58@kfi", provider));
+        a.knows(&b);
+        (a, b, ["57@kfi", "58@kfi"].map(str::to_owned))
+    };
+    let nids = [address(1), address(2)];
+    let [a, b] = [&nids[0], &nids[1]].map(|nid| Node::tcp(nid, "20401"));
+    vec![kfi("shm"), kfi("tcp"), (a, b, nids)]
+}
+
+#[test]
+fn nodes_ping_discover_and_show_each_other() {
+    for (a, b, nids) in pairs() {
+        let [a_nid, b_nid] = [&nids[0][..], &nids[1][..]];
+        let pong = a.json(&["ping", b_nid]);
+        assert_eq!((&pong["primary"], &pong["interfaces"][0][1]), (&b_nid.into(), &true.into()), "{pong}");
+        assert!(a.lnet(&["ping", b_nid]).ok().out.contains("multi-rail, discovery"));
+        let found = a.json(&["discover", b_nid]);
+        assert_eq!((&found["multi_rail"], &found["discovered"]), (&true.into(), &true.into()), "{found}");
+        // Pushed to: the other knows us as well.
+        let peers = b.json(&["peer", "show", a_nid]);
+        assert_eq!(peers["peers"][0]["multi_rail"], true, "{peers}");
+        let verbose = a.lnet(&["peer", "show", "-v"]).ok().out;
+        for word in ["health", "credits", "min", b_nid, "1000"] {
+            assert!(verbose.contains(word), "{word}:\n{verbose}");
+        }
+        let stats = a.json(&["stats"]);
+        assert!(stats["sent"]["get"].as_u64().unwrap() >= 3, "{stats}");
+        assert!(a.lnet(&["stats"]).ok().out.contains("answers that never came"));
+        assert!(a.lnet(&["net", "show"]).ok().out.contains(a_nid));
+        a.lnet(&["net", "del", a_nid]).ok();
+        assert_eq!(a.json(&["net", "show"]), Value::Array(vec![]));
+    }
+}
+
+#[test]
+fn faults_drop_and_delay() {
+    let (a, b) = (Node::kfi("57@kfi", "shm"), Node::kfi("58@kfi", "shm"));
+    a.knows(&b);
+    let rule =
+        b.json(&["fault", "drop", "add", "--src", "57@kfi", "--type", "get", "--rate", "1"])["id"].clone();
+    a.lnet(&["ping", "58@kfi", "--timeout", "0.3"]).code(3).says(&["ping 58@kfi", "TimedOut"]);
+    let rules = b.json(&["fault", "drop", "list"]);
+    assert_eq!((&rules[0]["id"], &rules[0]["struck"]), (&rule, &1.into()), "{rules}");
+    assert!(b.lnet(&["fault", "drop", "list"]).ok().out.contains("Drop"));
+    assert_eq!(b.json(&["fault", "delay", "list"]), Value::Array(vec![]));
+    b.lnet(&["fault", "delay", "del", &rule.to_string()]).code(1).says(&["no such rule"]);
+    assert_eq!(b.json(&["fault", "drop", "del", &rule.to_string()])["removed"], 1);
+    a.lnet(&["ping", "58@kfi"]).ok();
+    // Two seconds there, two back.
+    a.lnet(&["fault", "delay", "add", "--by", "0.2"]).ok();
+    let pong = a.json(&["ping", "58@kfi"]);
+    assert!(pong["time_us"].as_f64().unwrap() >= 400_000.0, "{pong}");
+    a.lnet(&["fault", "delay", "add"]).code(2).says(&["--by"]);
+    a.lnet(&["fault", "drop", "add", "--error", "local_eror"]).code(2).says(&["local_error"]);
+    a.lnet(&["fault", "drop", "add", "--src", "10.0.0.x@tcp"]).code(2).says(&["character 8"]);
+}
+
+#[test]
+fn what_cannot_be_is_said_by_name() {
+    let a = Node::kfi("57@kfi", "shm");
+    a.lnet(&["ping", "99@kfi"]).code(3).says(&["Unreachable", "book"]);
+    a.lnet(&["ping", "5x@kfi"]).code(2).says(&["5x@kfi"]);
+    a.lnet(&["net", "add", "1@o2ib"]).code(2).says(&["1@o2ib"]);
+    a.lnet(&["net", "add", "57@kfi"]).code(1);
+    a.lnet(&["net", "del", "60@kfi"]).code(1).says(&["60@kfi"]);
+    a.lnet(&["peer", "show", "60@kfi"]).code(1).says(&["no such peer"]);
+    a.lnet(&["book", "set", "60@kfi"]).code(2).says(&["NID=ADDRESS"]);
+    a.lnet(&["book", "set", "60@kfi=here"]).code(2).says(&["SCHEME"]);
+    a.lnet(&["route", "add", "tcp9", "1.2.3.4@tcp"]).code(2).says(&["gateway"]);
+    a.lnet(&["route", "add", "smoke", "60@kfi"]).code(2).says(&["smoke"]);
+    a.lnet(&["route", "add", "tcp9", "60@kfi", "--hops", "2"]).ok();
+    assert_eq!(a.json(&["route", "show"])[0]["net"], "tcp9");
+    a.lnet(&["route", "del", "tcp9", "60@kfi"]).ok();
+    a.lnet(&["route", "del", "tcp9", "60@kfi"]).code(1).says(&["no route"]);
+    a.lst(&["group", "add", "g", "57@kfi"]).code(1).says(&["no session", "session new"]);
+    a.lst(&["load", "58@kfi", "--size", "2MiB"]).code(2).says(&["1 MiB"]);
+    a.lst(&["load", "58@kfi", "--check", "some"]).code(2).says(&["simple"]);
+    run(&["lnet", "stats", "--node", "nobody-of-these-tests"]).code(3).says(&["nobody-of-these-tests"]);
+    run(&["lnet", "node", "--name", &a.name]).code(3).says(&["already"]);
+    run(&["lnet", "node", "--name", "a/b"]).code(2).says(&["letters"]);
+    a.process.signal(Signal::INT);
+    a.process.end().code(130);
+}
+
+#[test]
+fn a_node_reports_latencies_of_a_load() {
+    for (a, _b, nids) in pairs() {
+        let b_nid = &nids[1][..];
+        for (test, size, check) in
+            [("ping", "1", "none"), ("read", "1MiB", "full"), ("write", "5000", "simple")]
+        {
+            let args =
+                ["load", b_nid, "--test", test, "--size", size, "--check", check, "--concurrency", "4"];
+            let shown =
+                a.lst(&[&args[..], &["--loop", "10", "--duration", "60", "--json"]].concat()).ok().json();
+            let report = &shown["report"];
+            assert_eq!((&report["calls"], &report["errors"]), (&40.into(), &0.into()), "{test}: {report}");
+            let latencies: Vec<f64> =
+                report["latency_us"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+            assert!(latencies.len() == 5 && latencies.is_sorted() && latencies[0] > 0.0, "{latencies:?}");
+        }
+        let table = a.lst(&["load", b_nid, "--loop", "5"]).ok().out;
+        assert!(table.contains("p99.9") && table.contains("ping"), "{table}");
+    }
+}
+
+#[test]
+fn a_console_runs_tests_between_groups() {
+    for (a, b, nids) in pairs() {
+        let [a_nid, b_nid] = [&nids[0][..], &nids[1][..]];
+        // The console is a node of its own, which a third one would be too.
+        a.lst(&["session", "new", "rw"]).ok();
+        a.lst(&["session", "new", "again"]).code(1).says(&["rw"]);
+        a.lst(&["group", "add", "clients", a_nid]).ok();
+        a.lst(&["group", "add", "servers", b_nid]).ok();
+        a.lst(&["batch", "add", "bulk"]).ok();
+        for test in ["read", "write"] {
+            let sides = ["--batch", "bulk", "--from", "clients", "--to", "servers", "--test", test];
+            let load = ["--size", "1MiB", "--check", "full", "--concurrency", "8", "--distribute", "1:1"];
+            a.lst(&[&["test", "add"][..], &sides, &load].concat()).ok();
+        }
+        assert!(a.lst(&["batch", "list"]).ok().out.contains("write"));
+        assert!(a.lst(&["group", "list"]).ok().out.contains(b_nid));
+        let done = a.lst(&["run", "bulk", "--for", "1.5", "--json"]).ok().json();
+        assert_eq!(done["client_errors"], 0, "{done}");
+        let latencies = done["clients"][0]["latency_us"].as_array().expect("latencies");
+        assert!(latencies.len() == 5 && latencies[0].as_f64().unwrap() > 0.0, "{done}");
+        let server = &done["nodes"][0];
+        for key in ["rpcs_per_second", "read_bytes_per_second", "written_bytes_per_second"] {
+            assert!(server[key].as_f64().unwrap() > 0.0, "{key}: {done}");
+        }
+        // Another console is not let in, unless it insists.
+        b.lst(&["session", "new", "other"]).ok();
+        let other = b.lst(&["group", "add", "all", b_nid]);
+        other.code(1).says(&["refuses"]);
+        b.lst(&["session", "end"]).ok();
+        a.lst(&["run", "bulk"]).ok();
+        let stat = a.lst(&["stat", "servers", "--interval", "0.5", "--json"]).ok().json();
+        assert!(stat["nodes"][0]["rpcs"].as_u64().unwrap() > 2, "{stat}");
+        a.lst(&["stop", "bulk"]).ok();
+        a.lst(&["session", "end"]).ok();
+        assert_eq!(a.lst(&["session", "show"]).ok().out, "no session\n");
+    }
+}
+
+#[test]
+fn a_killed_node_is_gone_and_its_name_free() {
+    let (a, b) = (Node::kfi("57@kfi", "shm"), Node::kfi("58@kfi", "shm"));
+    a.knows(&b);
+    a.lnet(&["ping", "58@kfi"]).ok();
+    let load = {
+        let args = ["lst", "load", "58@kfi", "--test", "read", "--size", "1MiB", "--concurrency", "4"];
+        let more = ["--duration", "60", "--timeout", "2", "--loop", "1000000", "--node", &a.name];
+        Running::start(kfab(&[&args[..], &more].concat()))
+    };
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    b.process.signal(Signal::KILL);
+    assert_eq!(b.process.end().code, None);
+    a.lnet(&["ping", "58@kfi", "--timeout", "2"]).code(3);
+    run(&["lnet", "stats", "--node", &b.name]).code(3);
+    // Whoever ordered the load goes away: the load ends too, and nothing is left of it.
+    load.signal(Signal::INT);
+    load.end().code(130);
+    let rest = || {
+        let stats = a.json(&["stats"]);
+        stats["messages"] == 0
+    };
+    assert!(crate::run::wait_until(LIMIT, rest));
+    let again =
+        Running::start(kfab(&["lnet", "node", "--name", &b.name, "--net", "58@kfi", "--provider", "shm"]));
+    assert_eq!(again.line(), b.name);
+}
