@@ -257,7 +257,15 @@ impl Peer {
     /// Writes into the peer's window, starting at byte `offset`. Ends when the bytes are there.
     #[inline(always)]
     pub fn write<'a>(&self, key: &WindowKey, offset: u64, payload: impl Into<Payload<'a>>) -> Op<()> {
-        unit(&self.lane, self.lane.with(|m, io| m.write(io, self.id, key, offset, payload.into())))
+        match payload.into() {
+            Payload::Bytes(b) if self.lane.write_now(self.id, key, offset, b) => Op::ready(Ok(())),
+            payload => self.write_long(key, offset, payload),
+        }
+    }
+
+    #[inline(never)]
+    fn write_long(&self, key: &WindowKey, offset: u64, payload: Payload<'_>) -> Op<()> {
+        unit(&self.lane, self.lane.with(|m, io| m.write(io, self.id, key, offset, payload)))
     }
 
     /// What is known about the peer; `None` if it is gone.

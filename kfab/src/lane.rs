@@ -9,9 +9,7 @@ use kfab_core::mem::{Buffer, Pool};
 use kfab_core::ring::{LaneGuard, LaneLock};
 use kfab_core::spi::{Address, Port};
 use kfab_core::{Error, Kind, Result};
-use kfab_proto::{
-    Direct, Io, Machine, OpId, Outcome, PeerId, Polled, SendOptions, Started, Want,
-};
+use kfab_proto::{Direct, Io, Machine, OpId, Outcome, PeerId, Polled, SendOptions, Started, Want, WindowKey};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -237,6 +235,14 @@ impl Lane {
         let mut s = self.lock();
         let (machine, mut io) = s.split();
         machine.send_now(&mut io, to, bytes, options)
+    }
+
+    /// Writes bytes by the short way; `false`, and nothing has happened, if they cannot take it.
+    #[inline(always)]
+    pub(crate) fn write_now(&self, to: PeerId, key: &WindowKey, offset: u64, bytes: &[u8]) -> bool {
+        let mut s = self.lock();
+        let (machine, mut io) = s.split();
+        machine.write_now(&mut io, to, key, offset, bytes)
     }
 
     /// Starts a receive.

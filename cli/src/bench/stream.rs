@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 /// Receives that the server keeps posted: enough to have the next one ready, few enough to stay in its cache.
-const DEPTH: usize = 4;
+const DEPTH: usize = 1;
 
 pub(super) fn run(client: &Client, load: &Load, tick: &mut dyn FnMut(f64)) -> Result<Row> {
     let mut out = Outgoing::new(&client.endpoint, load.size)?;

@@ -116,7 +116,8 @@ impl<'a> Server<'a> {
 
     fn sink(&mut self, peer: &Peer, size: usize, count: u64, depth: usize, check: bool) -> Result<Reply> {
         let large = size > SMALL;
-        let depth = if large { depth } else { 1 };
+        // Small messages need no place that waits for them.
+        let depth = if large { depth } else { 0 };
         let mut incoming = Incoming::new(self.endpoint, size, depth)?;
         let mut posted: VecDeque<Op<Message>> = VecDeque::with_capacity(depth);
         for _ in 0..depth.min(count as usize) {
@@ -125,15 +126,17 @@ impl<'a> Server<'a> {
         let (mut stamps, mut damaged, mut started) = (0u64, 0, Instant::now());
         Self::ready(peer)?;
         for i in 0..count {
-            let op = posted.pop_front().unwrap_or_else(|| incoming.post(self.endpoint, peer));
-            let m = op.wait()?;
+            let m = match posted.pop_front() {
+                Some(op) => op.wait()?,
+                None => incoming.post(self.endpoint, peer).wait()?,
+            };
             if i == 0 {
                 started = Instant::now();
             }
             stamps = stamps.wrapping_add(stamp_of(&m));
             damaged += u64::from(m.len() != size || (check && i.is_multiple_of(SAMPLE) && !is_intact(&m)));
             incoming.reuse(m)?;
-            if i + (depth as u64) < count {
+            if depth > 0 && i + (depth as u64) < count {
                 posted.push_back(incoming.post(self.endpoint, peer));
             }
         }

@@ -25,6 +25,7 @@ mod onesided;
 mod ops;
 mod peer;
 mod receive;
+mod short;
 mod transmit;
 mod wire;
 
@@ -35,5 +36,5 @@ pub use machine::{Io, LaneStats, Machine, PeerInfo, RailInfo};
 pub use message::{Data, Message, OpId, Outcome, Payload, Peeked, PeerId, SendOptions, Started, Want};
 pub use onesided::{WindowId, WindowKey, WindowMemory};
 pub use peer::PeerCounters;
-pub use receive::{Direct, Polled};
+pub use short::{Direct, Polled};
 pub use wire::VERSION;

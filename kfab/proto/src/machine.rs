@@ -8,7 +8,6 @@ use crate::message::*;
 use crate::onesided::Windows;
 use crate::ops::{Ops, Proto};
 use crate::peer::{Peer, PeerCounters};
-use crate::receive::{Direct, Polled, Taker};
 use kfab_core::mem::{Buffer, Pool};
 use kfab_core::spi::{Address, Conn, Delivery, Event, Port};
 use kfab_core::{Error, Fate, Kind, Result};
@@ -104,7 +103,7 @@ pub struct Machine {
     pub(crate) free_conns: Vec<u32>,
     conn_index: ConnIndex,
     /// The connection of the last frame: most frames come from the one before.
-    last_conn: (usize, Conn, u32),
+    pub(crate) last_conn: (usize, Conn, u32),
     pub(crate) ops: Ops,
     pub(crate) matcher: Matcher,
     pub(crate) windows: Windows,
@@ -320,37 +319,6 @@ impl Machine {
         self.send_message(io, pi, payload, opts)
     }
 
-    /// [`Machine::send`] for few bytes to a peer with nothing in the way: `false`, and nothing has happened, if that is not so.
-    #[inline(always)]
-    pub fn send_now(&mut self, io: &mut Io<'_>, to: PeerId, bytes: &[u8], opts: SendOptions) -> bool {
-        let pi = match self.peers.get(to.index as usize) {
-            Some(p) if p.name == to && p.alias.is_none() && !self.closed => to.index,
-            _ => return false,
-        };
-        self.send_small(io, pi, bytes, opts).is_some()
-    }
-
-    /// Posts a plain receive. `None`, and nothing has happened, unless that is all there is to do.
-    #[inline(always)]
-    pub fn post_recv(&mut self, io: &mut Io<'_>, want: &Want) -> Option<OpId> {
-        if self.closed || !self.matcher.none_waits(want) {
-            return None;
-        }
-        if let Some(from) = want.from {
-            let p = self.peers.get(from.index as usize).filter(|p| p.name == from && p.alias.is_none())?;
-            if p.keep || p.rails.is_empty() {
-                return None;
-            }
-            self.expect(io.now, from.index);
-        }
-        let Ok(op) = self.ops.insert(Proto::Recv { want: *want, into: None }, "recv") else {
-            self.unexpect(&Proto::Recv { want: *want, into: None });
-            return None;
-        };
-        self.matcher.post(op, *want);
-        Some(op)
-    }
-
     /// Receives a message that `want` accepts, into a buffer (else into a fresh one if it is large).
     #[inline]
     pub fn recv(&mut self, io: &mut Io<'_>, mut want: Want, into: Option<Buffer>) -> Result<Started> {
@@ -495,46 +463,10 @@ impl Machine {
         busy
     }
 
-    /// A short round for the caller who waits for receive `op`: much less than [`Machine::poll`] does, and it must be called in
-    /// between ([`Polled::Due`] says when at the latest). Ports other than the one of the last frame are not looked at.
-    #[inline]
-    pub fn poll_for(&mut self, io: &mut Io<'_>, op: OpId, out: &mut Direct) -> Polled {
-        if !self.is_calm(io.now) {
-            return Polled::Due;
-        }
-        self.next_small(io, Taker::Op(op), out)
-    }
-
-    /// A receive that looks for its message on the short way before it is posted: `true` if it is in `out`.
-    #[inline]
-    pub fn recv_now(&mut self, io: &mut Io<'_>, want: &Want, out: &mut Direct) -> bool {
-        if !self.matcher.none_waits(want) {
-            return self.take_waiting(want, out);
-        }
-        self.is_calm(io.now)
-            && self.matcher.is_idle(want)
-            && self.next_small(io, Taker::Anyone(*want), out) == Polled::Here
-    }
-
-    /// Nothing waits to be done but what ports may bring.
-    #[inline(always)]
-    fn is_calm(&self, now: u64) -> bool {
-        !self.unflushed
-            && !self.closed
-            && self.dirty.is_empty()
-            && self.parked.is_empty()
-            && now < self.next_tick
-    }
-
     /// `true` if the operation's result waits.
     #[inline]
     pub fn has_ended(&self, op: OpId) -> bool {
         !self.ops.is_waiting(op)
-    }
-
-    #[inline(always)]
-    pub(crate) fn last_conn_port(&self) -> usize {
-        self.last_conn.0
     }
 
     /// Frames are handled where they lie: moving each event once more would cost as much as handling it.

@@ -302,6 +302,37 @@ impl Machine {
         self.begun(op)
     }
 
+    /// [`Machine::write`] for bytes that the port stores within the call, over the one rail there is: `false`, and nothing has
+    /// happened, if that is not so.
+    #[inline(always)]
+    pub fn write_now(
+        &mut self,
+        io: &mut Io<'_>,
+        to: PeerId,
+        key: &WindowKey,
+        offset: u64,
+        bytes: &[u8],
+    ) -> bool {
+        let Some(p) = self.peers.get(to.index as usize).filter(|p| p.name == to && p.alias.is_none()) else {
+            return false;
+        };
+        let ([ci], false, Some(end)) = (&p.active[..], self.closed, offset.checked_add(bytes.len() as u64))
+        else {
+            return false;
+        };
+        let c = &mut self.conns[*ci as usize];
+        let Some((_, remote)) = key.ports.iter().find(|(port, _)| *port == c.far_port) else { return false };
+        if p.identity != Some(key.owner)
+            || !key.rights.contains(Rights::WRITE)
+            || end > key.len
+            || !matches!(io.ports[c.port].write_now(c.conn, *remote, offset, bytes), Some(Ok(())))
+        {
+            return false;
+        }
+        c.tx_bytes += bytes.len() as u64;
+        true
+    }
+
     /// Stores `source` in pieces that the owner's machine puts into place and confirms.
     fn write_by_messages(&mut self, io: &mut Io<'_>, pi: u32, op: OpId, range: Range, source: &Source) {
         let piece = self.piece_len(io, pi);

@@ -9,7 +9,7 @@ use crate::message::*;
 use crate::ops::{Proto, data};
 use crate::wire::*;
 use kfab_core::mem::{Buffer, Landing};
-use kfab_core::spi::{Conn, Delivery, Event, INLINE_MAX, Inline, Next, Small};
+use kfab_core::spi::{Conn, Delivery, Event, INLINE_MAX, Inline};
 use kfab_core::{Error, Fate, Kind, Result};
 
 /// What the body being taken from a connection belongs to.
@@ -37,51 +37,6 @@ pub(crate) struct Parked {
     header: [u8; 16],
     inline: Inline,
     body_len: usize,
-}
-
-/// Who may be given a message past the queues.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Taker {
-    /// The caller waits for this receive.
-    Op(OpId),
-    /// The caller would post such a receive, and no receive and no message waits.
-    Anyone(Want),
-}
-
-/// A small message handed over past the queues.
-#[derive(Clone, Copy, Debug)]
-pub struct Direct {
-    /// Who sent it.
-    pub from: PeerId,
-    /// The tag, of a tagged message.
-    pub tag: Option<u64>,
-    /// The frame it came in, with its bytes.
-    pub small: Small,
-}
-
-impl Direct {
-    /// Room for one.
-    pub const EMPTY: Direct =
-        Direct { from: PeerId { index: u32::MAX, generation: 0 }, tag: None, small: Small::EMPTY };
-
-    /// The message.
-    #[inline(always)]
-    pub fn message(&self) -> Message {
-        Message { from: self.from, tag: self.tag, data: Data::Inline(self.small.inline.short_copy()) }
-    }
-}
-
-/// What a short round found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Polled {
-    /// Nothing.
-    Nothing,
-    /// Something, dealt with.
-    Busy,
-    /// The message that was asked for; it is in the caller's [`Direct`].
-    Here,
-    /// Something that only [`Machine::poll`] does is due.
-    Due,
 }
 
 fn message(from: PeerId, tag: Option<u64>, data: Data) -> Message {
@@ -134,85 +89,8 @@ impl Machine {
         }
     }
 
-    /// The short way up: one frame without a body, if the port has one and nothing else is due. A message that `taker` wants goes
-    /// into `out` and past all queues.
     #[inline(always)]
-    pub(crate) fn next_small(&mut self, io: &mut Io<'_>, taker: Taker, out: &mut Direct) -> Polled {
-        let port = self.last_conn_port();
-        match io.ports[port].next_small(io.now, &mut out.small) {
-            Next::Nothing => return Polled::Nothing,
-            Next::Poll => return Polled::Due,
-            Next::Frame => {}
-        }
-        self.round += 1;
-        let Some(ci) = self.conn_at(port, out.small.conn) else { return Polled::Busy };
-        if let Some((FrameKind::Eager, h)) = Header::from_words(out.small.header)
-            && self.hand_over(io, ci, &h, taker, out)
-        {
-            return Polled::Here;
-        }
-        self.on_frame(io, ci, Header::from_words(out.small.header), &out.small.inline, 0);
-        Polled::Busy
-    }
-
-    /// Gives the small message that waits for a receive like this, if that is the first that does.
-    pub(crate) fn take_waiting(&mut self, want: &Want, out: &mut Direct) -> bool {
-        let small = |u: &Unexpected| matches!(u.what, Arrived::Whole(Data::Inline(_)));
-        let Some(u) = self.matcher.take_unexpected_if(want, small) else { return false };
-        let Arrived::Whole(Data::Inline(inline)) = u.what else { return false };
-        (out.from, out.tag, out.small.inline) = (u.from, u.tag, inline);
-        if self.peers.get(u.from.index as usize).is_some_and(|p| p.name == u.from) {
-            self.consume(u.from.index, u.units);
-        }
-        true
-    }
-
-    /// Gives a small message straight to whoever waits for it. `false`, and nothing has happened: it must go the long way, because
-    /// something is unusual or it is not what the taker wants.
-    #[inline(always)]
-    fn hand_over(&mut self, io: &mut Io<'_>, ci: u32, h: &Header, taker: Taker, out: &mut Direct) -> bool {
-        let c = &mut self.conns[ci as usize];
-        let Some(pi) = c.peer.filter(|_| c.up) else { return false };
-        let p = &mut self.peers[pi as usize];
-        if h.has(ORDERED | URGENT_ACK)
-            || !self.faults.is_empty()
-            || !p.rx.dedup.is_next(h.seq)
-            || !p.rx.held.is_empty()
-            || c.delivery != Delivery::Process
-        {
-            return false;
-        }
-        let (from, tag) = (p.name, h.user_tag());
-        match taker {
-            Taker::Op(op) => {
-                if !(self.matcher.is_first(op, from, tag) && self.ops.end_plain_recv(op)) {
-                    return false;
-                }
-                if self.matcher.pop_first(tag).from.is_some() {
-                    p.expects = p.expects.saturating_sub(1);
-                }
-            }
-            Taker::Anyone(want) => {
-                if !want.accepts(from, tag) {
-                    return false;
-                }
-            }
-        }
-        c.rx_frames += 1;
-        c.used_at = io.now;
-        c.heard_at = io.now;
-        c.asked_at = 0;
-        p.counters.rx_messages += 1;
-        p.counters.rx_bytes += out.small.inline.len() as u64;
-        (out.from, out.tag) = (from, tag);
-        self.take_header(io, pi, h);
-        self.arrived(io.now, ci, pi, h.seq, false);
-        self.consume(pi, 1);
-        true
-    }
-
-    #[inline(always)]
-    fn on_frame(
+    pub(crate) fn on_frame(
         &mut self,
         io: &mut Io<'_>,
         ci: u32,
@@ -262,7 +140,7 @@ impl Machine {
 
     /// Acknowledgement and credit ride in every header.
     #[inline(always)]
-    fn take_header(&mut self, io: &mut Io<'_>, pi: u32, h: &Header) {
+    pub(crate) fn take_header(&mut self, io: &mut Io<'_>, pi: u32, h: &Header) {
         let p = &mut self.peers[pi as usize];
         p.last_heard = io.now;
         let more_credit = p.tx.take_credit(h.credit);
@@ -372,7 +250,7 @@ impl Machine {
 
     /// Counts a frame as arrived and sees to its acknowledgement.
     #[inline(always)]
-    fn arrived(&mut self, now: u64, ci: u32, pi: u32, seq: u32, urgent: bool) {
+    pub(crate) fn arrived(&mut self, now: u64, ci: u32, pi: u32, seq: u32, urgent: bool) {
         let p = &mut self.peers[pi as usize];
         p.rx.dedup.record(seq);
         if !p.rx.held.is_empty() {

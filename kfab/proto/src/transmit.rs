@@ -16,7 +16,8 @@ pub(crate) const NOWHERE: u32 = u32::MAX;
 /// The largest body of coalesced messages.
 const BATCH_BYTES: usize = 16 * 1024;
 
-fn flags(o: &SendOptions) -> u8 {
+#[inline(always)]
+pub(crate) fn flags(o: &SendOptions) -> u8 {
     let tagged = if o.tag.is_some() { TAGGED } else { 0 };
     let ordered = if o.ordered { ORDERED } else { 0 };
     tagged | ordered | if o.delivered { URGENT_ACK } else { 0 }
@@ -72,48 +73,6 @@ impl Machine {
         let fetch = caps.rma && in_slab && len > self.limits.fetch_min;
         let credits = self.limits.credits.min(if p.tx.limit == 0 { u32::MAX } else { p.tx.limit });
         !fetch && len <= caps.eager_max.min(p.frame_max) && self.limits.units(len) <= credits / 4
-    }
-
-    /// The short way down: few bytes to a peer with one rail in good order, credit, and nothing that waits. `None`, and nothing has
-    /// happened: it must go the long way.
-    #[inline(always)]
-    pub(crate) fn send_small(
-        &mut self,
-        io: &mut Io<'_>,
-        pi: u32,
-        bytes: &[u8],
-        o: SendOptions,
-    ) -> Option<()> {
-        let p = &mut self.peers[pi as usize];
-        let [ci] = p.active[..] else { return None };
-        let c = &mut self.conns[ci as usize];
-        if bytes.len() > INLINE_MAX
-            || o.delivered
-            || p.keep
-            || c.blocked
-            || !self.faults.is_empty()
-            || !p.tx.is_drained()
-            || p.tx.credit() == 0
-        {
-            return None;
-        }
-        let mut h = Header::new(FrameKind::Eager, flags(&o), p.tx.next, o.tag.unwrap_or(0));
-        let (next, consumed) = (p.rx.dedup.next(), p.rx.consumed);
-        (h.ack, h.credit) = (next as u16, consumed as u16);
-        if !io.ports[c.port].post_small(c.conn, h.to_number(), bytes) {
-            c.blocked = true;
-            return None;
-        }
-        c.tx_frames += 1;
-        c.used_at = io.now;
-        p.tx.take_seq();
-        p.tx.round = self.round;
-        p.tx.spent = p.tx.spent.wrapping_add(1);
-        p.rx.told(next, consumed);
-        p.counters.min_credits = p.counters.min_credits.min(p.tx.credit());
-        p.counters.tx_messages += 1;
-        p.counters.tx_bytes += bytes.len() as u64;
-        Some(())
     }
 
     #[inline(always)]

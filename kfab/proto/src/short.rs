@@ -1,0 +1,239 @@
+//! The short way: few bytes to and from a peer with nothing in the way. One rail in good order, credit, nothing waiting, nothing kept: then
+//! a message needs no frame in a list, no place in a queue and no slot of an operation, only the bookkeeping that all messages have.
+//!
+//! Each step says "no, and nothing has happened" when anything is unusual, and the caller goes the long way (`transmit`, `receive`).
+//! Everything here runs once a message: it is inlined, and large values are written where they stay, not moved.
+
+use crate::machine::{Io, Machine};
+use crate::matcher::{Arrived, Unexpected};
+use crate::message::*;
+use crate::ops::Proto;
+use crate::transmit::flags;
+use crate::wire::*;
+use kfab_core::spi::{Delivery, INLINE_MAX, Next, Small};
+
+/// Who may be given a message past the queues.
+#[derive(Clone, Copy, Debug)]
+enum Taker {
+    /// The caller waits for this receive.
+    Op(OpId),
+    /// The caller would post such a receive, and no receive and no message waits.
+    Anyone(Want),
+}
+
+/// A small message handed over past the queues.
+#[derive(Clone, Copy, Debug)]
+pub struct Direct {
+    /// Who sent it.
+    pub from: PeerId,
+    /// The tag, of a tagged message.
+    pub tag: Option<u64>,
+    /// The frame it came in, with its bytes.
+    pub small: Small,
+}
+
+impl Direct {
+    /// Room for one.
+    pub const EMPTY: Direct =
+        Direct { from: PeerId { index: u32::MAX, generation: 0 }, tag: None, small: Small::EMPTY };
+
+    /// The message.
+    #[inline(always)]
+    pub fn message(&self) -> Message {
+        Message { from: self.from, tag: self.tag, data: Data::Inline(self.small.inline.short_copy()) }
+    }
+}
+
+/// What a short round found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polled {
+    /// Nothing.
+    Nothing,
+    /// Something, dealt with.
+    Busy,
+    /// The message that was asked for; it is in the caller's [`Direct`].
+    Here,
+    /// Something that only [`Machine::poll`] does is due.
+    Due,
+}
+
+impl Machine {
+    // ---- down ----
+
+    /// [`Machine::send`] for few bytes to a peer with nothing in the way: `false`, and nothing has happened, if that is not so.
+    #[inline(always)]
+    pub fn send_now(&mut self, io: &mut Io<'_>, to: PeerId, bytes: &[u8], opts: SendOptions) -> bool {
+        let pi = match self.peers.get(to.index as usize) {
+            Some(p) if p.name == to && p.alias.is_none() && !self.closed => to.index,
+            _ => return false,
+        };
+        self.send_small(io, pi, bytes, opts).is_some()
+    }
+
+    /// The short way down: few bytes to a peer with one rail in good order, credit, and nothing that waits. `None`, and nothing has
+    /// happened: it must go the long way.
+    #[inline(always)]
+    fn send_small(&mut self, io: &mut Io<'_>, pi: u32, bytes: &[u8], o: SendOptions) -> Option<()> {
+        let p = &mut self.peers[pi as usize];
+        let [ci] = p.active[..] else { return None };
+        let c = &mut self.conns[ci as usize];
+        if bytes.len() > INLINE_MAX
+            || o.delivered
+            || p.keep
+            || c.blocked
+            || !self.faults.is_empty()
+            || !p.tx.is_drained()
+            || p.tx.credit() == 0
+        {
+            return None;
+        }
+        let mut h = Header::new(FrameKind::Eager, flags(&o), p.tx.next, o.tag.unwrap_or(0));
+        let (next, consumed) = (p.rx.dedup.next(), p.rx.consumed);
+        (h.ack, h.credit) = (next as u16, consumed as u16);
+        if !io.ports[c.port].post_small(c.conn, h.to_number(), bytes) {
+            c.blocked = true;
+            return None;
+        }
+        c.tx_frames += 1;
+        c.used_at = io.now;
+        p.tx.take_seq();
+        p.tx.round = self.round;
+        p.tx.spent = p.tx.spent.wrapping_add(1);
+        p.rx.told(next, consumed);
+        p.counters.min_credits = p.counters.min_credits.min(p.tx.credit());
+        p.counters.tx_messages += 1;
+        p.counters.tx_bytes += bytes.len() as u64;
+        Some(())
+    }
+
+    // ---- up ----
+
+    /// Posts a plain receive. `None`, and nothing has happened, unless that is all there is to do.
+    #[inline(always)]
+    pub fn post_recv(&mut self, io: &mut Io<'_>, want: &Want) -> Option<OpId> {
+        if self.closed || !self.matcher.none_waits(want) {
+            return None;
+        }
+        if let Some(from) = want.from {
+            let p = self.peers.get(from.index as usize).filter(|p| p.name == from && p.alias.is_none())?;
+            if p.keep || p.rails.is_empty() {
+                return None;
+            }
+            self.expect(io.now, from.index);
+        }
+        let Ok(op) = self.ops.insert(Proto::Recv { want: *want, into: None }, "recv") else {
+            self.unexpect(&Proto::Recv { want: *want, into: None });
+            return None;
+        };
+        self.matcher.post(op, *want);
+        Some(op)
+    }
+
+    /// A short round for the caller who waits for receive `op`: much less than [`Machine::poll`] does, and it must be called in
+    /// between ([`Polled::Due`] says when at the latest). Ports other than the one of the last frame are not looked at.
+    #[inline]
+    pub fn poll_for(&mut self, io: &mut Io<'_>, op: OpId, out: &mut Direct) -> Polled {
+        if !self.is_calm(io.now) {
+            return Polled::Due;
+        }
+        self.next_small(io, Taker::Op(op), out)
+    }
+
+    /// A receive that looks for its message on the short way before it is posted: `true` if it is in `out`.
+    #[inline]
+    pub fn recv_now(&mut self, io: &mut Io<'_>, want: &Want, out: &mut Direct) -> bool {
+        if !self.matcher.none_waits(want) {
+            return self.take_waiting(want, out);
+        }
+        self.is_calm(io.now)
+            && self.matcher.is_idle(want)
+            && self.next_small(io, Taker::Anyone(*want), out) == Polled::Here
+    }
+
+    /// Nothing waits to be done but what ports may bring.
+    #[inline(always)]
+    fn is_calm(&self, now: u64) -> bool {
+        !self.unflushed
+            && !self.closed
+            && self.dirty.is_empty()
+            && self.parked.is_empty()
+            && now < self.next_tick
+    }
+
+    /// The short way up: one frame without a body, if the port has one and nothing else is due. A message that `taker` wants goes
+    /// into `out` and past all queues.
+    #[inline(always)]
+    fn next_small(&mut self, io: &mut Io<'_>, taker: Taker, out: &mut Direct) -> Polled {
+        let port = self.last_conn.0;
+        match io.ports[port].next_small(io.now, &mut out.small) {
+            Next::Nothing => return Polled::Nothing,
+            Next::Poll => return Polled::Due,
+            Next::Frame => {}
+        }
+        self.round += 1;
+        let Some(ci) = self.conn_at(port, out.small.conn) else { return Polled::Busy };
+        if let Some((FrameKind::Eager, h)) = Header::from_words(out.small.header)
+            && self.hand_over(io, ci, &h, taker, out)
+        {
+            return Polled::Here;
+        }
+        self.on_frame(io, ci, Header::from_words(out.small.header), &out.small.inline, 0);
+        Polled::Busy
+    }
+
+    /// Gives the small message that waits for a receive like this, if that is the first that does.
+    fn take_waiting(&mut self, want: &Want, out: &mut Direct) -> bool {
+        let small = |u: &Unexpected| matches!(u.what, Arrived::Whole(Data::Inline(_)));
+        let Some(u) = self.matcher.take_unexpected_if(want, small) else { return false };
+        let Arrived::Whole(Data::Inline(inline)) = u.what else { return false };
+        (out.from, out.tag, out.small.inline) = (u.from, u.tag, inline);
+        if self.peers.get(u.from.index as usize).is_some_and(|p| p.name == u.from) {
+            self.consume(u.from.index, u.units);
+        }
+        true
+    }
+
+    /// Gives a small message straight to whoever waits for it. `false`, and nothing has happened: it must go the long way, because
+    /// something is unusual or it is not what the taker wants.
+    #[inline(always)]
+    fn hand_over(&mut self, io: &mut Io<'_>, ci: u32, h: &Header, taker: Taker, out: &mut Direct) -> bool {
+        let c = &mut self.conns[ci as usize];
+        let Some(pi) = c.peer.filter(|_| c.up) else { return false };
+        let p = &mut self.peers[pi as usize];
+        if h.has(ORDERED | URGENT_ACK)
+            || !self.faults.is_empty()
+            || !p.rx.dedup.is_next(h.seq)
+            || !p.rx.held.is_empty()
+            || c.delivery != Delivery::Process
+        {
+            return false;
+        }
+        let (from, tag) = (p.name, h.user_tag());
+        match taker {
+            Taker::Op(op) => {
+                if !(self.matcher.is_first(op, from, tag) && self.ops.end_plain_recv(op)) {
+                    return false;
+                }
+                if self.matcher.pop_first(tag).from.is_some() {
+                    p.expects = p.expects.saturating_sub(1);
+                }
+            }
+            Taker::Anyone(want) => {
+                if !want.accepts(from, tag) {
+                    return false;
+                }
+            }
+        }
+        c.rx_frames += 1;
+        c.used_at = io.now;
+        c.heard_at = io.now;
+        c.asked_at = 0;
+        p.counters.rx_messages += 1;
+        p.counters.rx_bytes += out.small.inline.len() as u64;
+        (out.from, out.tag) = (from, tag);
+        self.take_header(io, pi, h);
+        self.arrived(io.now, ci, pi, h.seq, false);
+        self.consume(pi, 1);
+        true
+    }
+}
