@@ -352,6 +352,7 @@ impl TcpPort {
                 return Next::Poll;
             }
         };
+        self.hot.stir();
         if rest {
             self.make_ready(id);
         }

@@ -117,6 +117,12 @@ impl Hot {
         })
     }
 
+    /// Something has arrived on the only hot link, past [`Hot::note`].
+    #[inline]
+    pub(crate) fn stir(&mut self) {
+        self.links.iter_mut().flatten().for_each(|l| l.1 = 0);
+    }
+
     /// Forgets a link.
     pub(crate) fn remove(&mut self, id: Conn) {
         for l in self.links.iter_mut().filter(|l| l.is_some_and(|l| l.0 == id)) {
@@ -150,7 +156,23 @@ mod tests {
         assert!(h.add(Conn(0)).is_none(), "already hot");
         assert!(h.add(Conn(99)).is_some(), "one has to go");
         let i = (0..HOT_MAX).find(|i| h.at(*i) == Some(Conn(99))).unwrap();
+        assert!(h.only().is_none(), "four are hot");
         assert_eq!((0..=HOT_IDLE).find_map(|_| h.note(i, false)), Some(Conn(99)));
         assert!(!h.has(Conn(99)));
+        (1..HOT_MAX as u64).for_each(|n| h.remove(Conn(n)));
+        assert_eq!(h.only(), (!h.is_empty()).then_some(Conn(0)));
+    }
+
+    #[test]
+    fn what_arrives_past_the_notes_keeps_a_link_hot() {
+        let mut h = Hot::default();
+        h.add(Conn(7));
+        for _ in 0..3 {
+            assert!((0..HOT_IDLE).all(|_| h.note(0, false).is_none()));
+            h.stir();
+        }
+        assert_eq!(h.only(), Some(Conn(7)));
+        assert_eq!((0..=HOT_IDLE).find_map(|_| h.note(0, false)), Some(Conn(7)));
+        assert_eq!(h.only(), None);
     }
 }
