@@ -6,11 +6,12 @@ use kfab_core::spi::{Body, Event, Frame, HEADER_LEN, Inline, Port, PortConfig, P
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// Ends the process if a test hangs.
+/// Ends the process if a test hangs. Instrumented programs (`KFAB_SLOW`) have five times as long.
 pub(crate) struct Watchdog(#[allow(dead_code)] mpsc::Sender<()>);
 
 impl Watchdog {
     pub(crate) fn start(seconds: u64) -> Watchdog {
+        let seconds = seconds * if std::env::var_os("KFAB_SLOW").is_some() { 5 } else { 1 };
         let name = std::thread::current().name().unwrap_or("?").to_owned();
         let (tx, rx) = mpsc::channel();
         std::thread::spawn(move || {
