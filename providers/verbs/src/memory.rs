@@ -20,6 +20,8 @@ const SMALL_CHUNK: usize = 128;
 /// The most slots to send from; then posting has to wait.
 const SEND_MAX: usize = 1024;
 const SMALL_MAX: usize = 4096;
+/// Receives posted beyond what peers were promised: what a connection that breaks takes with it is missed before it can be replaced.
+const SLACK: usize = 8;
 
 /// See the module.
 pub(crate) struct Memory {
@@ -111,9 +113,17 @@ impl Memory {
         filled
     }
 
+    /// Receives that should be posted or hold a message.
+    fn wanted(&self) -> usize {
+        if self.promised == 0 { 0 } else { self.promised + SLACK }
+    }
+
     fn fill(&mut self) -> Result<()> {
-        while self.active < self.promised {
+        while self.active < self.wanted() {
             if self.all() >= self.depth {
+                if self.active >= self.promised {
+                    break;
+                }
                 let why =
                     format!("{}: the shared receive queue holds {} receives at most", self.card, self.depth);
                 return Err(Error::new(Kind::Limit, "connect", why));
@@ -154,7 +164,7 @@ impl Memory {
     #[inline]
     pub(crate) fn recycle(&mut self, slot: Slot) {
         self.held -= 1;
-        if self.active > self.promised {
+        if self.active > self.wanted() {
             self.active -= 1;
             self.spare.push(slot);
         } else {

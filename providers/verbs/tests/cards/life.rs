@@ -209,7 +209,13 @@ fn broken_by(how: &str, back: &str) {
     let limit = Instant::now() + PATIENCE;
     loop {
         assert!(Instant::now() < limit, "no connection after healing: {:?}", a.down);
-        let conn = a.port.connect(&b.way()).expect("a way");
+        // The card tells late that its port is up again; until then it says that it is down.
+        let Ok(conn) = a.port.connect(&b.way()) else {
+            a.poll();
+            b.poll();
+            std::thread::sleep(Duration::from_millis(20));
+            continue;
+        };
         until("an outcome", &mut [&mut a, &mut b], |n| {
             n[0].up.contains(&conn) || n[0].down.contains_key(&conn)
         });

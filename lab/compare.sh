@@ -1,0 +1,119 @@
+#!/bin/sh
+# kfab beside perftest and libfabric over the same two cards, in one guest and one run, in turn. Prints medians and ratios; only the
+# ratios mean anything.
+#
+#   cargo build --release -p kfab-cli
+#   cargo xtask lab --memory 2048 --limit 900 -- lab/compare.sh target/release/kfab [ROUNDS [LINE...]]
+#
+# Lines: send-lat-8, and write-bw, read-bw and send-bw, each -65536 and -1048576. Without any: all.
+# Programs are pinned: servers to CPU 1, clients to CPU 0. What fails is said and left out of its median.
+set -u
+kfab=$1
+rounds=${2:-5}
+[ $# -ge 2 ] && shift 2 || shift
+chosen=${*:-send-lat-8 write-bw-65536 read-bw-65536 send-bw-65536 write-bw-1048576 read-bw-1048576 send-bw-1048576}
+there=10.8.0.2
+results=$(mktemp)
+on0="taskset -c 0 timeout 60"
+on1="taskset -c 1 timeout 60"
+
+# took LINE PROGRAM FIGURE: keeps one figure.
+took() {
+	case $3 in
+	[0-9]*) echo "$1 $2 $3" >>"$results" ;;
+	*) echo "$2 of $1 failed: $3" >&2 ;;
+	esac
+}
+
+# perftest LINE PROGRAM COLUMN WORDS...: a server at end b, a client at end a, the figure in a column of the last line.
+perftest() {
+	line=$1 program=$2 column=$3
+	shift 3
+	$on1 "$program" -d rxe_b0 -x 1 "$@" >/dev/null 2>&1 &
+	waits=$!
+	lab wait-port 18515 20
+	said=$($on0 "$program" -d rxe_a0 -x 1 "$@" $there 2>&1)
+	wait $waits
+	took "$line" "$program" "$(echo "$said" | awk -v c="$column" '$1 ~ /^[0-9]+$/ { v = $c } END { print v }')"
+}
+
+# pingpong LINE COLUMN SIZE COUNT
+pingpong() {
+	$on1 fi_pingpong -p verbs -e msg -S "$3" -I "$4" >/dev/null 2>&1 &
+	waits=$!
+	lab wait-port 47592 20
+	said=$($on0 fi_pingpong -p verbs -e msg -S "$3" -I "$4" $there 2>&1)
+	wait $waits
+	took "$1" fi_pingpong "$(echo "$said" | awk -v c="$2" 'NF >= 8 { v = $c } END { sub(/[^0-9.].*/, "", v); print v }')"
+}
+
+# ours LINE FIELD FACTOR WORDS...: the field of `kfab perf --json` times the factor.
+ours() {
+	line=$1 field=$2 factor=$3
+	shift 3
+	kill -CONT $server
+	said=$($on0 "$kfab" perf "$@" --pin none --json verbs:$there:7000 2>&1)
+	kill -STOP $server
+	took "$line" kfab "$(echo "$said" | sed -n "s/.*\"$field\": *\([0-9.e+]*\).*/\1/p" | awk -v f="$factor" 'NR == 1 { print $1 * f }')"
+}
+
+one_line() {
+	size=${1##*-}
+	case $size in 8) count=1000 ;; 65536) count=400 ;; *) count=48 ;; esac
+	same="--size $size --iterations $count"
+	case $1 in
+	send-lat-*)
+		perftest "$1" ib_send_lat 5 -s $size -n $count
+		ours "$1" p50_ns 0.001 lat $same
+		pingpong "$1" 7 $size $count
+		;;
+	write-bw-*)
+		perftest "$1" ib_write_bw 4 -s $size -n $count
+		ours "$1" bytes_per_s $mib write $same
+		;;
+	read-bw-*)
+		perftest "$1" ib_read_bw 4 -s $size -n $count
+		ours "$1" bytes_per_s $mib read $same
+		;;
+	send-bw-*)
+		ours "$1" bytes_per_s $mib bw $same
+		pingpong "$1" 6 $size $count
+		;;
+	*) echo "no line $1" >&2 ;;
+	esac
+}
+
+mib=9.5367431640625e-7
+taskset -c 1 "$kfab" serve --provider verbs --listen verbs:$there:7000 --wait spin >/dev/null 2>&1 &
+server=$!
+lab wait-port 7000 30
+kill -STOP $server
+
+round=0
+while [ $round -lt "$rounds" ]; do
+	round=$((round + 1))
+	for line_of_table in $chosen; do one_line "$line_of_table"; done
+done
+kill -CONT $server
+kill -INT $server
+wait $server
+
+# Medians; ours over the others'. A latency is better when the ratio is low, a bandwidth when it is high.
+sort -k1,1 -k2,2 -k3,3g "$results" | awk '
+	function close_group() {
+		if (n == 0) return
+		m = n % 2 ? v[(n + 1) / 2] : (v[n / 2] + v[n / 2 + 1]) / 2
+		median[key] = m; runs[key] = n; low[key] = v[1]; high[key] = v[n]; n = 0
+	}
+	{ if ($1 " " $2 != key) close_group(); key = $1 " " $2; v[++n] = $3; lines[$1] = 1 }
+	END {
+		close_group()
+		printf "%-20s %-12s %10s %10s %10s %5s %s\n", "line", "program", "median", "least", "most", "runs", "kfab over it"
+		for (k in median) {
+			split(k, part, " ")
+			ours = median[part[1] " kfab"]
+			ratio = (part[2] != "kfab" && ours > 0) ? sprintf("%.2f", ours / median[k]) : ""
+			printf "%-20s %-12s %10.2f %10.2f %10.2f %5d %s\n", part[1], part[2], median[k], low[k], high[k], runs[k], ratio | "sort"
+		}
+	}'
+rm -f "$results"
