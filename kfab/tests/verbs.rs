@@ -308,6 +308,7 @@ fn large_traffic_uses_both_cards_and_survives_the_loss_of_one() {
         let s = pair.shares(start);
         println!("shares of two equal rails: {s:.2?}");
         assert!(s[0] > 0.2 && s[1] > 0.2 && s[2] == 0.0, "{s:?}");
+        assert_eq!(not_ready(), before, "a receiver was not ready");
         for (cut, how, cure) in [(0, "down", "up"), (1, "down", "up"), (1, "drop", "pass")] {
             pair.got();
             pair.gap_ms = 0;
@@ -318,7 +319,11 @@ fn large_traffic_uses_both_cards_and_survives_the_loss_of_one() {
             pair.until(&format!("rail {cut} {cure}: used again"), |s| s[cut] > 0.2);
         }
         pair.finish();
-        assert_eq!(not_ready(), before, "a receiver was not ready");
+        // Soft-RoCE of 6.12 counts one refusal at a card whose link goes down, which no sender is ever told of.
+        let told = |m: BTreeMap<PathBuf, String>| {
+            m.into_iter().filter(|(p, _)| !p.ends_with("send_rnr_err")).collect::<Vec<_>>()
+        };
+        assert_eq!(told(not_ready()), told(before), "a sender heard that a receiver was not ready");
     });
 }
 
