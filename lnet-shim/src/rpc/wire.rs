@@ -264,6 +264,9 @@ pub(crate) struct Records<'a> {
     len: usize,
 }
 
+/// A call: its head, extension and payload.
+pub(crate) type CallRecord<'a> = (CallHead, &'a [u8], &'a [u8]);
+
 /// A packet that is not what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Damaged;
@@ -307,7 +310,7 @@ impl<'a> Records<'a> {
 
     /// The next call: its head, extension and payload.
     #[inline]
-    pub(crate) fn call(&mut self) -> Option<Result<(CallHead, &'a [u8], &'a [u8]), Damaged>> {
+    pub(crate) fn call(&mut self) -> Option<Result<CallRecord<'a>, Damaged>> {
         let head = match self.record()? {
             Ok(b) => CallHead::decode(b),
             Err(e) => return Some(Err(e)),

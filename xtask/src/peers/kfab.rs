@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::Bench;
 use super::plan::{Limit, Line, Provider, Unit};
+use super::programs::Job;
 use crate::sh::Sh;
 
 /// Runs kfab once for `line`.
@@ -27,6 +28,23 @@ pub(super) fn run(bench: &Bench, line: &Line) -> anyhow::Result<f64> {
     let row = rows(&out).find(|row| row["size"].as_u64() == Some(line.size));
     let figure = row.and_then(|row| row[field].as_f64()).filter(|figure| *figure > 0.0);
     figure.with_context(|| format!("no {field} for size {} in: {out}", line.size))
+}
+
+/// kfab's own messages as a base for what stands on them: a whole round trip, messages or bytes a second.
+///
+/// # Errors
+/// When it fails or prints no such figure.
+pub(super) fn messages(bench: &Bench, provider: Provider, job: Job, size: u64) -> anyhow::Result<f64> {
+    let (test, field, times) = match job {
+        Job::Latency => ("lat", "p50_ns", 2.0),
+        Job::Rate => ("rate", "msg_per_s", 1.0),
+        _ => ("bw", "bytes_per_s", 1.0),
+    };
+    let name = if provider == Provider::Shm { "shm" } else { "sockets" };
+    let words = ["perf", test, "--provider", name, "--size", &size.to_string()].map(str::to_owned);
+    let out = json(bench, &words, &["--wait", "spin"])?;
+    let figure = rows(&out).find_map(|row| row[field].as_f64()).filter(|figure| *figure > 0.0);
+    figure.map(|figure| figure * times).with_context(|| format!("no {field} in: {out}"))
 }
 
 /// Measures every limit once.

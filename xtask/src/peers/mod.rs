@@ -18,6 +18,7 @@ mod plan;
 mod programs;
 mod report;
 mod round;
+mod rpc;
 
 /// Options of `cargo xtask peers`.
 #[derive(clap::Args)]
@@ -86,6 +87,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     ensure!(!lines.is_empty(), "no line matches; there are: {}", plan::names().join(", "));
     let rounds = if options.quick { options.rounds.min(3) } else { options.rounds };
     ensure!(rounds > 0, "--rounds must be at least 1");
+    if lines.iter().any(|line| line.rpc.is_some()) {
+        // Without it the lines say that they were not measured.
+        rpc::build(&bench).unwrap_or_else(|error| eprintln!("{error:#}"));
+    }
     let (results, noise) = round::measure(&bench, &lines, rounds);
     let report = report::Report::new(&lines, &results, noise, bench.cores);
     if options.json {

@@ -14,7 +14,7 @@ pub(crate) enum Provider {
 /// What a figure counts. Figures are kept in the unit that stands here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unit {
-    /// Nanoseconds, one way; lower is better.
+    /// Nanoseconds, one way, or there and back for calls; lower is better.
     Nanoseconds,
     /// Messages a second; higher is better.
     Messages,
@@ -41,7 +41,7 @@ pub(super) struct Line {
     pub(super) name: String,
     pub(super) provider: Provider,
     pub(super) unit: Unit,
-    /// How kfab measures it: `kfab perf TEST`, with this size and window.
+    /// How kfab measures it: `kfab perf TEST`, with this size and window (a line about calls has no such test).
     pub(super) test: &'static str,
     pub(super) size: u64,
     pub(super) window: u64,
@@ -49,6 +49,8 @@ pub(super) struct Line {
     /// The target for kfab's figure divided by the best peer's; nothing where peers are only shown.
     pub(super) target: Option<f64>,
     pub(super) peers: Vec<Call>,
+    /// The line is about calls: our RPC does this job, instead of `kfab perf`.
+    pub(super) rpc: Option<Job>,
 }
 
 const KIB: u64 = 1 << 10;
@@ -69,6 +71,7 @@ pub(super) fn lines() -> Vec<Line> {
     }
     all.extend([shm_bandwidth(MIB), shm_bandwidth(4 * MIB)]);
     all.extend([tcp_latency(8), tcp_rate(), tcp_latency(64 * KIB), tcp_bandwidth()]);
+    all.extend(rpc_lines());
     all
 }
 
@@ -83,7 +86,7 @@ fn line(provider: Provider, test: &'static str, size: u64, window: u64, unit: Un
         Provider::Sockets => "sockets",
     };
     let name = format!("{from} {test} {}", shown(size));
-    Line { name, provider, unit, test, size, window, limit: None, target: None, peers: Vec::new() }
+    Line { name, provider, unit, test, size, window, limit: None, target: None, peers: Vec::new(), rpc: None }
 }
 
 /// A size as the table shows it.
@@ -199,6 +202,37 @@ fn tcp_bandwidth() -> Line {
     ];
     let limit = Some(Limit { name: "tcp_stream", size: Some(MIB), target: 0.95 });
     Line { limit, target: Some(1.0), peers, ..line(Provider::Sockets, "bw", MIB, 16, Unit::Bytes) }
+}
+
+/// Our RPC beside kfab's own messages, which it stands on, and beside what Rust programs use over TCP.
+fn rpc_lines() -> Vec<Line> {
+    let own = |provider, job, size| vec![call(Program::Perf(provider), job, size, 100)];
+    let others =
+        |job| vec![call(Program::Rpc("tonic"), job, 64, 100), call(Program::Rpc("tarpc"), job, 64, 100)];
+    let (shm, tcp) = (Provider::Shm, Provider::Sockets);
+    let mut all = vec![
+        rpc(shm, "round trip", Job::Latency, 1.6, own(shm, Job::Latency, 64)),
+        rpc(shm, "rate", Job::Rate, 0.25, own(shm, Job::Rate, 8)),
+        rpc(tcp, "round trip", Job::Latency, 1.3, own(tcp, Job::Latency, 64)),
+        rpc(tcp, "round trip beside others", Job::Latency, 1.0 / 3.0, others(Job::Latency)),
+        rpc(tcp, "rate beside others", Job::Rate, 3.0, others(Job::Rate)),
+    ];
+    for (provider, target) in [(shm, 0.8), (tcp, 0.9)] {
+        all.push(rpc(provider, "bulk read", Job::Get, target, own(provider, Job::Bandwidth, MIB)));
+        all.push(rpc(provider, "bulk write", Job::Put, target, own(provider, Job::Bandwidth, MIB)));
+    }
+    all
+}
+
+fn rpc(provider: Provider, what: &str, job: Job, target: f64, peers: Vec<Call>) -> Line {
+    let (size, window, unit) = match job {
+        Job::Latency => (64, 1, Unit::Nanoseconds),
+        Job::Rate => (64, 64, Unit::Messages),
+        _ => (MIB, 16, Unit::Bytes),
+    };
+    let mut line = line(provider, "rpc", size, window, unit);
+    line.name = format!("{} {what}", line.name);
+    Line { target: Some(target), peers, rpc: Some(job), ..line }
 }
 
 #[cfg(test)]

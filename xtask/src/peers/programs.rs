@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::pair::{Pair, run_pair};
-use super::plan::{Unit, shown};
-use super::{Bench, source};
+use super::plan::{Provider, Unit, shown};
+use super::{Bench, kfab, rpc, source};
 use crate::sh::{Sh, on_path};
 
 /// What the environment below `target/peers` holds.
@@ -70,6 +70,10 @@ pub(super) enum Program {
     Mpi5(Mpi),
     /// Open MPI 4.1 from Debian.
     Mpi4(Mpi),
+    /// kfab's own messages: what our RPC stands on. Latency is there and back.
+    Perf(Provider),
+    /// An RPC system, over loopback TCP.
+    Rpc(&'static str),
 }
 
 /// One thing that is run in each round.
@@ -97,6 +101,8 @@ impl Call {
             Program::Fabric(provider) => format!("libfabric 1.17 {provider}"),
             Program::Mpi5(over) => format!("Open MPI 5.0 {}", mpi(over)),
             Program::Mpi4(over) => format!("Open MPI 4.1 {}", mpi(over)),
+            Program::Perf(_) => format!("kfab messages {}", shown(self.size)),
+            Program::Rpc(system) => system.to_owned(),
         }
     }
 
@@ -112,6 +118,11 @@ impl Call {
             Program::Fabric(provider) => self.run_fabric(bench, provider, iterations),
             Program::Mpi5(over) => self.run_mpi(bench, over, true, iterations, unit),
             Program::Mpi4(over) => self.run_mpi(bench, over, false, iterations, unit),
+            Program::Perf(provider) => kfab::messages(bench, provider, self.job, self.size),
+            Program::Rpc(system) => {
+                let flight = if self.job == Job::Rate { 64 } else { 1 };
+                rpc::run(bench, system, self.job, self.size, flight)
+            }
         }
     }
 

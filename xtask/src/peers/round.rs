@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::plan::Line;
-use super::{Bench, kfab};
+use super::{Bench, kfab, rpc};
 
 /// What one program gave in all rounds: a figure or a reason for each.
 #[derive(Clone, Debug, Default)]
@@ -99,7 +99,10 @@ type Limits = Result<serde_json::Value, String>;
 
 fn one(bench: &Bench, line: &Line, measured: &mut Measured, limits: Option<&Limits>) {
     if bench.kfab.is_some() {
-        measured.kfab.take(kfab::run(bench, line));
+        measured.kfab.take(match line.rpc {
+            Some(job) => rpc::run(bench, rpc::ours(line.provider), job, line.size, line.window),
+            None => kfab::run(bench, line),
+        });
     }
     for (call, samples) in line.peers.iter().zip(&mut measured.peers) {
         samples.take(call.run(bench, line.unit));

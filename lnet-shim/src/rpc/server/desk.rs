@@ -194,11 +194,13 @@ impl<P: Post> Desk<P> {
             return self.hello(now, head.client, from(), post);
         }
         let Some(at) = self.line(&head) else { return self.stranger(&head, rest, from(), post) };
-        self.lines[at].known.lock().heard = now;
         match head.kind {
             Kind::Calls if head.count == 1 && rest.len() > COPY_MAX => self.large(now, at, packet, post),
             Kind::Calls => self.calls(now, at, head, rest, post),
-            Kind::Cancel => self.cancel(at, head, rest),
+            Kind::Cancel => {
+                self.lines[at].known.lock().heard = now;
+                self.cancel(at, head, rest);
+            }
             Kind::Done => {
                 let mut records = Records::new(head.count, rest);
                 while let Some(Ok((call, ..))) = records.call() {
@@ -357,7 +359,7 @@ impl<P: Post> Desk<P> {
                 self.counts.damaged += 1;
                 return;
             };
-            if let Some(t) = self.admit(at, &call, post) {
+            if let Some(t) = self.admit(now, at, &call, post) {
                 self.queue(now, t, &call, extension, Body::copy(payload), post);
             }
         }
@@ -372,7 +374,7 @@ impl<P: Post> Desk<P> {
         };
         let begins = HEAD + records.at() - payload.len();
         let extension = extension.to_vec();
-        let Some(t) = self.admit(at, &call, post) else { return };
+        let Some(t) = self.admit(now, at, &call, post) else { return };
         match packet.into_body(begins) {
             Ok(body) => self.queue(now, t, &call, &extension, body, post),
             Err(_) => self.retry_after(t, self.clients.limits.retry_after.as_micros() as u32, post),
@@ -380,10 +382,13 @@ impl<P: Post> Desk<P> {
     }
 
     #[inline]
-    fn admit(&mut self, at: usize, call: &CallHead, post: &mut P) -> Option<Ticket> {
+    fn admit(&mut self, now: u64, at: usize, call: &CallHead, post: &mut P) -> Option<Ticket> {
         let line = self.lines.get(at)?;
         let t = Ticket { line: at, client: line.client, id: call.id };
-        let admission = line.known.lock().admit(call.id);
+        let mut session = line.known.lock();
+        session.heard = now;
+        let admission = session.admit(call.id);
+        drop(session);
         match admission {
             Admission::New { abandoned } => {
                 self.abandoned.extend(abandoned.map(|id| Ticket { id, ..t }));

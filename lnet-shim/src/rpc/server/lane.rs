@@ -14,6 +14,7 @@ use super::request::{Bulk, BulkMeter, Request};
 use super::service::{Service, Work, answer};
 use super::{LaneView, Registry, ServerConfig};
 use kfab::{Endpoint, Message, Op};
+use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -141,10 +142,11 @@ impl Lane {
     #[inline]
     fn work(&mut self) {
         self.begin_calls();
+        self.desk.flush(&mut self.out);
         for t in self.desk.abandoned() {
             self.abandon(t);
         }
-        self.desk.flush(&mut self.out);
+        self.share_time();
         self.count();
     }
 
@@ -174,7 +176,6 @@ impl Lane {
     }
 
     fn begin_calls(&mut self) {
-        let begun = self.ended.len();
         while self.tasks.len() < self.running_max
             && let Some(arrival) = self.desk.next_call()
         {
@@ -184,15 +185,17 @@ impl Lane {
         while let Some(arrival) = self.desk.next_high() {
             self.begin(arrival);
         }
-        if self.ended.len() > begun {
-            let now = self.clock();
-            let share = (now - self.now) / (self.ended.len() - begun) as u64;
-            let service = self.ended[begun].service;
-            self.estimates[service].took(now, share);
-            for e in &mut self.ended[begun..] {
-                e.service_ns.get_or_insert(share);
-            }
-        }
+    }
+
+    /// Shares the turn's time among the calls that ended at once. After the answers have left: reading the clock takes time.
+    fn share_time(&mut self) {
+        let at_once = self.ended.iter().filter(|e| e.service_ns.is_none()).count() as u64;
+        let Some(at_once) = NonZeroU64::new(at_once) else { return };
+        let now = self.clock();
+        let share = (now - self.now) / at_once;
+        self.ended.iter_mut().for_each(|e| _ = e.service_ns.get_or_insert(share));
+        let service = self.ended[0].service;
+        self.estimates[service].took(now, share);
     }
 
     fn begin(&mut self, a: Arrival) {
