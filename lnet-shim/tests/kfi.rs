@@ -198,11 +198,12 @@ fn several_lanes_and_buffers_of_the_endpoints_own() {
 fn nobody_there_is_said_soon() {
     on_all("nobody", |scheme| {
         let book = Book::new();
-        let a = Kfi::start("57@kfi", scheme, &book);
+        let soon = endpoint_with(scheme, None, kfab::Progress::Inline, Duration::from_secs(2));
+        let a = Kfi::on("57@kfi", vec![soon], &book, NodeParams::default(), &KfiParams::default());
         let unknown = block_on(a.node.ping("99@kfi".parse().unwrap(), WAIT)).unwrap_err();
         assert_eq!(unknown.kind(), lnet_shim::ErrorKind::Unreachable);
-        let nowhere = if scheme == "shm" { "shm:nobody-of-kfi-tests" } else { "tcp:127.0.0.1:9" };
-        book.set("98@kfi".parse().unwrap(), &[nowhere.into()]).unwrap();
+        let nowhere = endpoint(scheme, None).address().to_string();
+        book.set("98@kfi".parse().unwrap(), &[nowhere]).unwrap();
         let gone = block_on(a.node.ping("98@kfi".parse().unwrap(), WAIT)).unwrap_err();
         assert_eq!(gone.kind(), lnet_shim::ErrorKind::Unreachable);
         a.at_rest();
@@ -287,7 +288,7 @@ fn a_stranger_breaks_nothing() {
         let params = KfiParams { max_offers: 4, ..KfiParams::default() };
         let b = Kfi::with_lanes("58@kfi", scheme, &book, 1, &params);
         b.node.set_lazy(PORTAL, true).unwrap();
-        let stranger = endpoint(scheme, None);
+        let stranger = endpoint_with(scheme, None, kfab::Progress::Helper, WAIT);
         let peer = stranger.peer(&b.endpoint.address().to_string()).unwrap();
         let say = |bytes: &[u8]| peer.send_tagged(TAG, bytes).wait_timeout(WAIT).unwrap();
         let frame = |kind: Kind<'_>| Frame { outcomes: vec![], kind }.encode();

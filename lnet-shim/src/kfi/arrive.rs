@@ -74,9 +74,12 @@ impl Lane {
 
     /// Takes a peer's word for its NID; `false` if it had another one before, or ours.
     fn bind(&self, s: &mut State, from: &Peer, nid: Nid) -> bool {
+        if nid == self.nid || nid.is_any() || nid.is_lo() {
+            return false;
+        }
         let now = Instant::now();
         let bound = s.bound.entry(from.id()).or_insert(Bound { nid, pulls: 0, watch: None, last: now });
-        if bound.nid != nid || nid == self.nid || nid.is_any() || nid.is_lo() {
+        if bound.nid != nid {
             return false;
         }
         // Who spoke last is who is there: a restarted peer calls before the death of its predecessor is known.

@@ -94,7 +94,8 @@ pub(super) struct State {
 pub(super) fn failure_of(error: &kfab::Error) -> Failure {
     use kfab::Kind;
     match error.kind() {
-        Kind::Unreachable => Failure::RemoteDropped,
+        // Nobody there, or no address that means anything here.
+        Kind::Unreachable | Kind::InvalidArgument => Failure::RemoteDropped,
         Kind::PeerLost if error.fate() == Fate::NotSent => Failure::RemoteDropped,
         Kind::PeerLost | Kind::AccessDenied | Kind::AuthFailed | Kind::Protocol => Failure::RemoteError,
         Kind::TimedOut => Failure::NetworkTimeout,

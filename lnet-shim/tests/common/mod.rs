@@ -52,15 +52,25 @@ pub(crate) fn until_or(what: &str, mut done: impl FnMut() -> bool, report: impl 
     }
 }
 
+/// An endpoint that kfi's thread makes progress for.
 pub(crate) fn endpoint(scheme: &str, listen: Option<String>) -> Arc<Endpoint> {
+    // A machine full of tests may let a thread wait for long.
+    endpoint_with(scheme, listen, Progress::Inline, Duration::from_secs(20))
+}
+
+pub(crate) fn endpoint_with(
+    scheme: &str,
+    listen: Option<String>,
+    progress: Progress,
+    peer_timeout: Duration,
+) -> Arc<Endpoint> {
     let mut config = EndpointConfig {
         providers: vec![scheme.into()],
         listen: listen.into_iter().collect(),
-        progress: Progress::Inline,
+        progress,
         ..Default::default()
     };
-    config.limits.probe_after = Duration::from_millis(200);
-    config.limits.peer_timeout = Duration::from_secs(2);
+    config.limits.peer_timeout = peer_timeout;
     Arc::new(Fabric::new((kfab_shm::Shm, kfab_sockets::Sockets)).open(config).unwrap())
 }
 
