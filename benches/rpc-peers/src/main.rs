@@ -4,6 +4,8 @@
 //!
 //! Systems: `shm` and `sockets` (ours, over that provider), and with the features `tonic` and `tarpc` those, over loopback TCP.
 
+#![forbid(unsafe_code)]
+
 mod load;
 mod ours;
 #[cfg(feature = "tarpc")]
