@@ -59,7 +59,7 @@ ours() {
 
 one_line() {
 	size=${1##*-}
-	case $size in 8) count=1000 ;; 65536) count=400 ;; *) count=48 ;; esac
+	case $size in 8) count=${COUNT:-1000} ;; 65536) count=200 ;; *) count=48 ;; esac
 	same="--size $size --iterations $count"
 	case $1 in
 	send-lat-*)
