@@ -43,8 +43,12 @@ pub struct Rpc {
 impl Rpc {
     /// Calls from `node`.
     pub fn new(node: Node) -> Self {
-        let seconds = crate::node::wall_ns() / 1_000_000_000;
-        Self { node, next: AtomicU64::new((seconds & 0xffff) << 48 | 2), features: lst::FEAT_BULK_LEN }
+        // Two callers of one node must not choose the same numbers, even if made in the same second.
+        static CALLERS: AtomicU64 = AtomicU64::new(0);
+        let (seconds, caller) =
+            (crate::node::wall_ns() / 1_000_000_000, CALLERS.fetch_add(1, Ordering::Relaxed));
+        let first = (seconds & 0xffff) << 48 | (caller & 0xff) << 40 | 2;
+        Self { node, next: AtomicU64::new(first), features: lst::FEAT_BULK_LEN }
     }
 
     /// The node.
