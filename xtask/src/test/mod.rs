@@ -31,7 +31,7 @@ pub(crate) struct Options {
     /// Runs the other steps too when one fails
     #[arg(long)]
     keep_going: bool,
-    /// In the lab, the other kernel too
+    /// Also the lab, on both kernels (about ten minutes; `cargo xtask test lab` runs it alone, on one)
     #[arg(long)]
     full: bool,
     /// Seconds for each fuzz target
@@ -137,7 +137,11 @@ fn choose(options: &Options) -> anyhow::Result<Vec<&'static Step>> {
             bail!("no step '{name}'; there are: {}", names.join(", "));
         }
     }
-    let named = |step: &Step| options.steps.is_empty() || options.steps.iter().any(|name| name == step.name);
+    // The lab asks for a quiet machine and some minutes more: by name or in a full run.
+    let named = |step: &Step| match options.steps.is_empty() {
+        true => options.full || options.list || step.name != "lab",
+        false => options.steps.iter().any(|name| name == step.name),
+    };
     Ok(STEPS.iter().filter(|step| named(step) && (step.quick || !options.quick)).collect())
 }
 
@@ -157,7 +161,10 @@ mod tests {
         };
         assert_eq!(names(&options(true, &[])), ["fmt", "tidy", "clippy", "tests"]);
         assert_eq!(names(&options(false, &["loom"])), ["loom"]);
-        assert_eq!(names(&options(false, &[])).len(), STEPS.len());
+        assert_eq!(names(&options(false, &["lab"])), ["lab"]);
+        let without: Vec<&str> = STEPS.iter().map(|step| step.name).filter(|name| *name != "lab").collect();
+        assert_eq!(names(&options(false, &[])), without);
+        assert_eq!(names(&Options { full: true, ..options(false, &[]) }).len(), STEPS.len());
     }
 
     #[test]
