@@ -1,4 +1,4 @@
-//! Operations let go of: what was begun goes on to its end, and nothing stays behind.
+//! Operations let go of: what was begun goes on to its end, and nothing stays behind. And those of a caller who lets time pass.
 
 mod common;
 
@@ -26,5 +26,22 @@ fn a_send_that_is_let_go_arrives_all_the_same() {
             }
             assert_eq!(a.stats().pool.in_use, 0);
         }
+    });
+}
+
+/// A caller that loses its processor between beginning and polling has not waited: the peer is not given up before it was tried.
+#[test]
+fn time_that_passes_before_the_first_look_is_not_the_peers() {
+    on_all("starved", |s| {
+        let mut c = config(s);
+        c.progress = kfab::Progress::Inline;
+        (c.limits.probe_after, c.limits.peer_timeout) =
+            (Duration::from_millis(100), Duration::from_millis(300));
+        let (a, b) = (fabric().open(c).unwrap(), open(s));
+        let sent = a.peer(&b.address().to_string()).unwrap().send("late");
+        let got = b.recv();
+        std::thread::sleep(Duration::from_millis(900));
+        sent.wait().unwrap_or_else(|e| panic!("over {s}: {e:?}"));
+        assert_eq!(&got.wait().unwrap()[..], b"late");
     });
 }

@@ -58,7 +58,6 @@ impl Machine {
     /// There is something to send and no connection.
     pub(crate) fn want_connection(&mut self, io: &mut Io<'_>, pi: u32) {
         let p = &mut self.peers[pi as usize];
-        p.cut_since.get_or_insert(io.now);
         if p.candidates.is_empty() {
             self.list_candidates(io, pi);
         }
