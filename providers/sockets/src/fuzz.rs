@@ -1,8 +1,9 @@
 //! The entry for fuzzing everything a peer can write: greetings of both sides, records, sealed pieces. No sockets.
 
-use crate::greet::{Greeter, Outcome, Policy};
 use crate::receive::{Item, Receiver};
 use crate::stage::StagePool;
+use crate::wire::DIALECT;
+use kfab_core::auth::greeting::{Greeter, Outcome, Terms};
 use kfab_core::auth::{FabricKey, Handshake, Session};
 
 /// Feeds `data` to a greeting (first byte: bit 0 connecting side, bit 1 with key, bit 2 encrypted, bit 3 skip the greeting;
@@ -11,14 +12,14 @@ pub fn fuzz_stream(data: &[u8]) {
     let [how, step, rest @ ..] = data else { return };
     let step = usize::from(*step).pow(2).max(1);
     let key = FabricKey::from_bytes([7; 32]);
-    let policy = Policy { key: (how & 2 != 0).then(|| key.clone()), encrypt: how & 4 != 0 };
+    let terms = Terms { dialect: &DIALECT, key: (how & 2 != 0).then(|| key.clone()), seal: how & 4 != 0 };
     if how & 8 != 0 {
-        return records(rest, step, policy.key.filter(|_| policy.encrypt).and_then(|k| session(&k)));
+        return records(rest, step, terms.key.filter(|_| terms.seal).and_then(|k| session(&k)));
     }
     let mut out = Vec::new();
     let mut g = match how & 1 {
         0 => Greeter::acceptor(),
-        _ => match Greeter::connector(&policy, &mut out) {
+        _ => match Greeter::connector(&terms, &mut out) {
             Ok(g) => g,
             Err(_) => return,
         },
@@ -29,9 +30,16 @@ pub fn fuzz_stream(data: &[u8]) {
         let n = space.len().min(step).min(rest.len() - at);
         space[..n].copy_from_slice(&rest[at..at + n]);
         at += n;
-        match g.received(n, &policy, false, &mut out) {
+        let mut outcome = g.received(n, &terms, false, &mut out);
+        if let Outcome::Agreed = outcome {
+            outcome = if g.has_session() { g.confirm(&mut out) } else { Outcome::Confirmed };
+        }
+        match outcome {
             Outcome::More => {}
-            Outcome::Done(session) => return records(&rest[at..], step, session),
+            Outcome::Confirmed => {
+                let session = g.take_session().filter(|_| terms.seal);
+                return records(&rest[at..], step, session);
+            }
             _ => return,
         }
     }
@@ -100,10 +108,11 @@ mod tests {
         fn bytes_that_start_well_and_go_bad_are_survived(
             how in 0u8..16, step: u8, keyed in any::<bool>(), body in 0usize..300, flip in 0usize..400, bit in 0u8..8,
         ) {
-            let policy = Policy { key: keyed.then(|| FabricKey::from_bytes([7; 32])), encrypt: how & 4 != 0 };
+            let key = keyed.then(|| FabricKey::from_bytes([7; 32]));
+            let terms = Terms { dialect: &DIALECT, key, seal: how & 4 != 0 };
             let mut data = vec![how, step];
             if how & 8 == 0 {
-                Greeter::connector(&policy, &mut data).unwrap();
+                Greeter::connector(&terms, &mut data).unwrap();
             }
             for _ in 0..3 {
                 let (head, n) = wire::frame_head(&[1; 16], &Inline::new(b"inline").unwrap(), body);

@@ -4,14 +4,13 @@
 //! Programs name [`Sockets`]; all else is reached through the provider contract of `kfab-core`.
 //!
 //! The way of a frame: `port` (accepts, bounds) -> `send` (coalesces, seals) -> socket -> `receive` (opens, parses) -> `link`
-//! (delivers bodies straight into their landings) -> `port` (events). `greet` admits peers, `wire` has the bytes, `stage` the
-//! memory, `net` interfaces and sockets, `attempts` what is not up yet. `wire`, `greet` and `receive` know no socket.
+//! (delivers bodies straight into their landings) -> `port` (events). `wire` has the bytes, `stage` the memory, `net` interfaces
+//! and sockets, `attempts` what is not up yet. `wire` and `receive` know no socket.
 
 #![forbid(unsafe_code)]
 
 mod attempts;
 mod fuzz;
-mod greet;
 mod link;
 mod net;
 mod port;
@@ -25,6 +24,7 @@ mod wire;
 pub use fuzz::fuzz_stream;
 
 use kfab_core::Result;
+use kfab_core::auth::greeting::Terms;
 use kfab_core::spi::{Caps, Delivery, Device, Port, PortConfig, Provider, ProviderLimit, Unavailable};
 
 /// The scheme of this provider's ways.
@@ -128,10 +128,10 @@ impl Provider for Sockets {
 
 fn open(config: &PortConfig) -> Result<port::TcpPort> {
     let rail = net::Rail::new(config.listen.as_deref(), config.device.as_deref())?;
-    let policy = greet::Policy { key: config.key.clone(), encrypt: config.encrypt };
+    let terms = Terms { dialect: &wire::DIALECT, key: config.key.clone(), seal: config.encrypt };
     let mut caps = caps(rail.speed, rail.node);
-    caps.zero_copy = !(policy.key.is_some() && policy.encrypt);
-    let shared = link::Shared { pool: Default::default(), policy };
+    caps.zero_copy = !(terms.key.is_some() && terms.seal);
+    let shared = link::Shared { pool: Default::default(), terms };
     port::TcpPort::open(config, rail, shared, caps)
 }
 

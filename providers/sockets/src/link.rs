@@ -5,11 +5,11 @@
 //! before its `Down`; `readable` is `false` only after the socket said that it is empty, so that an edge-triggered epoll
 //! reports the next arrival.
 
-use crate::greet::{Greeter, Outcome, Policy};
 use crate::receive::{Item, Receiver};
 use crate::send::{Sender, Wrote};
 use crate::stage::StagePool;
 use kfab_core::auth::Session;
+use kfab_core::auth::greeting::{Greeter, Outcome, Terms};
 use kfab_core::mem::Landing;
 use kfab_core::spi::{Conn, DownReason, Event, Small};
 use rustix::io::Errno;
@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// What all links of a port share.
 pub(crate) struct Shared {
     pub(crate) pool: StagePool,
-    pub(crate) policy: Policy,
+    pub(crate) terms: Terms,
 }
 
 /// Why a link ends.
@@ -171,7 +171,7 @@ impl Link {
     /// Takes the kernel's word that the connection is made; the greeting starts.
     pub(crate) fn connected(&mut self, sh: &mut Shared) -> Result<(), End> {
         let mut out = Vec::new();
-        let g = Greeter::connector(&sh.policy, &mut out)
+        let g = Greeter::connector(&sh.terms, &mut out)
             .map_err(|e| End::new(DownReason::Denied, e.to_string()))?;
         self.phase = Phase::Greeting(Box::new(g));
         self.tx.raw(&out, &mut sh.pool);
@@ -196,8 +196,14 @@ impl Link {
                 Err(Errno::INTR) => continue,
                 Err(e) => return Err(End::broken("greeting", e)),
             };
-            match g.received(n, &sh.policy, full, &mut out) {
+            match g.received(n, &sh.terms, full, &mut out) {
                 Outcome::More => {}
+                Outcome::Agreed if !g.has_session() => break Outcome::Confirmed,
+                Outcome::Agreed => {
+                    if let Outcome::Confirmed = g.confirm(&mut out) {
+                        break Outcome::Confirmed;
+                    }
+                }
                 o => break o,
             }
         };
@@ -216,9 +222,12 @@ impl Link {
                 Err(End::new(DownReason::Refused, "the peer has as many connections as it may have"))
             }
             Outcome::Garbage(why) => Err(End::hostile(why)),
-            Outcome::Done(session) => {
-                self.rx = Receiver::new(session.is_some());
-                self.session = session;
+            Outcome::Agreed | Outcome::Word(_) => Ok(None),
+            Outcome::Confirmed => {
+                if let Phase::Greeting(g) = &mut self.phase {
+                    self.session = g.take_session().filter(|_| sh.terms.seal);
+                }
+                self.rx = Receiver::new(self.session.is_some());
                 self.phase = Phase::Up;
                 self.deadline_ns = None;
                 self.known = true;

@@ -1,34 +1,31 @@
-//! The bytes on the wire: the greeting that opens a connection and the head of every record. Little-endian, versioned,
-//! reserved bytes zero. Called by `greet`, `receive` and `send`; knows no socket.
+//! The bytes on the wire: how the greeting that opens a connection begins, and the head of every record. Little-endian, versioned,
+//! reserved bytes zero. Called by `link`, `receive` and `send`; knows no socket.
 //!
-//! A connection carries, each way: one [`Greeting`] with its proof, then records. A record is a [`Head`], `inline_len` inline
+//! A connection carries, each way: one greeting with its proof (`kfab_core::auth::greeting`), then records. A record is a [`Head`], `inline_len` inline
 //! bytes and `body_len` body bytes. On an encrypted connection the same stream of records travels cut into sealed pieces: two
 //! bytes of length, then that many bytes of Noise transport message. Every length is checked against a bound before it is used.
 
 use kfab_core::auth;
+use kfab_core::auth::greeting::{Dialect, Status};
 use kfab_core::spi::{HEADER_LEN, INLINE_MAX, Inline};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// The first bytes of every greeting.
-pub(crate) const MAGIC: [u8; 8] = *b"kfab-tcp";
-/// The version of everything in this file.
-pub(crate) const VERSION: u16 = 1;
+/// How greetings begin, and the version of everything in this file.
+pub(crate) static DIALECT: Dialect = Dialect {
+    magic: *b"kfab-tcp",
+    version: 1,
+    seals: true,
+    statuses: &[Status::Welcome, Status::OtherVersion, Status::WrongKey, Status::OtherSealing, Status::Full],
+};
 /// The most body bytes of one record.
 pub(crate) const MAX_BODY: usize = 1 << 20;
-
-/// Greeting flag: a proof of the fabric key follows.
-pub(crate) const FLAG_KEYED: u8 = 1;
-/// Greeting flag: records are sealed.
-pub(crate) const FLAG_SEALED: u8 = 2;
 
 /// Record kind: a frame.
 const KIND_FRAME: u8 = 0;
 /// Record kind: the sender closes in good order; nothing follows.
 const KIND_GOODBYE: u8 = 1;
 
-/// Bytes of a [`Greeting`] without its proof.
-pub(crate) const GREETING_LEN: usize = 16;
 /// Bytes of a [`Head`].
 pub(crate) const HEAD_LEN: usize = 24;
 /// The most bytes of a record before its body.
@@ -37,18 +34,6 @@ pub(crate) const HEAD_MAX: usize = HEAD_LEN + INLINE_MAX;
 pub(crate) const SEAL_PREFIX: usize = 2;
 /// The most plain bytes in one sealed piece.
 pub(crate) const SEAL_PLAIN: usize = auth::MAX_PLAIN;
-
-/// What either side says first; `proof_len` bytes of Noise handshake follow.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub(crate) struct Greeting {
-    pub(crate) magic: [u8; 8],
-    pub(crate) version: U16,
-    pub(crate) flags: u8,
-    pub(crate) status: u8,
-    pub(crate) proof_len: U16,
-    pub(crate) reserved: U16,
-}
 
 /// The fixed part of a record.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -61,54 +46,8 @@ pub(crate) struct Head {
     header: [u8; HEADER_LEN],
 }
 
-const _: () = assert!(size_of::<Greeting>() == GREETING_LEN && size_of::<Head>() == HEAD_LEN);
+const _: () = assert!(size_of::<Head>() == HEAD_LEN);
 const _: () = assert!(HEAD_LEN + 8 == 32 && HEAD_MAX == 64);
-
-/// What the accepting side answers in [`Greeting::status`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
-    Welcome = 0,
-    OtherVersion = 1,
-    WrongKey = 2,
-    OtherSealing = 3,
-    Full = 4,
-}
-
-impl Status {
-    pub(crate) fn from_wire(b: u8) -> Option<Status> {
-        use Status::*;
-        [Welcome, OtherVersion, WrongKey, OtherSealing, Full].into_iter().find(|s| *s as u8 == b)
-    }
-}
-
-impl Greeting {
-    pub(crate) fn new(flags: u8, status: Status, proof_len: usize) -> Greeting {
-        Greeting {
-            magic: MAGIC,
-            version: VERSION.into(),
-            flags,
-            status: status as u8,
-            proof_len: (proof_len as u16).into(),
-            reserved: 0.into(),
-        }
-    }
-
-    /// Checks what every version must have: the magic and a proof of bearable length.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Greeting, &'static str> {
-        let g = Greeting::read_from_bytes(bytes).map_err(|_| "a greeting of another length")?;
-        if g.magic != MAGIC {
-            return Err("not a greeting of this protocol");
-        }
-        if usize::from(g.proof_len.get()) > auth::MAX_HANDSHAKE {
-            return Err("a proof too long");
-        }
-        if g.version.get() == VERSION && (g.reserved.get() != 0 || g.flags & !(FLAG_KEYED | FLAG_SEALED) != 0)
-        {
-            return Err("reserved bits of the greeting are set");
-        }
-        Ok(g)
-    }
-}
 
 /// The outcome of looking for a record at the start of some bytes.
 #[derive(Debug)]
@@ -182,6 +121,7 @@ pub(crate) fn goodbye() -> [u8; HEAD_LEN] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kfab_core::auth::greeting::{Greeter, Terms};
 
     #[test]
     fn golden_bytes() {
@@ -190,8 +130,10 @@ mod tests {
         assert_eq!(n, 32);
         assert_eq!(&head[..n], b"\x03\x02\x01\x00\x08\x00\x00\x00HEADERHEADERHEAD12345678");
         assert_eq!(goodbye(), *b"\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-        let g = Greeting::new(FLAG_KEYED | FLAG_SEALED, Status::Full, 48);
-        assert_eq!(g.as_bytes(), b"kfab-tcp\x01\x00\x03\x04\x30\x00\x00\x00");
+        let mut g = Vec::new();
+        let terms = Terms { dialect: &DIALECT, key: None, seal: false };
+        Greeter::connector(&terms, &mut g).unwrap();
+        assert_eq!(g, b"kfab-tcp\x01\0\0\0\0\0\0\0");
     }
 
     #[test]
@@ -204,10 +146,6 @@ mod tests {
         let Ok(Parsed::Frame { used, header, inline, body_len }) = parse_record(&head[..n]) else { panic!() };
         assert_eq!((used, header, body_len), (64, [9; 16], 5));
         assert_eq!(inline.as_slice(), [7; INLINE_MAX]);
-        for cut in 0..GREETING_LEN {
-            let g = Greeting::new(0, Status::Welcome, 0);
-            assert!(Greeting::parse(&g.as_bytes()[..cut]).is_err());
-        }
     }
 
     #[test]
@@ -222,10 +160,5 @@ mod tests {
         let mut loaded = goodbye();
         loaded[8] = 1;
         assert!(parse_record(&loaded).is_err());
-        let mut g = Greeting::new(0, Status::Welcome, 0);
-        g.proof_len = 257.into();
-        assert!(Greeting::parse(g.as_bytes()).is_err());
-        g = Greeting::new(4, Status::Welcome, 0);
-        assert!(Greeting::parse(g.as_bytes()).is_err());
     }
 }

@@ -2,13 +2,24 @@
 //!
 //! A close in good order: each side sends a goodbye after its last frame, the side asked to close as soon as it hears the other's. The
 //! connection ends when ours was acknowledged by the peer's card and the peer's has come, so nothing under way is lost either way.
+//!
+//! Coming up, on the side channel:
+//! ```text
+//! connector                          acceptor
+//! greeting                <->        greeting (see `kfab_core::auth::greeting`)
+//! Params                   ->        makes its queue pair, ready to receive and send
+//!                          <-        Params
+//! confirmation             ->        only now is the connection reported
+//! ```
+//! With a key all after the greeting is sealed, so a replayed proof gets no queue pair and nobody between the two can put in
+//! another's. Frames are not encrypted: no card seals them.
 
-use crate::greet::{Greeter, Outcome};
 use crate::link::{Link, Phase, tag};
 use crate::port::{PROVIDE, VerbsPort, watch_listener};
 use crate::side;
 use crate::sys::{Keep, Qp, Route};
-use crate::wire::{CREDITS, MAX_BODY, Params};
+use crate::wire::{CREDITS, DIALECT, MAX_BODY, PARAMS_LEN, Params};
+use kfab_core::auth::greeting::{Greeter, Outcome, Terms};
 use kfab_core::auth::random_u64;
 use kfab_core::spi::{Conn, DownReason, Event, Way};
 use kfab_core::{Error, Fate, Kind, Result};
@@ -16,6 +27,7 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+use zerocopy::IntoBytes;
 
 /// Attempts of ours that are under way at once, whatever the configuration allows: making queue pairs keeps the processor busy, not
 /// the wire, so more at once would only make each take longer.
@@ -136,7 +148,13 @@ impl VerbsPort {
         }
     }
 
+    /// What this port demands of every connection. Cards seal nothing.
+    fn terms(&self) -> Terms {
+        Terms { dialect: &DIALECT, key: self.config.key.clone(), seal: false }
+    }
+
     fn dialed(&mut self, conn: Conn) {
+        let terms = self.terms();
         let Some(l) = self.links.get(conn) else { return };
         let Some(fd) = &l.socket else { return };
         if let Err(e) = side::dialed(fd) {
@@ -145,7 +163,7 @@ impl VerbsPort {
         }
         let _ = epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(conn.0), epoll::EventFlags::IN);
         let mut out = Vec::new();
-        match Greeter::connector(self.config.key.as_ref(), &mut out) {
+        match Greeter::connector(&terms, &mut out) {
             Ok(g) => {
                 l.greeter = Some(Box::new(g));
                 l.phase = Phase::Greeting;
@@ -165,7 +183,7 @@ impl VerbsPort {
     }
 
     fn greet(&mut self, conn: Conn) {
-        let full = self.is_full();
+        let (full, terms) = (self.is_full(), self.terms());
         loop {
             let Some(l) = self.links.get(conn).filter(|l| l.phase == Phase::Greeting) else { return };
             let (Some(fd), Some(g)) = (&l.socket, &mut l.greeter) else { return };
@@ -176,7 +194,7 @@ impl VerbsPort {
                 Err(e) => return self.end(conn, DownReason::Refused, format!("the side channel: {e}")),
             };
             let mut out = Vec::new();
-            let outcome = g.received(n, self.config.key.as_ref(), full, &mut out);
+            let outcome = g.received(n, &terms, full, &mut out);
             self.say(conn, &out);
             let waited = matches!(outcome, Outcome::More);
             self.greeted(conn, outcome);
@@ -195,17 +213,20 @@ impl VerbsPort {
     fn greeted(&mut self, conn: Conn, outcome: Outcome) {
         match outcome {
             Outcome::More => {}
-            Outcome::Offer => {
-                if let Err(e) = self.offer(conn) {
+            Outcome::Agreed => {
+                if let Err(e) = self.agreed(conn) {
                     self.end(conn, DownReason::Refused, e.to_string());
                 }
             }
-            Outcome::Params(p) => {
-                if let Err(e) = self.join(conn, &p) {
-                    self.end(conn, DownReason::Refused, e.to_string());
+            Outcome::Word(word) => match Params::parse(&word) {
+                Ok(p) => {
+                    if let Err(e) = self.join(conn, &p) {
+                        self.end(conn, DownReason::Refused, e.to_string());
+                    }
                 }
-            }
-            Outcome::Ready => self.is_up(conn),
+                Err(why) => self.end(conn, DownReason::Hostile, why),
+            },
+            Outcome::Confirmed => self.is_up(conn),
             Outcome::Refuse => self.end(conn, DownReason::Denied, "we refused"),
             Outcome::Denied(why) => self.end(conn, DownReason::Denied, why),
             Outcome::Full => {
@@ -215,8 +236,30 @@ impl VerbsPort {
         }
     }
 
-    /// Makes the queue pair and tells the peer where it is.
-    fn offer(&mut self, conn: Conn) -> Result<()> {
+    /// Both sides agree: the connector tells first where its queue pair is.
+    fn agreed(&mut self, conn: Conn) -> Result<()> {
+        if self.links.get(conn).is_some_and(|l| l.ours) {
+            self.make_queue_pair(conn)?;
+            self.tell(conn);
+        }
+        if let Some(g) = self.links.get(conn).and_then(|l| l.greeter.as_mut()) {
+            g.hear(PARAMS_LEN);
+        }
+        Ok(())
+    }
+
+    /// Tells the peer where our queue pair is.
+    fn tell(&mut self, conn: Conn) {
+        let mut out = Vec::new();
+        if let Some(l) = self.links.get(conn)
+            && let (Some(own), Some(g)) = (&l.own, &mut l.greeter)
+        {
+            g.say(own.as_bytes(), &mut out);
+        }
+        self.say(conn, &out);
+    }
+
+    fn make_queue_pair(&mut self, conn: Conn) -> Result<()> {
         let failed = |what: &str, e: std::io::Error| Error::os("connect", what, e);
         let mut qp = Qp::new(&self.pd, &self.cq, &self.memory.srq, tag(conn), &self.limits)
             .map_err(|e| failed("a queue pair (its number is limited by the card)", e))?;
@@ -246,13 +289,6 @@ impl VerbsPort {
         l.own = Some(own);
         self.by_qpn.insert(qp.number(), conn);
         l.qp = Some(qp);
-        let mut out = Vec::new();
-        if l.ours
-            && let Some(g) = &mut l.greeter
-        {
-            g.offer(&own, &mut out);
-        }
-        self.say(conn, &out);
         Ok(())
     }
 
@@ -260,10 +296,10 @@ impl VerbsPort {
     fn join(&mut self, conn: Conn, peer: &Params) -> Result<()> {
         let ours = self.links.get(conn).is_some_and(|l| l.ours);
         if !ours {
-            self.offer(conn)?;
+            self.make_queue_pair(conn)?;
         }
         let Some(l) = self.links.get(conn) else { return Ok(()) };
-        let (Some(qp), Some(own), Some(g)) = (&mut l.qp, &l.own, &mut l.greeter) else { return Ok(()) };
+        let (Some(qp), Some(own)) = (&mut l.qp, &l.own) else { return Ok(()) };
         let route = Route {
             qpn: peer.qpn.get(),
             own_psn: own.psn.get(),
@@ -280,16 +316,14 @@ impl VerbsPort {
             .map_err(|e| Error::os("connect", format!("connect the queue pair: {route:?}"), e))?;
         l.credits = peer.credits.get();
         l.credits_max = l.credits;
+        if !ours {
+            self.tell(conn);
+        }
         let mut out = Vec::new();
-        if ours {
-            g.ready(&mut out);
-        } else {
-            g.offer(own, &mut out);
-        }
+        let Some(g) = self.links.get(conn).and_then(|l| l.greeter.as_mut()) else { return Ok(()) };
+        let last = g.confirm(&mut out);
         self.say(conn, &out);
-        if ours {
-            self.is_up(conn);
-        }
+        self.greeted(conn, last);
         Ok(())
     }
 

@@ -15,7 +15,7 @@
 //! - **Frames are not encrypted**: no card seals them. With a fabric key peers prove that they have it, and where the queue pairs
 //!   are is exchanged sealed.
 //!
-//! The parts: `port` polls and sleeps, `connect` makes and ends connections (`greet` the talk, `side` the sockets), `flow` moves
+//! The parts: `port` polls and sleeps, `connect` makes and ends connections (`side` their sockets), `flow` moves
 //! frames, `rma` memory, `memory` and `cache` hold what is registered, `device` knows the cards, `sys` has all `unsafe`.
 
 #![deny(unsafe_code)]
@@ -28,7 +28,6 @@ mod device;
 #[path = "sys/ffi.rs"]
 pub mod ffi;
 mod flow;
-mod greet;
 mod link;
 mod memory;
 mod port;

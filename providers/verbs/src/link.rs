@@ -1,8 +1,8 @@
 //! One connection: its state, from the first look at the side channel to the last event. Called by the parts of `port`.
 
-use crate::greet::Greeter;
 use crate::sys::{Qp, Slot};
 use crate::wire::{CREDITS, Params};
+use kfab_core::auth::greeting::Greeter;
 use kfab_core::spi::{Conn, DownReason, Rma, RmaToken};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};

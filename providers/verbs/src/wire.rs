@@ -1,17 +1,21 @@
 //! The bytes on the wire: the head of every message over the queue pair, and what travels over the side channel while a
-//! connection is made. Little-endian, versioned, reserved bytes zero. Called by `greet`, `link` and `port`.
+//! connection is made. Little-endian, versioned, reserved bytes zero. Called by `connect`, `flow` and `port`.
 //!
 //! A message is a [`Head`], `inline_len` inline bytes and the body, which is the rest. Every message costs the sender a credit,
 //! a receive that the peer posted for it, except those that only return credits and the goodbye, for which [`RESERVE`] more are posted.
 
+use kfab_core::auth::greeting::{Dialect, MAX_WORD, Status};
 use kfab_core::spi::{HEADER_LEN, INLINE_MAX, Inline};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// The first bytes of every greeting.
-pub(crate) const MAGIC: [u8; 8] = *b"kfab-rc1";
-/// The version of everything in this file.
-pub(crate) const VERSION: u16 = 1;
+/// How greetings begin, and the version of everything in this file.
+pub(crate) static DIALECT: Dialect = Dialect {
+    magic: *b"kfab-rc1",
+    version: 1,
+    seals: false,
+    statuses: &[Status::Welcome, Status::OtherVersion, Status::WrongKey, Status::Full],
+};
 /// The most body bytes of one frame.
 pub(crate) const MAX_BODY: usize = 16 << 10;
 /// Frames that a peer may have on their way to us, unasked.
@@ -105,26 +109,10 @@ pub(crate) fn head(
     (out, HEAD_LEN + n)
 }
 
-/// Greeting flag: a proof of the fabric key follows.
-pub(crate) const FLAG_KEYED: u8 = 1;
-/// Bytes of a [`Greeting`] without its proof.
-pub(crate) const GREETING_LEN: usize = 16;
 /// Bytes of [`Params`].
 pub(crate) const PARAMS_LEN: usize = 36;
 
-/// What either side says first on the side channel; `proof_len` bytes of Noise handshake follow.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub(crate) struct Greeting {
-    pub(crate) magic: [u8; 8],
-    pub(crate) version: U16,
-    pub(crate) flags: u8,
-    pub(crate) status: u8,
-    pub(crate) proof_len: U16,
-    pub(crate) reserved: U16,
-}
-
-/// Where a queue pair is and what it bears; the rest of the side channel's talk.
+/// Where a queue pair is and what it bears: what either side says on the side channel after the greeting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(crate) struct Params {
@@ -141,44 +129,7 @@ pub(crate) struct Params {
     pub(crate) gid: [u8; 16],
 }
 
-const _: () = assert!(size_of::<Greeting>() == GREETING_LEN && size_of::<Params>() == PARAMS_LEN);
-
-/// What the accepting side answers in [`Greeting::status`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
-    Welcome = 0,
-    OtherVersion = 1,
-    WrongKey = 2,
-    Full = 3,
-}
-
-impl Greeting {
-    pub(crate) fn new(flags: u8, status: Status, proof_len: usize) -> Greeting {
-        Greeting {
-            magic: MAGIC,
-            version: VERSION.into(),
-            flags,
-            status: status as u8,
-            proof_len: (proof_len as u16).into(),
-            reserved: 0.into(),
-        }
-    }
-
-    /// Checks what every version must have: the magic and a proof of bearable length.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Greeting, &'static str> {
-        let g = Greeting::read_from_bytes(bytes).map_err(|_| "a greeting of another length")?;
-        if g.magic != MAGIC {
-            return Err("not a greeting of this protocol");
-        }
-        if usize::from(g.proof_len.get()) > kfab_core::auth::MAX_HANDSHAKE {
-            return Err("a proof too long");
-        }
-        if g.version.get() == VERSION && (g.reserved.get() != 0 || g.flags & !FLAG_KEYED != 0) {
-            return Err("reserved bits of the greeting are set");
-        }
-        Ok(g)
-    }
-}
+const _: () = assert!(size_of::<Params>() == PARAMS_LEN && PARAMS_LEN <= MAX_WORD);
 
 impl Params {
     /// Checks every field against its bound.
@@ -201,6 +152,7 @@ impl Params {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kfab_core::auth::greeting::{Greeter, Terms};
 
     #[test]
     fn golden_bytes() {
@@ -209,8 +161,10 @@ mod tests {
         assert_eq!(&bytes[..n], b"\x00\x08\x02\x01\0\0\0\0HEADERHEADERHEAD12345678");
         let (bytes, n) = head(Kind::Goodbye, 3, &[0; 16], &Inline::EMPTY);
         assert_eq!(&bytes[..n], b"\x02\x00\x03\x00\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-        let g = Greeting::new(FLAG_KEYED, Status::Full, 48);
-        assert_eq!(g.as_bytes(), b"kfab-rc1\x01\x00\x01\x03\x30\x00\x00\x00");
+        let mut g = Vec::new();
+        let terms = Terms { dialect: &DIALECT, key: None, seal: false };
+        Greeter::connector(&terms, &mut g).unwrap();
+        assert_eq!(g, b"kfab-rc1\x01\0\0\0\0\0\0\0");
     }
 
     #[test]

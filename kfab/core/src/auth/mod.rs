@@ -1,5 +1,8 @@
 //! The fabric key and the handshake that proves possession of it: Noise `NNpsk0` (Noise specification, revision 34; crate
-//! `snow`). One round trip; whoever lacks the key learns nothing and costs nothing but the first message.
+//! `snow`). One round trip; whoever lacks the key learns nothing and costs nothing but the first message. [`greeting`] is the talk
+//! around it, for providers whose connections begin with a stream of bytes.
+
+pub mod greeting;
 
 use crate::{Error, Kind, Result};
 use std::fmt;
