@@ -62,8 +62,11 @@ pub fn measure(system: &str, address: &str, load: &Load) -> anyhow::Result<f64> 
         }
         Job::Read | Job::Write => {
             let write = load.job == Job::Write;
-            let rights = if write { Rights::READ } else { Rights::WRITE };
-            let window = || client.window(load.size, rights);
+            // What is written is a buffer of the client's, as in `kfab perf bw`; what is read goes to memory that peers may write.
+            let window = || match write {
+                true => client.window_of(client.buffer(load.size)?),
+                false => client.window(load.size, Rights::WRITE),
+            };
             let mut windows: VecDeque<_> =
                 (0..load.flight.min(16)).map(|_| window()).collect::<Result<_, _>>()?;
             let mut calls: VecDeque<(Call<Body>, _)> = VecDeque::new();
