@@ -8,7 +8,7 @@ use kfab_core::spi::{
     RmaStarted, RmaToken, Way,
 };
 use kfab_core::{Error, Kind, Result};
-use kfab_proto::{Io, Limits, Machine, OpId, Outcome, Payload, SendOptions, Started, Want, WindowKey, WindowMemory};
+use kfab_proto::{Io, Limits, Machine, OpId, Outcome, Payload, SendOptions, Started, Want, WindowId, WindowKey, WindowMemory};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
@@ -176,6 +176,7 @@ struct Play<'a> {
     pool: Pool,
     now: u64,
     ops: Vec<OpId>,
+    window: WindowId,
     key: WindowKey,
     seq: HashMap<Conn, u32>,
 }
@@ -215,8 +216,8 @@ impl<'a> Play<'a> {
         let pool = Pool::new(Default::default());
         let memory = WindowMemory::Shared(pool.alloc_window(10_000).unwrap());
         let mut io = Io { ports: &mut ports, now: 1, pool: &pool };
-        let (_, key) = machine.open_window(&mut io, memory, Rights::READ | Rights::WRITE).unwrap();
-        Play { input, wire, ports, machine, pool, now: 1, ops: Vec::new(), key, seq: HashMap::new() }
+        let (window, key) = machine.open_window(&mut io, memory, Rights::READ | Rights::WRITE).unwrap();
+        Play { input, wire, ports, machine, pool, now: 1, ops: Vec::new(), window, key, seq: HashMap::new() }
     }
 
     fn step(&mut self) {
@@ -289,7 +290,7 @@ impl<'a> Play<'a> {
         let session = u64::from(self.input.byte() % 2);
         let mut b = Vec::new();
         b.extend(b"kfab");
-        b.extend(1u16.to_le_bytes());
+        b.extend(kfab_proto::VERSION.to_le_bytes());
         b.extend(0u16.to_le_bytes());
         b.extend(id.to_le_bytes());
         b.extend(u32::from(self.input.byte()).to_le_bytes());
@@ -320,18 +321,18 @@ impl<'a> Play<'a> {
         };
         let mut header = [0; 16];
         // Mostly kinds and flags that exist.
-        header[0] = if kind < 220 { kind % 12 | (self.input.byte() & 0x70) } else { kind };
+        header[0] = if kind < 220 { kind % 13 | (self.input.byte() & 0x70) } else { kind };
         header[1..4].copy_from_slice(&seq.to_le_bytes()[..3]);
         header[4..6].copy_from_slice(&(self.input.number() as u16).to_le_bytes());
         header[6..8].copy_from_slice(&(self.input.number() as u16).to_le_bytes());
         header[8..].copy_from_slice(&self.input.number().to_le_bytes());
-        let inline = self.inline(header[0] & 15);
+        let inline = self.inline(header[0] & 15, header[0] & 0x10 != 0);
         let len = if self.input.byte() & 1 == 0 { 0 } else { (self.input.number() % 4097) as usize };
         let body = if header[0] & 15 == 2 { self.batch() } else { vec![self.input.byte(); len] };
         self.deliver(conn, header, &inline, body);
     }
 
-    fn inline(&mut self, kind: u8) -> Vec<u8> {
+    fn inline(&mut self, kind: u8, tagged: bool) -> Vec<u8> {
         let key = self.key.to_bytes();
         let mut b = Vec::new();
         let words = |p: &mut Self, b: &mut Vec<u8>, n: usize| {
@@ -351,7 +352,12 @@ impl<'a> Play<'a> {
             9 | 10 => {
                 // A key that is right, as a peer who was given it has it.
                 b.extend(&key[8..24]);
-                words(self, &mut b, 2);
+                words(self, &mut b, if kind == 9 && tagged { 3 } else { 2 });
+            }
+            12 => {
+                b.extend(&key[8..24]);
+                words(self, &mut b, 1);
+                b.extend([1 + (self.input.byte() & 1), 0, 0, 0, 0, 0, 0, 0]);
             }
             _ => (0..usize::from(self.input.byte()) % 41).for_each(|_| b.push(self.input.byte())),
         }
@@ -387,7 +393,7 @@ impl<'a> Play<'a> {
         };
         let (what, len) = (self.input.byte(), (self.input.number() % 20_000) as usize);
         let io = io!(self);
-        let started = match (what % 7, peer) {
+        let started = match (what % 8, peer) {
             (0, from) => self.machine.recv(
                 io,
                 Want {
@@ -398,13 +404,14 @@ impl<'a> Play<'a> {
             ),
             (1, Some(p)) => self.machine.send(io, p, Payload::Bytes(&vec![1; len]), options).map(begun),
             (2, Some(p)) => self.machine.send(io, p, Payload::Buffer(Buffer::adopt(vec![2; len])), options).map(begun),
-            (3, Some(p)) => self.machine.read(io, p, &self.key, 5, Buffer::adopt(vec![0; len])),
-            (4, Some(p)) => self.machine.write(io, p, &self.key, 5, Payload::Bytes(&vec![3; len])).map(begun),
+            (3, Some(p)) => self.machine.read(io, p, &self.key, 5, Buffer::adopt(vec![0; len]), Some(3)),
+            (4, Some(p)) => self.machine.write(io, p, &self.key, 5, Payload::Bytes(&vec![3; len]), Some(4)).map(begun),
             (5, _) => {
                 let text = ["fake:a", "fake:b", "fake:nowhere,fake:c", "other:x"][len % 4];
                 let _ = self.machine.peer(io, &text.parse::<Address>().unwrap());
                 return;
             }
+            (7, _) => self.machine.recv_notice(self.window),
             (6, _) if !self.ops.is_empty() => {
                 let op = self.ops[len % self.ops.len()];
                 self.machine.cancel(io, op, Kind::Canceled);

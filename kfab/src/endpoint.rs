@@ -3,7 +3,7 @@
 use crate::lane::{Begun, Lane};
 use crate::op::{Finish, Op};
 use crate::share::Share;
-use crate::window::Window;
+use crate::window::{Notice, Window};
 use kfab_core::mem::Buffer;
 use kfab_core::spi::{Address, Rights};
 use kfab_core::{Error, Result};
@@ -216,6 +216,10 @@ pub struct Peer {
 }
 
 impl Peer {
+    pub(crate) fn new(lane: Share, id: PeerId) -> Peer {
+        Peer { lane, id }
+    }
+
     /// Its name on this endpoint.
     pub fn id(&self) -> PeerId {
         self.id
@@ -251,7 +255,7 @@ impl Peer {
     /// Reads from the peer's window, starting at byte `offset`, as many bytes as the buffer has. The peer takes no part where the provider
     /// allows it. `AccessDenied` if the window is closed or not for reading, `InvalidArgument` if the range is outside of it.
     pub fn read(&self, key: &WindowKey, offset: u64, into: Buffer) -> Op<Buffer> {
-        op(&self.lane, self.lane.with(|m, io| m.read(io, self.id, key, offset, into)))
+        op(&self.lane, self.lane.with(|m, io| m.read(io, self.id, key, offset, into, None)))
     }
 
     /// Writes into the peer's window, starting at byte `offset`. Ends when the bytes are there.
@@ -265,7 +269,26 @@ impl Peer {
 
     #[inline(never)]
     fn write_long(&self, key: &WindowKey, offset: u64, payload: Payload<'_>) -> Op<()> {
-        unit(&self.lane, self.lane.with(|m, io| m.write(io, self.id, key, offset, payload)))
+        unit(&self.lane, self.lane.with(|m, io| m.write(io, self.id, key, offset, payload, None)))
+    }
+
+    /// [`Peer::read`], and tells the window's owner at the end: `value` comes out of its [`Window::notice`]. Costs a credit, as a
+    /// message does, until the owner takes the notice; without credit the operation waits with its end.
+    pub fn read_notify(&self, key: &WindowKey, offset: u64, into: Buffer, value: u64) -> Op<Buffer> {
+        op(&self.lane, self.lane.with(|m, io| m.read(io, self.id, key, offset, into, Some(value))))
+    }
+
+    /// [`Peer::write`], and tells the window's owner, exactly once and after the bytes are there: `value` comes out of its
+    /// [`Window::notice`]. Costs a credit as [`Peer::read_notify`] does. Of no bytes it is a mere signal.
+    pub fn write_notify<'a>(
+        &self,
+        key: &WindowKey,
+        offset: u64,
+        payload: impl Into<Payload<'a>>,
+        value: u64,
+    ) -> Op<()> {
+        let payload = payload.into();
+        unit(&self.lane, self.lane.with(|m, io| m.write(io, self.id, key, offset, payload, Some(value))))
     }
 
     /// What is known about the peer; `None` if it is gone.
@@ -348,6 +371,7 @@ const _: () = {
     shareable::<Peer>();
     shareable::<Message>();
     shareable::<Window>();
+    shareable::<Notice>();
     shareable::<OpId>();
     shareable::<Error>();
     const fn sendable<T: Send>() {}

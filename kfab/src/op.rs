@@ -3,6 +3,7 @@
 use crate::endpoint::Message;
 use crate::lane::Lane;
 use crate::share::Share;
+use crate::window::Notice;
 use kfab_core::mem::Buffer;
 use kfab_core::{Error, Kind, Result};
 use kfab_proto::{Direct, OpId, Outcome};
@@ -12,12 +13,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-/// What an operation hands over at its end: `()`, a [`Message`] or a [`Buffer`].
+/// What an operation hands over at its end: `()`, a [`Message`], a [`Buffer`] or a [`Notice`].
 pub trait Finish: sealed::Finish {}
 
 impl Finish for () {}
 impl Finish for Message {}
 impl Finish for Buffer {}
+impl Finish for Notice {}
 
 pub(crate) mod sealed {
     use super::*;
@@ -82,6 +84,16 @@ pub(crate) mod sealed {
         fn finish(outcome: Outcome, _: impl FnOnce() -> Share) -> Result<Buffer> {
             match outcome {
                 Outcome::Buffer(b) => Ok(b),
+                _ => Err(unexpected()),
+            }
+        }
+    }
+
+    impl Finish for Notice {
+        #[inline(always)]
+        fn finish(outcome: Outcome, lane: impl FnOnce() -> Share) -> Result<Notice> {
+            match outcome {
+                Outcome::Notice(n) => Ok(Notice::new(lane(), n)),
                 _ => Err(unexpected()),
             }
         }

@@ -1,16 +1,19 @@
-//! Windows: memory that peers who hold the key may read or write without our doing.
+//! Windows: memory that peers who hold the key may read or write without our doing; and the notices of what they did.
 
+use crate::endpoint::Peer;
 use crate::lane::Lane;
+use crate::op::Op;
+use crate::share::Share;
 use kfab_core::Result;
 use kfab_core::mem::{Buffer, WindowMem};
 use kfab_core::spi::Rights;
-use kfab_proto::{WindowId, WindowKey, WindowMemory};
+use kfab_proto::{Started, WindowId, WindowKey, WindowMemory};
 use std::sync::Arc;
 
 /// Memory opened to peers. Send [`Window::key`] to those who may use it. Dropping it closes it: when the drop returns, no peer
 /// can reach the memory any more and none is in the middle of it.
 ///
-/// Reads and writes by the owner are copies; one that races with a peer's may be torn. Agree on an order with messages.
+/// Reads and writes by the owner are copies; one that races with a peer's may be torn. Agree on an order with messages or notices.
 pub struct Window {
     lane: Arc<Lane>,
     id: WindowId,
@@ -69,6 +72,39 @@ impl Window {
         }
     }
 
+    /// Waits for the next notice: a peer has ended a [`Peer::write_notify`] or [`Peer::read_notify`] on this window, and its bytes are in
+    /// their place (or have been read). Each is told once, in no promised order; those that nobody waits for stay, and their senders'
+    /// credits with them. To drop the operation loses no notice.
+    ///
+    /// # Errors
+    /// `Closed` when the window or the endpoint is closed. The death of a peer ends no wait, for another may be about to write: a
+    /// receive from it ([`Recv::from`](crate::Recv::from)) does, and so does [`FabricEvent::PeerLost`](crate::FabricEvent) in the stream.
+    ///
+    /// ```
+    /// # fn main() -> kfab::Result<()> {
+    /// # let fabric = kfab::Fabric::new((kfab_shm::Shm, kfab_sockets::Sockets));
+    /// # let (owner, client) = (fabric.endpoint()?, fabric.endpoint()?);
+    /// let window = owner.window(1 << 16, kfab::Rights::WRITE)?;
+    /// let peer = client.peer(&owner.address().to_string())?;
+    /// // In the client, which has got the key in a message:
+    /// let written = peer.write_notify(window.key(), 100, b"block 7", 7);
+    /// // In the owner:
+    /// let notice = window.notice().wait()?;
+    /// let mut block = vec![0; notice.bytes() as usize];
+    /// window.read_at(100, &mut block);
+    /// assert_eq!((notice.value(), &block[..]), (7, &b"block 7"[..]));
+    /// notice.from().send("thank you").wait()?;
+    /// written.wait()
+    /// # }
+    /// ```
+    pub fn notice(&self) -> Op<Notice> {
+        match self.lane.with(|m, _| m.recv_notice(self.id)) {
+            Ok(Started::Pending(id)) => Op::pending(Share::of(&self.lane), id),
+            Ok(Started::Done(o)) => Op::ended(Ok(o), &self.lane),
+            Err(e) => Op::ended(Err(e), &self.lane),
+        }
+    }
+
     /// The window's shared memory, if peers may write it.
     pub fn memory(&self) -> Option<&WindowMem> {
         match &self.memory {
@@ -87,5 +123,43 @@ impl Drop for Window {
 impl std::fmt::Debug for Window {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Window({} bytes, {:?})", self.len(), self.key.rights())
+    }
+}
+
+/// A peer's word that its access to a window has ended. See [`Window::notice`].
+pub struct Notice {
+    lane: Share,
+    inner: kfab_proto::Notice,
+}
+
+impl Notice {
+    pub(crate) fn new(lane: Share, inner: kfab_proto::Notice) -> Notice {
+        Notice { lane, inner }
+    }
+
+    /// Whose access it was: to answer.
+    pub fn from(&self) -> Peer {
+        Peer::new(self.lane.clone(), self.inner.from)
+    }
+
+    /// What the peer says about it: the number it gave.
+    pub fn value(&self) -> u64 {
+        self.inner.value
+    }
+
+    /// Bytes that the peer read or wrote, by its own account.
+    pub fn bytes(&self) -> u64 {
+        self.inner.bytes
+    }
+
+    /// Which of the two: [`Rights::READ`] or [`Rights::WRITE`].
+    pub fn access(&self) -> Rights {
+        self.inner.access
+    }
+}
+
+impl std::fmt::Debug for Notice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Notice({} of {} bytes, {:?})", self.value(), self.bytes(), self.access())
     }
 }

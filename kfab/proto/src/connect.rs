@@ -307,6 +307,7 @@ impl Machine {
         real.wanted = true;
         real.address = shell.address.take();
         real.candidates = std::mem::take(&mut shell.candidates);
+        real.tx.control.append(&mut shell.tx.control);
         real.tx.deferred.append(&mut shell.tx.deferred);
         real.expects += shell.expects;
         (real.timed, real.dirty) = (shell.timed, shell.dirty);
@@ -318,6 +319,7 @@ impl Machine {
         }
         self.ops.rename_peer(old, new);
         self.matcher.rename_peer(old, new);
+        self.windows.rename_peer(old, new);
         for a in self.peers.iter_mut().filter(|p| p.alias == Some(old)) {
             a.alias = Some(new);
         }
@@ -504,7 +506,8 @@ impl Machine {
         }
         let name = self.peers[pi as usize].name;
         self.end_operations(io, pi, kind, why);
-        self.matcher.forget_promises(name);
+        self.matcher.forget_peer(name);
+        self.windows.forget_peer(name);
         for ci in 0..self.conns.len() as u32 {
             let c = &mut self.conns[ci as usize];
             if c.live && c.peer == Some(pi) && Some(ci) != spare {
@@ -546,15 +549,21 @@ impl Machine {
         let never_up = !self.peers[pi as usize].ever_up;
         let unsent: Vec<OpId> = self.peers[pi as usize].tx.deferred.iter().map(|d| d.op).collect();
         for op in self.ops.of_peer(name) {
-            let fate = if never_up || unsent.contains(&op) { Fate::NotSent } else { Fate::Unknown };
-            let op_name = match self.ops.proto(op) {
+            let proto = self.ops.proto(op);
+            // A part of a write may have gone before what waits of it.
+            let waits =
+                unsent.contains(&op) && matches!(proto, Some(Proto::Send { .. } | Proto::Large { .. }));
+            let fate = if never_up || waits { Fate::NotSent } else { Fate::Unknown };
+            let op_name = match proto {
                 Some(Proto::Recv { .. }) => {
                     self.matcher.withdraw(op);
                     "recv"
                 }
                 Some(Proto::Fetch { .. } | Proto::Pieces { read: false, .. }) => "recv",
-                Some(Proto::RmaRead { .. } | Proto::Pieces { .. }) => "read",
-                Some(Proto::Write { .. }) => "write",
+                Some(Proto::RmaRead { .. } | Proto::Pieces { .. } | Proto::Tell { read: Some(_), .. }) => {
+                    "read"
+                }
+                Some(Proto::Write { .. } | Proto::Tell { .. }) => "write",
                 _ => "send",
             };
             self.drop_exposure(io, op);

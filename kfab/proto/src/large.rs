@@ -218,7 +218,11 @@ impl Machine {
             pieces: (assembly.pieces() as u32).into(),
         };
         let assembly = Some(assembly);
-        self.set_proto(io.now, op, Proto::Pieces { peer: from, tag, len, sender, assembly, read: false });
+        self.set_proto(
+            io.now,
+            op,
+            Proto::Pieces { peer: from, tag, len, sender, assembly, read: false, tell: None },
+        );
         self.send_control(io, from.index, FrameKind::Cts, 0, cts.as_bytes());
     }
 
@@ -316,10 +320,10 @@ impl Machine {
     }
 
     pub(crate) fn piece_taken(&mut self, io: &mut Io<'_>, op: OpId, landing: Option<Landing>, filled: bool) {
-        let Some(Proto::Pieces { peer, tag, len, sender, assembly, read }) = self.ops.proto(op) else {
+        let Some(Proto::Pieces { peer, tag, len, sender, assembly, read, tell }) = self.ops.proto(op) else {
             return;
         };
-        let (peer, tag, len, sender, read) = (*peer, *tag, *len, *sender, *read);
+        let (peer, tag, len, sender, read, tell) = (*peer, *tag, *len, *sender, *read, *tell);
         if let (Some(a), Some(l)) = (assembly.as_mut(), landing) {
             a.give_back(l, filled);
         }
@@ -328,7 +332,7 @@ impl Machine {
         }
         let Some(Ok(buffer)) = assembly.take().map(Assembly::into_buffer) else { return };
         if read {
-            return self.finish(op, Ok(Outcome::Buffer(buffer)));
+            return self.access_ended(io, peer, op, Some(buffer), tell.as_ref());
         }
         self.send_done(io, peer.index, sender, Status::Ok);
         self.receive_ended(op, Message { from: peer, tag, data: data(buffer, len) });

@@ -392,6 +392,10 @@ impl Machine {
                 self.abandon_pieces(io, op);
                 Fate::Unknown
             }
+            Some(Proto::Notice { .. }) => {
+                self.withdraw_notice(op);
+                Fate::NotSent
+            }
             _ => Fate::Unknown,
         }
     }
@@ -417,14 +421,17 @@ impl Machine {
         self.next_tick = self.next_tick.min(at_ns);
     }
 
-    /// The user lets go. A receive is withdrawn, or its message put back in front of the queue: dropping a future loses nothing.
+    /// The user lets go. A receive is withdrawn, or its message put back in front of the queue: dropping a future loses nothing. So
+    /// is the wait for a notice.
     /// Everything else goes on to its end unwatched.
     pub fn detach(&mut self, io: &mut Io<'_>, op: OpId) {
-        if matches!(self.ops.proto(op), Some(Proto::Recv { .. })) {
+        if matches!(self.ops.proto(op), Some(Proto::Recv { .. } | Proto::Notice { .. })) {
             self.withdraw(io, op);
         }
-        if let Some(Ok(Outcome::Message(m))) = self.ops.detach(op) {
-            self.give_again(m);
+        match self.ops.detach(op) {
+            Some(Ok(Outcome::Message(m))) => self.give_again(m),
+            Some(Ok(Outcome::Notice(n))) => self.notice_again(n),
+            _ => {}
         }
     }
 

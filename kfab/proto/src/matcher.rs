@@ -149,10 +149,12 @@ impl Matcher {
         self.unexpected[space(u.tag.is_some())].push_front(u);
     }
 
-    /// Forgets the promises of a peer that is lost; whole messages stay, they have arrived.
-    pub(crate) fn forget_promises(&mut self, peer: PeerId) {
+    /// Forgets the promises of a peer that is lost; whole messages stay, they have arrived. Their credit is nobody's any more: what
+    /// comes after the peer has credit of its own.
+    pub(crate) fn forget_peer(&mut self, peer: PeerId) {
         for q in &mut self.unexpected {
             q.retain(|u| u.from != peer || matches!(u.what, Arrived::Whole(_)));
+            q.iter_mut().filter(|u| u.from == peer).for_each(|u| u.units = 0);
         }
     }
 

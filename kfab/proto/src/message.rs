@@ -222,6 +222,8 @@ pub enum Outcome {
     Message(Message),
     /// The buffer of a read, filled.
     Buffer(Buffer),
+    /// A window's owner is told of an access.
+    Notice(crate::Notice),
 }
 
 /// What starting an operation gives.

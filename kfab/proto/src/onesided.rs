@@ -1,10 +1,11 @@
-//! Windows and one-sided access. A port that can do it serves the access alone; else the owner's machine does, by messages. Either
+//! Windows and one-sided access (what goes with it: `notice`). A port that can do it serves the access alone; else the owner's machine does, by messages. Either
 //! way rights and range are checked by whoever serves, and a dropped window is closed before the drop returns.
 
 use crate::machine::{Io, Machine};
 use crate::message::*;
+use crate::notice::{Notice, Notices, Tell, Told};
 use crate::ops::{Proto, Range, Redo};
-use crate::peer::{Out, Stream};
+use crate::peer::{Held, Out, Stream};
 use crate::receive::Taking;
 use crate::wire::*;
 use kfab_core::mem::{Assembly, Buffer, Landing, Slice, WindowMem};
@@ -121,11 +122,12 @@ impl WindowKey {
 }
 
 #[derive(Debug)]
-struct Window {
+pub(crate) struct Window {
     memory: WindowMemory,
     rights: Rights,
     secret: u64,
     exposed: Vec<(usize, Exposure)>,
+    notices: Notices,
 }
 
 /// The windows of a lane.
@@ -140,8 +142,26 @@ impl Windows {
         self.open.len()
     }
 
+    pub(crate) fn notices(&mut self, id: WindowId) -> Option<&mut Notices> {
+        self.open.get_mut(&id.0).map(|w| &mut w.notices)
+    }
+
+    /// A peer has got another name.
+    pub(crate) fn rename_peer(&mut self, old: PeerId, new: PeerId) {
+        self.waiting().filter(|(n, _)| n.from == old).for_each(|(n, _)| n.from = new);
+    }
+
+    /// A peer is lost: its notices stay, they have arrived; their credit is nobody's any more.
+    pub(crate) fn forget_peer(&mut self, peer: PeerId) {
+        self.waiting().filter(|(n, _)| n.from == peer).for_each(|(_, units)| *units = 0);
+    }
+
+    fn waiting(&mut self) -> impl Iterator<Item = &mut (Notice, u32)> {
+        self.open.values_mut().flat_map(|w| w.notices.here.iter_mut())
+    }
+
     /// The window, if the secret, the right and the range are good.
-    fn check(&self, a: &Access, len: u64, right: Rights) -> Option<&Window> {
+    pub(crate) fn check(&self, a: &Access, len: u64, right: Rights) -> Option<&Window> {
         let w = self.open.get(&a.window.get())?;
         let end = a.offset.get().checked_add(len)?;
         (w.secret == a.secret.get() && w.rights.contains(right) && end <= w.memory.source().len() as u64)
@@ -184,7 +204,7 @@ impl Machine {
         }
         let key =
             WindowKey { owner: self.identity, window: id, secret, len: source.len() as u64, rights, ports };
-        self.windows.open.insert(id, Window { memory, rights, secret, exposed });
+        self.windows.open.insert(id, Window { memory, rights, secret, exposed, notices: Notices::default() });
         Ok((WindowId(id), key))
     }
 
@@ -192,6 +212,7 @@ impl Machine {
     pub fn close_window(&mut self, io: &mut Io<'_>, id: WindowId) {
         if let Some(w) = self.windows.open.remove(&id.0) {
             w.exposed.into_iter().for_each(|(port, e)| io.ports[port].revoke(e));
+            self.end_notices(w.notices);
         }
     }
 
@@ -200,7 +221,7 @@ impl Machine {
         ids.into_iter().for_each(|id| self.close_window(io, WindowId(id)));
     }
 
-    /// Reads `into.len()` bytes at `offset` of a peer's window.
+    /// Reads `into.len()` bytes at `offset` of a peer's window. With a `notice` the window's owner is told so at the end.
     pub fn read(
         &mut self,
         io: &mut Io<'_>,
@@ -208,17 +229,24 @@ impl Machine {
         key: &WindowKey,
         offset: u64,
         into: Buffer,
+        notice: Option<u64>,
     ) -> Result<Started> {
         let pi = self.peer_index(from, "read")?;
         self.check_access(key, offset, into.len(), Rights::READ, "read")?;
-        if into.is_empty() {
+        if into.is_empty() && notice.is_none() {
             return Ok(Started::Done(Outcome::Buffer(into)));
         }
         let shared = |_| Error::new(Kind::InvalidArgument, "read", "the buffer has another owner");
         let (range, len) = (key.at(offset), into.len());
+        let tell = notice.map(|value| Tell::new(value, range, len, Rights::READ));
+        if into.is_empty() {
+            let op = self.start_send(io, pi, Proto::Tell { peer: from, read: None })?;
+            self.access_ended(io, from, op, Some(into), tell.as_ref());
+            return self.started(op);
+        }
         if let Some((over, remote)) = self.direct(io, pi, key, len) {
             let landing = Landing::whole(into).map_err(shared)?;
-            let op = self.ops.insert(Proto::RmaRead { peer: from, range, len, over }, "read")?;
+            let op = self.ops.insert(Proto::RmaRead { peer: from, range, len, over, tell }, "read")?;
             self.expect(io.now, pi);
             let c = &mut self.conns[over as usize];
             c.rma_bytes += len;
@@ -233,9 +261,8 @@ impl Machine {
         }
         let piece = self.piece_len(io, pi);
         let assembly = Some(Assembly::new(into, len, piece).map_err(shared)?);
-        let op = self
-            .ops
-            .insert(Proto::Pieces { peer: from, tag: None, len, sender: 0, assembly, read: true }, "read")?;
+        let pieces = Proto::Pieces { peer: from, tag: None, len, sender: 0, assembly, read: true, tell };
+        let op = self.ops.insert(pieces, "read")?;
         self.expect(io.now, pi);
         self.ask_to_read(io, pi, op, range, len, piece);
         Ok(Started::Pending(op))
@@ -255,8 +282,8 @@ impl Machine {
         landing: Option<Landing>,
         result: Result<()>,
     ) {
-        let Some(Proto::RmaRead { peer, range, len, over }) = self.ops.proto(op) else { return };
-        let (peer, range, len, over) = (*peer, *range, *len, *over);
+        let Some(Proto::RmaRead { peer, range, len, over, tell }) = self.ops.proto(op) else { return };
+        let (peer, range, len, over, tell) = (*peer, *range, *len, *over, *tell);
         let c = self.rma_left(over, len);
         c.rx_bytes += if result.is_ok() { len as u64 } else { 0 };
         let Some(buffer) = landing.and_then(Landing::into_buffer) else {
@@ -264,7 +291,7 @@ impl Machine {
             return self.finish(op, Err(result.err().unwrap_or(kept)));
         };
         match result {
-            Ok(()) => self.finish(op, Ok(Outcome::Buffer(buffer))),
+            Ok(()) => self.access_ended(io, peer, op, Some(buffer), tell.as_ref()),
             Err(e) if is_final(&e) => self.finish(op, Err(e)),
             Err(e) => {
                 let piece = self.piece_len(io, peer.index);
@@ -272,14 +299,14 @@ impl Machine {
                     return self.finish(op, Err(e));
                 };
                 let assembly = Some(assembly);
-                let proto = Proto::Pieces { peer, tag: None, len, sender: 0, assembly, read: true };
+                let proto = Proto::Pieces { peer, tag: None, len, sender: 0, assembly, read: true, tell };
                 self.set_proto(io.now, op, proto);
                 self.ask_to_read(io, peer.index, op, range, len, piece);
             }
         }
     }
 
-    /// Writes bytes at `offset` of a peer's window. Ends when they are there.
+    /// Writes bytes at `offset` of a peer's window. Ends when they are there. With a `notice` the window's owner is told so.
     pub fn write(
         &mut self,
         io: &mut Io<'_>,
@@ -287,18 +314,20 @@ impl Machine {
         key: &WindowKey,
         offset: u64,
         payload: Payload<'_>,
+        notice: Option<u64>,
     ) -> Result<Option<OpId>> {
         let pi = self.peer_index(to, "write")?;
         let len = payload.len();
         self.check_access(key, offset, len, Rights::WRITE, "write")?;
         let range = key.at(offset);
+        let tell = notice.map(|value| Tell::new(value, range, len, Rights::WRITE));
         if let Some((ci, remote)) = self.direct(io, pi, key, len) {
-            return self.write_direct(io, pi, ci, remote, range, payload);
+            return self.write_direct(io, pi, ci, remote, range, payload, tell);
         }
         let source = source_of(io, payload)?;
         let op = self.ops.insert(Proto::Write { peer: to, parts: 1, redo: None }, "write")?;
         self.expect(io.now, pi);
-        self.write_by_messages(io, pi, op, range, &source);
+        self.write_by_messages(io, pi, op, range, &source, tell);
         self.begun(op)
     }
 
@@ -333,22 +362,36 @@ impl Machine {
         true
     }
 
-    /// Stores `source` in pieces that the owner's machine puts into place and confirms.
-    fn write_by_messages(&mut self, io: &mut Io<'_>, pi: u32, op: OpId, range: Range, source: &Source) {
+    /// Stores `source` in pieces that the owner's machine puts into place and confirms. A notice goes with the last one, and waits there
+    /// for the others.
+    fn write_by_messages(
+        &mut self,
+        io: &mut Io<'_>,
+        pi: u32,
+        op: OpId,
+        range: Range,
+        source: &Source,
+        tell: Option<Tell>,
+    ) {
         let piece = self.piece_len(io, pi);
         let n = source.len().div_ceil(piece).max(1);
         if let Some(Proto::Write { parts, redo, .. }) = self.ops.proto(op) {
             (*parts, *redo) = (n as u32, None);
         }
         for i in 0..n {
-            let a = access(range, i * piece, op);
-            let inline = Inline::new(a.as_bytes()).expect("an access fits");
+            let access = access(range, i * piece, op);
             let body = source.range(i * piece, piece);
-            self.send_control_out(
-                io,
-                pi,
-                Out { kind: FrameKind::Write, flags: 0, tag: 0, inline, body, op: None, units: 0 },
-            );
+            let inline = Inline::new(access.as_bytes()).expect("an access fits");
+            let mut out = Out { kind: FrameKind::Write, flags: 0, tag: 0, inline, body, op: None, units: 0 };
+            let Some(tell) = tell.filter(|_| i + 1 == n) else {
+                self.send_control_out(io, pi, out);
+                continue;
+            };
+            let with = AccessNotice { access, bytes: (source.len() as u64).into() };
+            out.inline = Inline::new(with.as_bytes()).expect("an access with a notice fits");
+            out.flags = TAGGED | if n > 1 { ORDERED } else { 0 };
+            (out.tag, out.units) = (tell.value, 1);
+            self.send_or_defer(io, pi, out, op);
         }
     }
 
@@ -370,17 +413,18 @@ impl Machine {
         if !ended {
             return;
         }
-        let (pi, over, broken, range) = (peer.index, r.over, r.broken, r.range);
+        let (peer, over, broken, range, tell) = (*peer, r.over, r.broken, r.range, r.tell);
         let source = std::mem::replace(&mut r.source, Source::Empty);
         let len = source.len();
         let c = self.rma_left(over, len);
         if broken {
-            return self.write_by_messages(io, pi, op, range, &source);
+            return self.write_by_messages(io, peer.index, op, range, &source, tell);
         }
         c.tx_bytes += len as u64;
-        self.finish(op, Ok(Outcome::Unit));
+        self.access_ended(io, peer, op, None, tell.as_ref());
     }
 
+    #[expect(clippy::too_many_arguments, reason = "one access's terms")]
     fn write_direct(
         &mut self,
         io: &mut Io<'_>,
@@ -389,12 +433,14 @@ impl Machine {
         key: RemoteKey,
         range: Range,
         payload: Payload<'_>,
+        tell: Option<Tell>,
     ) -> Result<Option<OpId>> {
         let (port, conn, offset) = (self.conns[ci as usize].port, self.conns[ci as usize].conn, range.offset);
         if let Payload::Bytes(b) = payload {
             // Few bytes: a port that can finish within the call needs no operation and no memory.
             if let Some(done) = io.ports[port].write_now(conn, key, offset, b) {
-                return done.map(|()| None);
+                done?;
+                return self.written_now(io, pi, tell.as_ref());
             }
         }
         let source = source_of(io, payload)?;
@@ -418,14 +464,28 @@ impl Machine {
         if failed.is_none() && ended == n + 1 {
             let c = self.rma_left(ci, len);
             c.tx_bytes += len as u64;
-            self.finish(op, Ok(Outcome::Unit));
+            self.access_ended(io, peer, op, None, tell.as_ref());
             return self.begun(op);
         }
         if let Some(Proto::Write { parts, redo, .. }) = self.ops.proto(op) {
             *parts -= ended as u32 - 1;
-            *redo = Some(Box::new(Redo { source, range, over: ci, broken: false }));
+            *redo = Some(Box::new(Redo { source, range, over: ci, broken: false, tell }));
         }
         self.direct_write_done(io, op, failed.map_or(Ok(()), Err));
+        self.begun(op)
+    }
+
+    /// A write has ended within the call; its notice may have to wait.
+    fn written_now(&mut self, io: &mut Io<'_>, pi: u32, tell: Option<&Tell>) -> Result<Option<OpId>> {
+        if tell.is_none_or(|t| self.tell_now(io, pi, t)) {
+            return Ok(None);
+        }
+        let peer = self.peers[pi as usize].name;
+        // The bytes are there already.
+        let op = self
+            .start_send(io, pi, Proto::Tell { peer, read: None })
+            .map_err(|e| e.with_fate(Fate::Unknown))?;
+        self.access_ended(io, peer, op, None, tell);
         self.begun(op)
     }
 
@@ -478,20 +538,50 @@ impl Machine {
 
     // ---- the owner's side, by messages ----
 
-    /// Memory for bytes that a peer stores; what is refused is discarded and said.
-    pub(crate) fn place_write(&mut self, a: &Access, seq: u32, len: usize) -> (Taking, Option<Landing>) {
-        let op = a.op.get();
-        let landing = match self.windows.check(a, len as u64, Rights::WRITE).map(|w| &w.memory) {
+    /// Memory for bytes that a peer stores; what is refused is discarded and said. `None`: the frame makes no sense.
+    pub(crate) fn place_write(
+        &mut self,
+        pi: u32,
+        h: &Header,
+        inline: &Inline,
+        seq: u32,
+        len: usize,
+    ) -> Option<(Taking, Option<Landing>)> {
+        let (a, total) = match h.user_tag() {
+            Some(_) => AccessNotice::parse(inline.as_slice()).map(|n| (n.access, n.bytes.get()))?,
+            None => (Access::parse(inline.as_slice())?, 0),
+        };
+        let landing = match self.windows.check(&a, len as u64, Rights::WRITE).map(|w| &w.memory) {
             Some(WindowMemory::Shared(m)) => Landing::window(m, a.offset.get() as usize, len),
             _ => None,
         };
         let status = if landing.is_some() { Status::Ok } else { Status::Denied };
-        (Taking::Write { seq, op, status }, landing)
+        let (from, window) = (self.peers[pi as usize].name, WindowId(a.window.get()));
+        let told = h.user_tag().map(|value| Told {
+            notice: Notice { from, window, value, bytes: total, access: Rights::WRITE },
+            ordered: h.has(ORDERED),
+        });
+        Some((Taking::Write { seq, op: a.op.get(), status, told }, landing))
     }
 
-    pub(crate) fn serve_empty_write(&mut self, io: &mut Io<'_>, pi: u32, a: &Access) {
-        let ok = self.windows.check(a, 0, Rights::WRITE).is_some();
-        self.send_done(io, pi, a.op.get(), if ok { Status::Ok } else { Status::Denied });
+    /// Bytes that a peer stores are in their place, or were refused.
+    pub(crate) fn written(
+        &mut self,
+        io: &mut Io<'_>,
+        pi: u32,
+        seq: u32,
+        op: u64,
+        status: Status,
+        told: Option<Told>,
+    ) {
+        self.send_done(io, pi, op, status);
+        let Some(Told { notice, ordered }) = told else { return };
+        let ok = status == Status::Ok;
+        let rx = &mut self.peers[pi as usize].rx;
+        if ok && ordered && !seq_before(seq, rx.dedup.next()) {
+            return rx.held.push((seq, Held::Notice(notice)));
+        }
+        self.notice_here(io, pi, ok.then_some(notice));
     }
 
     /// Sends what a peer wants to read, as pieces.

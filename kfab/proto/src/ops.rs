@@ -2,6 +2,8 @@
 //! result waits, somebody wants to be woken) and the protocol's (memory is lent, the peer has yet to answer).
 
 use crate::message::{Data, OpId, Outcome, PeerId, Source, Want};
+use crate::notice::Tell;
+use crate::onesided::WindowId;
 use kfab_core::mem::{Assembly, Buffer};
 use kfab_core::spi::Exposure;
 use kfab_core::{Error, Kind, Result};
@@ -31,6 +33,7 @@ pub(crate) struct Redo {
     pub(crate) range: Range,
     pub(crate) over: u32,
     pub(crate) broken: bool,
+    pub(crate) tell: Option<Tell>,
 }
 
 /// The protocol's side of an operation.
@@ -47,24 +50,37 @@ pub(crate) enum Proto {
     /// A receive that got a large message and is fetching it in one-sided fashion; the landing is with the port.
     Fetch { peer: PeerId, tag: Option<u64>, len: usize, sender: u64, over: u32 },
     /// A receive (`read` false) or one-sided read (`true`) whose pieces are arriving.
-    Pieces { peer: PeerId, tag: Option<u64>, len: usize, sender: u64, assembly: Option<Assembly>, read: bool },
+    Pieces {
+        peer: PeerId,
+        tag: Option<u64>,
+        len: usize,
+        sender: u64,
+        assembly: Option<Assembly>,
+        read: bool,
+        tell: Option<Tell>,
+    },
     /// A one-sided read by the port; the landing is with it.
-    RmaRead { peer: PeerId, range: Range, len: usize, over: u32 },
+    RmaRead { peer: PeerId, range: Range, len: usize, over: u32, tell: Option<Tell> },
     /// A one-sided write: this many parts have yet to be confirmed. `redo`: what a port is writing, for another way.
     Write { peer: PeerId, parts: u32, redo: Option<Box<Redo>> },
+    /// A one-sided access that has ended, and whose notice waits to leave.
+    Tell { peer: PeerId, read: Option<Buffer> },
+    /// Somebody waits for a notice.
+    Notice { window: WindowId },
 }
 
 impl Proto {
     pub(crate) fn peer(&self) -> Option<PeerId> {
         match self {
-            Proto::Ended => None,
+            Proto::Ended | Proto::Notice { .. } => None,
             Proto::Recv { want, .. } => want.from,
             Proto::Send { peer }
             | Proto::Large { peer, .. }
             | Proto::Fetch { peer, .. }
             | Proto::Pieces { peer, .. }
             | Proto::RmaRead { peer, .. }
-            | Proto::Write { peer, .. } => Some(*peer),
+            | Proto::Write { peer, .. }
+            | Proto::Tell { peer, .. } => Some(*peer),
         }
     }
 }
@@ -244,6 +260,7 @@ impl Ops {
                 | Proto::Pieces { peer, .. }
                 | Proto::RmaRead { peer, .. }
                 | Proto::Write { peer, .. }
+                | Proto::Tell { peer, .. }
                     if *peer == old =>
                 {
                     *peer = new;

@@ -2,7 +2,9 @@
 //! arrived, and the credits of both directions.
 
 use crate::dedup::Dedup;
+use crate::matcher::Unexpected;
 use crate::message::{OpId, PeerId, Source};
+use crate::notice::Notice;
 use crate::wire::{FrameKind, SEQ_MOD, seq_ahead};
 use kfab_core::spi::{Address, Inline, Way};
 use std::collections::VecDeque;
@@ -19,6 +21,14 @@ pub(crate) struct Out {
     pub(crate) op: Option<OpId>,
     /// Credit units it costs.
     pub(crate) units: u32,
+}
+
+impl Out {
+    /// `true` for what belongs to a one-sided access and is no message.
+    #[inline]
+    pub(crate) fn is_access(&self) -> bool {
+        matches!(self.kind, FrameKind::Write | FrameKind::Notice)
+    }
 }
 
 /// A sequenced frame that may have to be sent again.
@@ -131,14 +141,23 @@ pub(crate) struct Rx {
     /// Units consumed since the start (wrapping), and what of it the peer was told.
     pub(crate) consumed: u32,
     pub(crate) told_consumed: u32,
+    /// Credit units of notices that nobody has taken yet. An honest peer never has more than it was given.
+    pub(crate) noticed: u32,
     /// The sequence number that the peer was told has not arrived yet.
     pub(crate) told_next: u32,
     /// An acknowledgement must leave in this round.
     pub(crate) ack_now: bool,
     /// An acknowledgement must leave at this time; 0: none waits.
     pub(crate) ack_at: u64,
-    /// Ordered messages that came before their turn.
-    pub(crate) held: Vec<(u32, crate::matcher::Unexpected)>,
+    /// Ordered messages, and notices, that came before their turn.
+    pub(crate) held: Vec<(u32, Held)>,
+}
+
+/// What waits for earlier frames.
+#[derive(Debug)]
+pub(crate) enum Held {
+    Message(Unexpected),
+    Notice(Notice),
 }
 
 impl Rx {

@@ -6,7 +6,9 @@ use crate::dedup::Verdict;
 use crate::machine::{Io, Machine};
 use crate::matcher::{Arrived, Unexpected};
 use crate::message::*;
+use crate::notice::Told;
 use crate::ops::{Proto, data};
+use crate::peer::Held;
 use crate::wire::*;
 use kfab_core::mem::{Buffer, Landing};
 use kfab_core::spi::{Conn, Delivery, Event, INLINE_MAX, Inline};
@@ -22,7 +24,7 @@ pub(crate) enum Taking {
     /// A piece for a receive or read.
     Piece { seq: u32, op: OpId },
     /// Bytes stored in a window, for the peer's operation.
-    Write { seq: u32, op: u64, status: Status },
+    Write { seq: u32, op: u64, status: Status, told: Option<Told> },
     /// A hello's address.
     Hello { hello: Hello, len: usize },
     /// Nothing: the body is discarded; the frame, if it had a number, counts as arrived or was a duplicate.
@@ -240,10 +242,13 @@ impl Machine {
                 Some(a) => self.serve_read(io, pi, &a, h.tag),
                 None => self.hostile(io, ci, "a bad read"),
             },
-            FrameKind::Write => match Access::parse(inline.as_slice()) {
-                Some(a) => self.serve_empty_write(io, pi, &a),
-                None => self.hostile(io, ci, "a bad write"),
+            FrameKind::Write => match self.place_write(pi, h, inline, seq, 0) {
+                Some((Taking::Write { op, status, told, .. }, _)) => {
+                    self.written(io, pi, seq, op, status, told);
+                }
+                _ => self.hostile(io, ci, "a bad write"),
             },
+            FrameKind::Notice => self.on_notice(io, ci, pi, h.tag, inline),
             _ => self.hostile(io, ci, "a frame without its body"),
         }
     }
@@ -282,7 +287,7 @@ impl Machine {
         let p = &mut self.peers[pi as usize];
         let from = p.name;
         if flags & ORDERED != 0 && !seq_before(seq, p.rx.dedup.next()) {
-            p.rx.held.push((seq, Unexpected { from, tag, what, units }));
+            p.rx.held.push((seq, Held::Message(Unexpected { from, tag, what, units })));
             return;
         }
         self.offer(io, pi, Unexpected { from, tag, what, units });
@@ -299,8 +304,11 @@ impl Machine {
         rx.held = early;
         // Stable: messages of one batch share a number and keep their order.
         due.sort_by_key(|(s, _)| seq_ahead(next, *s));
-        for (_, u) in due {
-            self.offer(io, pi, u);
+        for (_, held) in due {
+            match held {
+                Held::Message(u) => self.offer(io, pi, u),
+                Held::Notice(n) => self.notice_here(io, pi, Some(n)),
+            }
         }
     }
 
@@ -449,8 +457,8 @@ impl Machine {
                 Some(piece) => Some(self.place_piece(pi, &piece, seq, body_len)),
                 None => return self.hostile(io, ci, "a bad piece"),
             },
-            FrameKind::Write => match Access::parse(inline.as_slice()) {
-                Some(a) => Some(self.place_write(&a, seq, body_len)),
+            FrameKind::Write => match self.place_write(pi, h, &inline, seq, body_len) {
+                Some(found) => Some(found),
                 None => return self.hostile(io, ci, "a bad write"),
             },
             _ => return self.hostile(io, ci, "a body where none belongs"),
@@ -554,9 +562,9 @@ impl Machine {
                 self.arrived(io.now, ci, pi, seq, false);
                 self.piece_taken(io, op, landing, true);
             }
-            Taking::Write { seq, op, status } => {
+            Taking::Write { seq, op, status, told } => {
                 self.arrived(io.now, ci, pi, seq, false);
-                self.send_done(io, pi, op, status);
+                self.written(io, pi, seq, op, status, told);
             }
         }
     }

@@ -175,8 +175,10 @@ impl Machine {
 
     /// A frame has left whose operation does not wait for more, unless it is a promise.
     fn left(&mut self, op: OpId) {
-        if matches!(self.ops.proto(op), Some(Proto::Send { .. })) {
-            self.finish(op, Ok(Outcome::Unit));
+        match self.ops.proto(op) {
+            Some(Proto::Send { .. }) => self.finish(op, Ok(Outcome::Unit)),
+            Some(Proto::Tell { .. }) => self.told(op),
+            _ => {}
         }
     }
 
@@ -237,8 +239,10 @@ impl Machine {
         if out.units > 0 {
             p.tx.spent = p.tx.spent.wrapping_add(out.units);
             p.counters.min_credits = p.counters.min_credits.min(p.tx.credit());
-            p.counters.tx_messages += 1;
-            p.counters.tx_bytes += (len + out.inline.as_slice().len()) as u64;
+            if !out.is_access() {
+                p.counters.tx_messages += 1;
+                p.counters.tx_bytes += (len + out.inline.as_slice().len()) as u64;
+            }
         }
         if p.keep || out.op.is_some() {
             self.keep(now, pi, ci, seq, out, len);

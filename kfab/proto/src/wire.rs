@@ -8,7 +8,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The version both sides must speak.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// First bytes of every hello: "kfab".
 pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"kfab");
 
@@ -34,19 +34,21 @@ pub(crate) enum FrameKind {
     Ack = 7,
     /// Are you there? (`tag` 0) / I am (`tag` 1).
     Probe = 8,
-    /// Store the body in a window. Inline [`Access`].
+    /// Store the body in a window. Inline [`Access`]; with [`TAGGED`] a notice goes with it: inline [`AccessNotice`], value in `tag`.
     Write = 9,
     /// Send bytes of a window, as pieces. Inline [`Access`], length in `tag`.
     Read = 10,
     /// My endpoint closes.
     Bye = 11,
+    /// An access to a window has ended. Inline [`NoticeHead`], the value in `tag`.
+    Notice = 12,
 }
 
 impl FrameKind {
     #[inline(always)]
     fn from_bits(b: u8) -> Option<FrameKind> {
         use FrameKind::*;
-        [Hello, Eager, Batch, Rts, Cts, Piece, Done, Ack, Probe, Write, Read, Bye]
+        [Hello, Eager, Batch, Rts, Cts, Piece, Done, Ack, Probe, Write, Read, Bye, Notice]
             .get(usize::from(b))
             .copied()
     }
@@ -57,7 +59,7 @@ impl FrameKind {
     }
 }
 
-/// The message was sent with a tag.
+/// The message was sent with a tag; the write ends with a notice.
 pub(crate) const TAGGED: u8 = 0x10;
 /// The message must be delivered after all that its sender sent before it.
 pub(crate) const ORDERED: u8 = 0x20;
@@ -255,6 +257,28 @@ inline_struct!(
 );
 
 inline_struct!(
+    /// The last access of a write that ends with a notice.
+    AccessNotice 40 {
+        access: Access,
+        /// Bytes of the whole write.
+        bytes: U64,
+    }
+);
+
+inline_struct!(
+    /// A notice, alone.
+    NoticeHead 32 {
+        window: U64,
+        secret: U64,
+        /// Bytes of the access.
+        bytes: U64,
+        /// `Rights::READ` or `Rights::WRITE`: which it was.
+        access: U32,
+        reserved: U32,
+    }
+);
+
+inline_struct!(
     /// One message of a batch.
     Record 12 {
         /// Flags as in the header.
@@ -321,7 +345,7 @@ mod tests {
             session: 9.into(),
         };
         let want = [
-            b'k', b'f', b'a', b'b', 1, 0, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 4, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0,
+            b'k', b'f', b'a', b'b', 2, 0, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 4, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0,
             9, 0, 0, 0, 0, 0, 0, 0,
         ];
         assert_eq!(h.as_bytes(), want);
@@ -335,7 +359,7 @@ mod tests {
         for b in 0..=255u8 {
             let mut raw = [0u8; 16];
             raw[0] = b;
-            assert_eq!(Header::parse(&raw).is_some(), b & 0x80 == 0 && b & 0x0f < 12, "{b:#x}");
+            assert_eq!(Header::parse(&raw).is_some(), b & 0x80 == 0 && b & 0x0f < 13, "{b:#x}");
         }
     }
 

@@ -170,11 +170,11 @@ impl Node {
         let len = 1 + rng.below((WINDOW - at) as u64) as usize;
         if rng.chance(0.5) {
             let bytes: Vec<u8> = (at..at + len).map(|i| (i * 7 + owner.0 as usize) as u8).collect();
-            let r = self.with(now, |m, io| m.write(io, peer, key, at as u64, bytes.as_slice().into()));
+            let r = self.with(now, |m, io| m.write(io, peer, key, at as u64, bytes.as_slice().into(), None));
             self.begin(r, Job::Write, book);
         } else {
             let into = self.pool.alloc(len).unwrap();
-            let r = self.with(now, |m, io| m.read(io, peer, key, at as u64, into));
+            let r = self.with(now, |m, io| m.read(io, peer, key, at as u64, into, None));
             self.start(r, Job::Read { at, len, owner }, book);
         }
     }
