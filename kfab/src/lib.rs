@@ -11,8 +11,8 @@
 //! ```
 //!
 //! **Verbs**: [`Peer::send`], [`Endpoint::recv`], their tagged forms, [`Peer::read`] and [`Peer::write`] on a peer's
-//! [`Window`], cancel ([`Op::cancel`]), and [`Endpoint::progress`]. Each returns an [`Op`] that ends exactly once; wait for it,
-//! await it, poll it, or drop it.
+//! [`Window`] (with a [`Notice`] to its owner if wanted), cancel ([`Op::cancel`]), and [`Endpoint::progress`]. Each returns an [`Op`]
+//! that ends exactly once; wait for it, await it, poll it, or drop it.
 //!
 //! **Threads.** Everything is `Send + Sync`. One [`Endpoint`] is one *lane*: its own ports, memory, credits and lock. Threads
 //! that share an endpoint take turns; threads that should not get an endpoint each ([`Fabric::open_partitioned`]).
@@ -56,4 +56,4 @@ pub use kfab_topo as topo;
 pub use monitor::{Monitor, PREFIX as MONITOR_PREFIX};
 pub use observe::{EndpointStats, Events, PeerStats, PoolCounts, PortStats};
 pub use op::{Finish, Op};
-pub use window::Window;
+pub use window::{Notice, Window};
