@@ -1,7 +1,7 @@
 //! The protocol on the simulated fabric: random traffic under random faults, thousands of seeds.
 //!
 //! Properties, checked in every run: every operation ends exactly once; a message is delivered at most once, and exactly once if its
-//! sender was told it was delivered; contents are intact; credits come back; what peers make us hold is bounded; when the faults
+//! sender was told it was delivered; contents are intact; a notice comes once, after its bytes; credits come back; what peers make us hold is bounded; when the faults
 //! end, everything that can end does; nothing is left over (operations, memory).
 //!
 //! `KFAB_SEEDS=N` runs N seeds per scenario (default 20; `cargo xtask test` goes on with 200); `KFAB_SEED=S` replays one, with the world's trace.

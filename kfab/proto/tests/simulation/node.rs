@@ -1,7 +1,7 @@
 //! One simulated process: a machine, its ports, and an application that sends, receives and keeps books.
 
 use crate::run::{Book, Rng};
-use kfab_core::mem::{Buffer, Pool, PoolConfig};
+use kfab_core::mem::{Buffer, Pool, PoolConfig, WindowMem};
 use kfab_core::spi::{Address, Port, Rights};
 use kfab_core::{Error, Kind};
 use kfab_proto::*;
@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 pub(crate) enum Job {
     Send { id: u64, delivered: bool },
     Recv { tagged: bool },
-    Read { at: usize, len: usize, owner: (u32, u32) },
-    Write,
+    Read { at: usize, len: usize, owner: (u32, u32), told: Option<u64> },
+    Write { told: Option<u64> },
+    Notice,
 }
 
 pub(crate) struct Node {
@@ -25,15 +26,19 @@ pub(crate) struct Node {
     pub(crate) pool: Pool,
     pub(crate) jobs: BTreeMap<OpId, Job>,
     pub(crate) peers: BTreeMap<u32, PeerId>,
-    pub(crate) window: Option<(WindowId, WindowKey)>,
+    pub(crate) window: Option<(WindowId, WindowKey, WindowMem)>,
     pub(crate) sent: u64,
     /// Receives posted: untagged and tagged.
     pub(crate) posted: [usize; 2],
     held: Vec<Message>,
+    /// A notice is waited for.
+    listens: bool,
 }
 
 /// Bytes of every node's window: byte i is `i * 7 + host`.
 pub(crate) const WINDOW: usize = 100_000;
+/// Behind them a place for writes with a notice, one at a time, whose bytes are [`contents`].
+const PLACE: usize = 40_000;
 
 pub(crate) fn limits() -> Limits {
     let ms = std::time::Duration::from_millis;
@@ -73,14 +78,14 @@ impl Node {
             sent: 0,
             posted: [0; 2],
             held: Vec::new(),
+            listens: false,
         };
         let bytes: Vec<u8> = (0..WINDOW).map(|i| (i * 7 + host as usize) as u8).collect();
-        let memory = n.pool.alloc_window(WINDOW).unwrap();
+        let memory = n.pool.alloc_window(WINDOW + PLACE).unwrap();
         memory.write(0, &bytes);
-        let (id, key) = n
-            .with(1, |m, io| m.open_window(io, WindowMemory::Shared(memory), Rights::READ | Rights::WRITE))
-            .unwrap();
-        n.window = Some((id, key));
+        let shared = WindowMemory::Shared(memory.clone());
+        let (id, key) = n.with(1, |m, io| m.open_window(io, shared, Rights::READ | Rights::WRITE)).unwrap();
+        n.window = Some((id, key, memory));
         n
     }
 
@@ -145,6 +150,13 @@ impl Node {
                 self.receive(now, tagged, rng, book);
             }
         }
+        // An owner that is slow to look: notices wait, and with them their senders' credits.
+        if !self.listens && rng.chance(0.3) {
+            self.listens = true;
+            let window = self.window.as_ref().map(|w| w.0).unwrap();
+            let r = self.machine.recv_notice(window);
+            self.start(r, Job::Notice, book);
+        }
     }
 
     /// Posts a receive, sometimes with a buffer.
@@ -171,11 +183,30 @@ impl Node {
         if rng.chance(0.5) {
             let bytes: Vec<u8> = (at..at + len).map(|i| (i * 7 + owner.0 as usize) as u8).collect();
             let r = self.with(now, |m, io| m.write(io, peer, key, at as u64, bytes.as_slice().into(), None));
-            self.begin(r, Job::Write, book);
+            self.begin(r, Job::Write { told: None }, book);
         } else {
+            let told = rng.chance(0.5).then(|| book.new_notice((self.host, self.life), owner, len, false));
             let into = self.pool.alloc(len).unwrap();
-            let r = self.with(now, |m, io| m.read(io, peer, key, at as u64, into, None));
-            self.start(r, Job::Read { at, len, owner }, book);
+            let r = self.with(now, |m, io| m.read(io, peer, key, at as u64, into, told));
+            self.start(r, Job::Read { at, len, owner, told }, book);
+        }
+        if book.place_is_free(owner) {
+            let len = 8 + rng.below(PLACE as u64 - 8) as usize;
+            let id = book.new_notice((self.host, self.life), owner, len, true);
+            let bytes = contents(id, len);
+            let r = self
+                .with(now, |m, io| m.write(io, peer, key, WINDOW as u64, bytes.as_slice().into(), Some(id)));
+            self.begin(r, Job::Write { told: Some(id) }, book);
+        }
+    }
+
+    fn noticed(&mut self, n: &Notice, book: &mut Book) {
+        let (len, write) = book.noticed((self.host, self.life), n.value);
+        assert_eq!((n.bytes, n.access == Rights::WRITE), (len as u64, write), "{n:?}");
+        if write {
+            let mut bytes = vec![0; len];
+            self.window.as_ref().unwrap().2.read(WINDOW, &mut bytes);
+            assert!(bytes == contents(n.value, len), "told of write {} before it was there", n.value);
         }
     }
 
@@ -230,9 +261,23 @@ impl Node {
                 );
                 book.disturbed |= e.kind() == Kind::Canceled;
             }
-            (Job::Read { at, len, owner }, Ok(Outcome::Buffer(b))) => check_window(&b, at, len, owner.0),
-            (Job::Write, Ok(Outcome::Unit)) => book.one_sided += 1,
-            (Job::Read { .. } | Job::Write, Err(e)) => book.one_sided_failed(&e),
+            (Job::Read { at, len, owner, told }, Ok(Outcome::Buffer(b))) => {
+                check_window(&b, at, len, owner.0);
+                book.access_ended(told, true);
+            }
+            (Job::Write { told }, Ok(Outcome::Unit)) => book.access_ended(told, true),
+            (Job::Read { told, .. } | Job::Write { told }, Err(e)) => {
+                book.access_ended(told, false);
+                book.one_sided_failed(&e);
+            }
+            (Job::Notice, r) => {
+                self.listens = false;
+                match r {
+                    Ok(Outcome::Notice(n)) => self.noticed(&n, book),
+                    Err(e) if e.kind() == Kind::Canceled => {}
+                    other => panic!("a wait for a notice ended with {other:?}"),
+                }
+            }
             (j, o) => panic!("{j:?} ended with {o:?}"),
         }
     }
@@ -259,7 +304,7 @@ impl Node {
                 ));
             }
         }
-        let (id, _) = self.window.take().unwrap();
+        let (id, ..) = self.window.take().unwrap();
         self.with(now, |m, io| {
             m.close_window(io, id);
             m.close(io);

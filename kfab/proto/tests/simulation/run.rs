@@ -1,6 +1,6 @@
 //! A run: hosts, traffic, faults, time; and the book that knows what must be true.
 
-use crate::node::{Node, contents, is_loss};
+use crate::node::{Job, Node, contents, is_loss};
 use kfab_core::Error;
 use kfab_core::spi::Delivery;
 use kfab_proto::WindowKey;
@@ -56,12 +56,24 @@ struct Entry {
     received: Vec<u32>,
 }
 
+/// A one-sided access with a notice.
+#[derive(Debug)]
+struct Told {
+    from: (u32, u32),
+    owner: (u32, u32),
+    len: usize,
+    write: bool,
+    /// `true`: well.
+    ended: Option<bool>,
+    told: bool,
+}
+
 /// What was sent, how each send ended, who received what.
 #[derive(Default)]
 pub(crate) struct Book {
     entries: Vec<Entry>,
+    notices: Vec<Told>,
     pub(crate) crashed: Vec<(u32, u32)>,
-    pub(crate) one_sided: u64,
     pub(crate) disturbed: bool,
     losses_allowed: bool,
 }
@@ -104,6 +116,34 @@ impl Book {
         e.received.push(by.1);
     }
 
+    pub(crate) fn new_notice(&mut self, from: (u32, u32), owner: (u32, u32), len: usize, write: bool) -> u64 {
+        self.notices.push(Told { from, owner, len, write, ended: None, told: false });
+        self.notices.len() as u64 - 1
+    }
+
+    /// `true` if every write into an owner's place has ended well and was told.
+    pub(crate) fn place_is_free(&self, owner: (u32, u32)) -> bool {
+        let mut writes = self.notices.iter().filter(|t| t.write && t.owner == owner);
+        writes.all(|t| t.told && t.ended == Some(true))
+    }
+
+    pub(crate) fn access_ended(&mut self, id: Option<u64>, well: bool) {
+        let Some(id) = id else { return };
+        let t = &mut self.notices[id as usize];
+        assert!(t.ended.replace(well).is_none(), "access {id} ended twice");
+    }
+
+    pub(crate) fn noticed(&mut self, by: (u32, u32), id: u64) -> (usize, bool) {
+        let t = self.notices.get_mut(id as usize).unwrap_or_else(|| panic!("{id} was never told"));
+        assert_eq!(t.owner, by, "notice {id} went to another");
+        assert!(!std::mem::replace(&mut t.told, true), "notice {id} was told twice");
+        (t.len, t.write)
+    }
+
+    fn all_told(&self) -> bool {
+        self.notices.iter().all(|t| t.told)
+    }
+
     fn all_received(&self) -> bool {
         self.entries.iter().all(|e| e.failed || !e.received.is_empty())
     }
@@ -123,6 +163,14 @@ impl Book {
             }
             if !self.losses_allowed && !e.failed && e.received.is_empty() {
                 return Err(format!("message {id} was lost: {e:?}"));
+            }
+        }
+        for (id, t) in self.notices.iter().enumerate() {
+            if t.ended.is_none() && !self.crashed.contains(&t.from) {
+                return Err(format!("access {id} never ended: {t:?}"));
+            }
+            if !t.told && !self.losses_allowed {
+                return Err(format!("notice {id} was lost: {t:?}"));
             }
         }
         Ok(())
@@ -278,12 +326,12 @@ impl Run {
     fn quiet(&self) -> bool {
         let idle = |n: &Node| {
             let done = n.sent >= self.plan.messages;
-            let only_receives = n.jobs.values().all(|j| matches!(j, crate::node::Job::Recv { .. }));
+            let only_receives = n.jobs.values().all(|j| matches!(j, Job::Recv { .. } | Job::Notice));
             let s = n.machine.stats();
             done && only_receives && s.unacked == 0 && s.deferred == 0 && s.unexpected == 0
         };
         self.nodes.iter().all(|n| n.as_ref().is_some_and(idle))
-            && (self.book.losses_allowed || self.book.all_received())
+            && (self.book.losses_allowed || (self.book.all_received() && self.book.all_told()))
     }
 
     fn trouble(&mut self) {
