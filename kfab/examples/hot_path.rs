@@ -1,9 +1,12 @@
-//! The price of software alone: two endpoints in one thread send 8 bytes to and fro over shared memory. No other core takes part, so
-//! what is left is the path through the library, both directions. For `perf` and `callgrind`. Then the same with a thread, on another
-//! core, for each end. Arguments: messages (2000000), and `one` to leave the second part out.
+//! The price of software alone: two endpoints in one thread send a few bytes to and fro over shared memory. No other core takes part,
+//! so what is left is the path through the library, both directions. For `perf` and `callgrind`. Then the same with a thread, on
+//! another core, for each end. Arguments: messages (2000000), bytes of each (8), and `one` to leave the second part out.
 
 use kfab::{EndpointConfig, Fabric, Progress, Wait};
 use std::time::Instant;
+
+/// Messages sent before they are received, in the middle part.
+const BURST: u32 = 40;
 
 fn pin(cpu: usize) {
     let mut set = rustix::thread::CpuSet::new();
@@ -16,7 +19,9 @@ fn main() -> kfab::Result<()> {
     let config = EndpointConfig { progress: Progress::Inline, wait: Wait::Spin, ..Default::default() };
     let (a, b) = (fabric.open(config.clone())?, fabric.open(config)?);
     let (to_a, to_b) = (b.peer(&a.address().to_string())?, a.peer(&b.address().to_string())?);
-    let n: u32 = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(2_000_000);
+    let number = |i| std::env::args().nth(i).and_then(|n| n.parse().ok());
+    let (n, size) = (number(1).unwrap_or(2_000_000), number(2).unwrap_or(8));
+    let payload = vec![7; size as usize];
     let mut first = to_b.send(b"hello");
     let mut there = b.recv();
     while !(first.is_done() & there.is_done()) {}
@@ -26,11 +31,11 @@ fn main() -> kfab::Result<()> {
         b.progress();
     }
     let start = Instant::now();
-    for i in 0..n {
+    for _ in 0..n {
         let m = b.recv();
-        to_b.send(&u64::from(i).to_le_bytes()).wait()?;
+        to_b.send(&payload[..]).wait()?;
         let m = m.wait()?;
-        assert_eq!(m.len(), 8);
+        assert_eq!(m.len(), payload.len());
         let r = a.recv();
         to_a.send(&m).wait()?;
         r.wait()?;
@@ -40,22 +45,22 @@ fn main() -> kfab::Result<()> {
         start.elapsed().as_nanos() as f64 / f64::from(n) / 2.0
     );
     let (mut sending, mut receiving) = (std::time::Duration::ZERO, std::time::Duration::ZERO);
-    for _ in 0..n / 100 {
+    for _ in 0..n / BURST {
         let t = Instant::now();
-        for i in 0..100u64 {
-            to_b.send(&i.to_le_bytes()).wait()?;
+        for _ in 0..BURST {
+            to_b.send(&payload[..]).wait()?;
         }
         sending += t.elapsed();
         let t = Instant::now();
-        for i in 0..100u64 {
-            assert_eq!(b.recv().wait()?[..], i.to_le_bytes());
+        for _ in 0..BURST {
+            assert_eq!(b.recv().wait()?.len(), payload.len());
         }
         receiving += t.elapsed();
         while a.progress() | b.progress() {}
     }
     let each = |d: std::time::Duration| d.as_nanos() as f64 / f64::from(n);
-    println!("{:.1} ns a send, {:.1} ns a receive, a hundred at a time", each(sending), each(receiving));
-    if std::env::args().nth(2).as_deref() == Some("one") {
+    println!("{:.1} ns a send, {:.1} ns a receive, {BURST} at a time", each(sending), each(receiving));
+    if std::env::args().nth(3).as_deref() == Some("one") {
         return Ok(());
     }
     std::thread::scope(|s| {
@@ -69,9 +74,9 @@ fn main() -> kfab::Result<()> {
         });
         pin(0);
         let start = Instant::now();
-        for i in 0..n {
-            to_b.send(&u64::from(i).to_le_bytes()).wait()?;
-            assert_eq!(a.recv().wait()?[..], u64::from(i).to_le_bytes());
+        for _ in 0..n {
+            to_b.send(&payload[..]).wait()?;
+            assert_eq!(a.recv().wait()?[..], payload);
         }
         let took = start.elapsed().as_nanos() as f64;
         println!("{:.1} ns one way between two threads", took / f64::from(n) / 2.0);

@@ -40,7 +40,7 @@ pub(crate) mod sealed {
         /// What came by the short way.
         #[doc(hidden)]
         #[inline(always)]
-        fn direct(_: &Direct, _: Share) -> Result<Self> {
+        fn direct(_: &mut Direct, _: Share) -> Result<Self> {
             Err(unexpected())
         }
     }
@@ -74,7 +74,7 @@ pub(crate) mod sealed {
         }
 
         #[inline(always)]
-        fn direct(d: &Direct, lane: Share) -> Result<Message> {
+        fn direct(d: &mut Direct, lane: Share) -> Result<Message> {
             Ok(Message::new(lane, d.message()))
         }
     }
@@ -160,7 +160,7 @@ impl<T: Finish> Op<T> {
             State::Pending(lane, id) => {
                 let mut direct = Direct::EMPTY;
                 if T::wait_shortly(&lane, id, &mut direct) {
-                    return T::direct(&direct, lane);
+                    return T::direct(&mut direct, lane);
                 }
                 wait_long(lane, id)
             }

@@ -48,6 +48,7 @@ pub(crate) struct ConnState {
     pub(crate) rank: u8,
     pub(crate) weight: u64,
     pub(crate) max_body: usize,
+    pub(crate) eager_max: usize,
     pub(crate) unacked_bytes: usize,
     /// Bytes of one-sided transfers under way over it, ours and those a peer was asked to fetch.
     pub(crate) rma_bytes: usize,
@@ -677,6 +678,7 @@ impl Machine {
             rank: caps.rank,
             weight: u64::from(caps.weight.max(1)),
             max_body: caps.max_body,
+            eager_max: caps.eager_max,
             unacked_bytes: 0,
             rma_bytes: 0,
             far_port: 0,

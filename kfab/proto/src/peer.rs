@@ -2,6 +2,7 @@
 //! arrived, and the credits of both directions.
 
 use crate::dedup::Dedup;
+use crate::limits::Limits;
 use crate::matcher::Unexpected;
 use crate::message::{OpId, PeerId, Source};
 use crate::notice::Notice;
@@ -291,6 +292,13 @@ impl Peer {
             gone: false,
             counters: PeerCounters { min_credits: u32::MAX, ..Default::default() },
         }
+    }
+
+    /// Does a message of `len` bytes go to the peer as one frame, over a rail that takes up to `eager_max`?
+    #[inline]
+    pub(crate) fn is_eager(&self, limits: &Limits, eager_max: usize, len: usize) -> bool {
+        let credits = limits.credits.min(if self.tx.limit == 0 { u32::MAX } else { self.tx.limit });
+        len <= eager_max.min(self.frame_max) && limits.units(len) <= credits / 4
     }
 
     /// `true` while something is owed to or by the peer.

@@ -1,5 +1,5 @@
-//! The short way: few bytes to and from a peer with nothing in the way. One rail in good order, credit, nothing waiting, nothing kept: then
-//! a message needs no frame in a list, no place in a queue and no slot of an operation, only the bookkeeping that all messages have.
+//! The short way: one frame's bytes to and from a peer with nothing in the way. One rail in good order, credit, nothing waiting, nothing
+//! kept: then a message needs no frame in a list, no place in a queue and no slot of an operation, only the bookkeeping that all messages have.
 //!
 //! Each step says "no, and nothing has happened" when anything is unusual, and the caller goes the long way (`transmit`, `receive`).
 //! Everything here runs once a message: it is inlined, and large values are written where they stay, not moved.
@@ -10,6 +10,7 @@ use crate::message::*;
 use crate::ops::Proto;
 use crate::transmit::flags;
 use crate::wire::*;
+use kfab_core::mem::{Buffer, Landing};
 use kfab_core::spi::{Delivery, INLINE_MAX, Next, Small};
 
 /// Who may be given a message past the queues.
@@ -21,26 +22,36 @@ enum Taker {
     Anyone(Want),
 }
 
-/// A small message handed over past the queues.
-#[derive(Clone, Copy, Debug)]
+/// A message handed over past the queues.
+#[derive(Debug)]
 pub struct Direct {
     /// Who sent it.
     pub from: PeerId,
     /// The tag, of a tagged message.
     pub tag: Option<u64>,
-    /// The frame it came in, with its bytes.
+    /// The frame it came in, with its bytes if they are few.
     pub small: Small,
+    /// Its bytes if they are many.
+    pub body: Option<Buffer>,
 }
 
 impl Direct {
     /// Room for one.
-    pub const EMPTY: Direct =
-        Direct { from: PeerId { index: u32::MAX, generation: 0 }, tag: None, small: Small::EMPTY };
+    pub const EMPTY: Direct = Direct {
+        from: PeerId { index: u32::MAX, generation: 0 },
+        tag: None,
+        small: Small::EMPTY,
+        body: None,
+    };
 
-    /// The message.
+    /// The message, which is no longer here afterwards.
     #[inline(always)]
-    pub fn message(&self) -> Message {
-        Message { from: self.from, tag: self.tag, data: Data::Inline(self.small.inline.short_copy()) }
+    pub fn message(&mut self) -> Message {
+        let data = match self.body.take() {
+            None => Data::Inline(self.small.inline.short_copy()),
+            Some(buffer) => Data::Buffer { len: buffer.len(), buffer },
+        };
+        Message { from: self.from, tag: self.tag, data }
     }
 }
 
@@ -60,7 +71,8 @@ pub enum Polled {
 impl Machine {
     // ---- down ----
 
-    /// [`Machine::send`] for few bytes to a peer with nothing in the way: `false`, and nothing has happened, if that is not so.
+    /// [`Machine::send`] for bytes of one frame to a peer with nothing in the way: `false`, and nothing has happened, if that is not
+    /// so.
     #[inline(always)]
     pub fn send_now(&mut self, io: &mut Io<'_>, to: PeerId, bytes: &[u8], opts: SendOptions) -> bool {
         let pi = match self.peers.get(to.index as usize) {
@@ -70,20 +82,24 @@ impl Machine {
         self.send_small(io, pi, bytes, opts).is_some()
     }
 
-    /// The short way down: few bytes to a peer with one rail in good order, credit, and nothing that waits. `None`, and nothing has
+    /// The short way down: bytes of one frame to a peer with one rail in good order, credit, and nothing that waits. `None`, and nothing has
     /// happened: it must go the long way.
     #[inline(always)]
     fn send_small(&mut self, io: &mut Io<'_>, pi: u32, bytes: &[u8], o: SendOptions) -> Option<()> {
         let p = &mut self.peers[pi as usize];
         let [ci] = p.active[..] else { return None };
         let c = &mut self.conns[ci as usize];
-        if bytes.len() > INLINE_MAX
-            || o.delivered
+        let units = match bytes.len() {
+            0..=INLINE_MAX => 1,
+            len if p.is_eager(&self.limits, c.eager_max, len) => self.limits.units(len),
+            _ => return None,
+        };
+        if o.delivered
             || p.keep
             || c.blocked
             || !self.faults.is_empty()
             || !p.tx.is_drained()
-            || p.tx.credit() == 0
+            || p.tx.credit() < units
         {
             return None;
         }
@@ -98,7 +114,7 @@ impl Machine {
         c.used_at = io.now;
         p.tx.take_seq();
         p.tx.round = self.round;
-        p.tx.spent = p.tx.spent.wrapping_add(1);
+        p.tx.spent = p.tx.spent.wrapping_add(units);
         p.rx.told(next, consumed);
         p.counters.min_credits = p.counters.min_credits.min(p.tx.credit());
         p.counters.tx_messages += 1;
@@ -160,8 +176,8 @@ impl Machine {
             && now < self.next_tick
     }
 
-    /// The short way up: one frame without a body, if the port has one and nothing else is due. A message that `taker` wants goes
-    /// into `out` and past all queues.
+    /// The short way up: one frame, if the port has one and nothing else is due. A message that `taker` wants goes into `out` and
+    /// past all queues.
     #[inline(always)]
     fn next_small(&mut self, io: &mut Io<'_>, taker: Taker, out: &mut Direct) -> Polled {
         let port = self.last_conn.0;
@@ -171,29 +187,40 @@ impl Machine {
             Next::Frame => {}
         }
         self.round += 1;
-        let Some(ci) = self.conn_at(port, out.small.conn) else { return Polled::Busy };
+        let Some(ci) = self.conn_at(port, out.small.conn) else {
+            discard(io, port, &out.small);
+            return Polled::Busy;
+        };
         if let Some((FrameKind::Eager, h)) = Header::from_words(out.small.header)
             && self.hand_over(io, ci, &h, taker, out)
         {
             return Polled::Here;
         }
-        self.on_frame(io, ci, Header::from_words(out.small.header), &out.small.inline, 0);
+        self.on_frame(io, ci, Header::from_words(out.small.header), &out.small.inline, out.small.body_len);
         Polled::Busy
     }
 
-    /// Gives the small message that waits for a receive like this, if that is the first that does.
+    /// Gives the message that waits for a receive like this, if it came in one frame.
     fn take_waiting(&mut self, want: &Want, out: &mut Direct) -> bool {
-        let small = |u: &Unexpected| matches!(u.what, Arrived::Whole(Data::Inline(_)));
-        let Some(u) = self.matcher.take_unexpected_if(want, small) else { return false };
-        let Arrived::Whole(Data::Inline(inline)) = u.what else { return false };
-        (out.from, out.tag, out.small.inline) = (u.from, u.tag, inline);
+        let whole = |u: &Unexpected| match &u.what {
+            Arrived::Whole(Data::Inline(_)) => true,
+            Arrived::Whole(Data::Buffer { buffer, len }) => buffer.len() == *len,
+            Arrived::Promise { .. } => false,
+        };
+        let Some(u) = self.matcher.take_unexpected_if(want, whole) else { return false };
+        match u.what {
+            Arrived::Whole(Data::Inline(inline)) => out.small.inline = inline,
+            Arrived::Whole(Data::Buffer { buffer, .. }) => out.body = Some(buffer),
+            Arrived::Promise { .. } => return false,
+        }
+        (out.from, out.tag) = (u.from, u.tag);
         if self.peers.get(u.from.index as usize).is_some_and(|p| p.name == u.from) {
             self.consume(u.from.index, u.units);
         }
         true
     }
 
-    /// Gives a small message straight to whoever waits for it. `false`, and nothing has happened: it must go the long way, because
+    /// Gives a message straight to whoever waits for it. `false`, and nothing has happened: it must go the long way, because
     /// something is unusual or it is not what the taker wants.
     #[inline(always)]
     fn hand_over(&mut self, io: &mut Io<'_>, ci: u32, h: &Header, taker: Taker, out: &mut Direct) -> bool {
@@ -208,6 +235,16 @@ impl Machine {
         {
             return false;
         }
+        let (conn, len) = (c.conn, out.small.body_len);
+        let landing = match len {
+            0 => None,
+            // Its twin may be on its way over another rail.
+            _ if p.rails.len() > 1 => return false,
+            len => match io.pool.landing(len) {
+                Ok(landing) => Some(landing),
+                Err(_) => return false,
+            },
+        };
         let (from, tag) = (p.name, h.user_tag());
         match taker {
             Taker::Op(op) => {
@@ -225,15 +262,31 @@ impl Machine {
             }
         }
         c.rx_frames += 1;
+        c.rx_bytes += len as u64;
         c.used_at = io.now;
         c.heard_at = io.now;
         c.asked_at = 0;
         p.counters.rx_messages += 1;
-        p.counters.rx_bytes += out.small.inline.len() as u64;
+        p.counters.rx_bytes += (len + out.small.inline.len()) as u64;
         (out.from, out.tag) = (from, tag);
+        let mut units = 1;
+        if landing.is_some() {
+            let port = &mut io.ports[c.port];
+            let landing =
+                port.take(conn, landing).expect("a body from `next_small` is taken within the call");
+            out.body = landing.and_then(Landing::into_buffer);
+            units = self.limits.units(len);
+        }
         self.take_header(io, pi, h);
         self.arrived(io.now, ci, pi, h.seq, false);
-        self.consume(pi, 1);
+        self.consume(pi, units);
         true
+    }
+}
+
+/// A frame of a connection that is nobody's any more.
+fn discard(io: &mut Io<'_>, port: usize, frame: &Small) {
+    if frame.body_len > 0 {
+        io.ports[port].take(frame.conn, None);
     }
 }

@@ -71,8 +71,7 @@ impl Machine {
         };
         let caps = io.ports[port].caps();
         let fetch = caps.rma && in_slab && len > self.limits.fetch_min;
-        let credits = self.limits.credits.min(if p.tx.limit == 0 { u32::MAX } else { p.tx.limit });
-        !fetch && len <= caps.eager_max.min(p.frame_max) && self.limits.units(len) <= credits / 4
+        !fetch && p.is_eager(&self.limits, caps.eager_max, len)
     }
 
     #[inline(always)]

@@ -123,10 +123,10 @@ impl Link {
         if done == frames.len() { Posted::All } else { Posted::Some(done) }
     }
 
-    /// Copies a frame without a body into the ring, and wakes the peer if it sleeps. `false` if there is no room.
+    /// Copies a frame of `bytes` into the ring, and wakes the peer if it sleeps. `false` if there is no room.
     #[inline(always)]
     pub(crate) fn post_small(&mut self, header: u128, bytes: &[u8]) -> Result<bool, End> {
-        match self.channel.push_small(header, bytes) {
+        match self.channel.push_bytes(header, bytes) {
             Ok(true) => {
                 if self.channel.take_bell() {
                     self.ring();
@@ -138,7 +138,7 @@ impl Link {
         }
     }
 
-    /// The next frame if it has no body. `Poll` for anything else, also for what is hostile: [`Link::receive`] says it.
+    /// The next frame; its body, if it has one, waits for [`Link::take`]. `Poll` for what is hostile: [`Link::receive`] says it.
     #[inline(always)]
     pub(crate) fn next_small(&mut self, into: &mut Small) -> Next {
         if self.untaken != 0 {
@@ -147,7 +147,8 @@ impl Link {
         let Ok(next) = self.channel.next_small(into) else { return Next::Poll };
         if next == Next::Frame {
             self.active = true;
-            if self.channel.publish() {
+            self.untaken = into.body_len;
+            if into.body_len == 0 && self.channel.publish() {
                 self.ring();
             }
         }

@@ -13,8 +13,8 @@ use crate::regions::Regions;
 use crate::wire::{Denial, Msg};
 use kfab_core::mem::{Landing, Slice};
 use kfab_core::spi::{
-    Body, Caps, Conn, DownReason, Event, Exposure, Frame, Inline, Next, Port, PortConfig, RemoteKey, Rights,
-    Rma, RmaStarted, RmaToken, Small, Way,
+    Caps, Conn, DownReason, Event, Exposure, Frame, Next, Port, PortConfig, RemoteKey, Rights, Rma,
+    RmaStarted, RmaToken, Small, Way,
 };
 use kfab_core::{Error, Kind, Result};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
@@ -551,9 +551,7 @@ impl Port for ShmPort {
             }
             return false;
         }
-        let inline = Inline::new(bytes).expect("at most INLINE_MAX bytes");
-        self.post(conn, &[Frame { header: header.to_le_bytes(), inline, body: Body::Empty, more: false }])
-            == 1
+        self.post(conn, &[Frame::of_bytes(header, bytes)]) == 1
     }
 
     #[inline]

@@ -1,48 +1,10 @@
-//! Blocks as their owners see them: [`Buffer`] (bytes you can read, and write while you are the only owner), [`Slice`]
+//! Blocks as their users see them: [`Buffer`] (bytes you can read, and write while you are the only owner), [`Slice`]
 //! (a share lent to a transport to read from) and [`WindowMem`] (bytes that peers may write).
 
-use super::pool::Shared;
+use super::block::{Block, BlockRef};
 use super::region::{Access, Region};
 use std::ops::{Deref, Range};
 use std::sync::Arc;
-
-/// A stretch of a region with shared ownership; goes back to its pool when the last owner is gone.
-#[derive(Debug)]
-pub(super) struct Block {
-    /// `None` only while being dropped.
-    region: Option<Arc<Region>>,
-    offset: usize,
-    size: usize,
-    pool: Option<Arc<Shared>>,
-}
-
-impl Block {
-    pub(super) fn new(region: Arc<Region>, offset: usize, size: usize, pool: Option<Arc<Shared>>) -> Block {
-        debug_assert!(offset + size <= region.len());
-        Block { region: Some(region), offset, size, pool }
-    }
-
-    #[inline]
-    pub(super) fn region(&self) -> &Arc<Region> {
-        self.region.as_ref().expect("set until drop")
-    }
-
-    /// The address of byte `at` of the block.
-    #[inline]
-    pub(super) fn at(&self, at: usize) -> *mut u8 {
-        debug_assert!(at <= self.size);
-        // SAFETY: offset + size <= region.len() (checked in `new`) and at <= size, so the result is in or one past the region.
-        unsafe { self.region().base().add(self.offset + at) }
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        if let (Some(region), Some(pool)) = (self.region.take(), self.pool.take()) {
-            pool.give_back(&region, self.offset, self.size);
-        }
-    }
-}
 
 /// Owned, reference-counted bytes that the fabric can send from and receive into without a copy.
 ///
@@ -62,7 +24,7 @@ impl Drop for Block {
 pub struct Buffer(Slice);
 
 impl Buffer {
-    pub(super) fn whole(block: Arc<Block>, len: usize) -> Buffer {
+    pub(super) fn whole(block: BlockRef, len: usize) -> Buffer {
         Buffer(Slice { block, start: 0, len })
     }
 
@@ -74,27 +36,19 @@ impl Buffer {
     /// Takes over a `Vec`. It is registered when first needed; transports that map slabs will copy it instead.
     pub fn adopt(v: Vec<u8>) -> Buffer {
         let len = v.len();
-        let block = Block::new(Arc::new(Region::adopted(v)), 0, len, None);
-        Buffer(Slice { block: Arc::new(block), start: 0, len })
+        let block = Block::new(Arc::new(Region::adopted(v)), 0, len);
+        Buffer(Slice { block: BlockRef::new(block), start: 0, len })
     }
 
     /// The adopted `Vec` back, if this is an adopted buffer with no other owner and never sliced; else the buffer itself.
     pub fn into_vec(self) -> Result<Vec<u8>, Buffer> {
-        let whole = self.0.start == 0 && self.0.len == self.0.block.size;
+        let whole = self.0.start == 0 && self.0.len == self.0.block.size();
         if !whole || self.0.block.region().fd().is_some() {
             return Err(self);
         }
         let len = self.0.len;
-        let mut block =
-            Arc::try_unwrap(self.0.block).map_err(|block| Buffer(Slice { block, start: 0, len }))?;
-        let region = block.region.take().expect("set until drop");
-        match Arc::try_unwrap(region) {
-            Ok(r) => Ok(r.into_vec().expect("an adopted region")),
-            Err(region) => {
-                block.region = Some(region);
-                Err(Buffer(Slice { block: Arc::new(block), start: 0, len }))
-            }
-        }
+        let region = self.0.block.into_region().map_err(|block| Buffer(Slice { block, start: 0, len }))?;
+        Ok(region.into_vec().expect("an adopted region"))
     }
 
     /// Bytes.
@@ -131,7 +85,9 @@ impl Buffer {
     /// The bytes for writing; `None` while there is another owner.
     #[inline]
     pub fn get_mut(&mut self) -> Option<&mut [u8]> {
-        Arc::get_mut(&mut self.0.block)?;
+        if !self.0.block.is_only() {
+            return None;
+        }
         // SAFETY: this is the only owner of the block and `&mut self` its only user, so no other reference to these bytes
         // exists; peers can map the pages at most read-only (`PeersWrite` regions never become a Buffer); the pages are
         // initialised (memfd pages are zero, adopted ones a Vec's) and live as long as the block.
@@ -175,7 +131,7 @@ impl From<Vec<u8>> for Buffer {
 /// A share of a block that a transport reads from. Keeps the memory alive.
 #[derive(Clone, Debug)]
 pub struct Slice {
-    pub(super) block: Arc<Block>,
+    pub(super) block: BlockRef,
     pub(super) start: usize,
     pub(super) len: usize,
 }
@@ -200,7 +156,7 @@ impl Slice {
 
     /// Its first byte's offset in the region.
     pub fn offset(&self) -> usize {
-        self.block.offset + self.start
+        self.block.offset() + self.start
     }
 
     /// Its first byte. For transports with `unsafe` of their own.
@@ -240,7 +196,7 @@ impl Slice {
 pub struct WindowMem(pub(super) Slice);
 
 impl WindowMem {
-    pub(super) fn new(block: Arc<Block>, len: usize) -> WindowMem {
+    pub(super) fn new(block: BlockRef, len: usize) -> WindowMem {
         WindowMem(Slice { block, start: 0, len })
     }
 

@@ -1,7 +1,8 @@
 //! Where arriving bytes go: a [`Landing`] is the exclusive right to fill one stretch of memory; an [`Assembly`] cuts a
 //! buffer into pieces that arrive in any order, over any rail, at most once each.
 
-use super::buffer::{Block, Buffer, Slice, WindowMem};
+use super::block::BlockRef;
+use super::buffer::{Buffer, Slice, WindowMem};
 use super::region::{Access, Region};
 use crate::sys;
 use std::io;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 /// The right to write a stretch of memory, lent to a transport and handed back by it. Not cloneable.
 #[derive(Debug)]
 pub struct Landing {
-    block: Arc<Block>,
+    block: BlockRef,
     start: usize,
     len: usize,
     /// Of a landing made from a buffer: that buffer's length, to give it back whole.
@@ -34,6 +35,12 @@ impl Landing {
         }
         let Slice { block, start, len: whole } = b.into_slice();
         Ok(Landing { block, start, len: len.min(whole), whole, piece: 0 })
+    }
+
+    /// The whole of a block that nobody else has a share in.
+    #[inline]
+    pub(super) fn fresh(block: BlockRef, len: usize) -> Landing {
+        Landing { block, start: 0, len, whole: len, piece: 0 }
     }
 
     /// A part of a window, for bytes that a peer stores there; `None` outside the window. Two such landings may overlap: the
@@ -103,7 +110,7 @@ enum Piece {
 /// at a time and arrives once: the duplicate filter of large transfers.
 #[derive(Debug)]
 pub struct Assembly {
-    block: Arc<Block>,
+    block: BlockRef,
     start: usize,
     len: usize,
     /// The buffer's own length, to give it back whole.
@@ -150,7 +157,7 @@ impl Assembly {
 
     /// Takes a lent piece back: filled, or not (then it can be lent again).
     pub fn give_back(&mut self, l: Landing, filled: bool) {
-        debug_assert!(Arc::ptr_eq(&l.block, &self.block));
+        debug_assert!(l.block.same(&self.block));
         if let Some(p) = self.pieces.get_mut(l.piece).filter(|p| **p == Piece::Lent) {
             *p = if filled { Piece::Done } else { Piece::Missing };
             self.lent -= 1;

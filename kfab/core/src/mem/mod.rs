@@ -8,6 +8,7 @@
 //! later writable mappings), so a uniquely owned [`Buffer`] gives out `&mut [u8]`. Pages that peers may write live in their
 //! own regions, are reached only through [`WindowMem`], and only by copies through raw pointers.
 
+mod block;
 mod buffer;
 mod landing;
 mod pool;

@@ -1,9 +1,12 @@
 //! Slabs: regions cut into blocks of power-of-two sizes, with a bound on the whole. One pool per lane, on the lane's node.
 
-use super::buffer::{Block, Buffer, WindowMem};
+use super::block::{Block, BlockRef};
+use super::buffer::{Buffer, WindowMem};
+use super::landing::Landing;
 use super::region::{Access, Region};
+use crate::ring::LaneLock;
 use crate::{Error, Kind, Result};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 /// The smallest block, bytes.
 const MIN_SHIFT: u32 = 8;
@@ -50,12 +53,17 @@ pub struct PoolStats {
 /// assert_eq!(pool.stats().in_use, 0);
 /// ```
 #[derive(Clone, Debug)]
-pub struct Pool(pub(super) Arc<Shared>);
+pub struct Pool(Arc<Handle>);
 
+/// All handles of a pool. Blocks that lie in the pool keep their regions; when the last handle is gone nobody can ask for them.
+#[derive(Debug)]
+struct Handle(Arc<Shared>);
+
+/// What handles and blocks share. Under the lock of a lane: nearly always it is one thread that takes blocks and gives them back.
 #[derive(Debug)]
 pub(super) struct Shared {
     config: PoolConfig,
-    state: Mutex<State>,
+    state: LaneLock<State>,
 }
 
 #[derive(Debug, Default)]
@@ -63,25 +71,71 @@ struct State {
     read: Space,
     write: Space,
     stats: PoolStats,
+    closed: bool,
 }
 
 /// The blocks of one kind of access.
 #[derive(Debug, Default)]
 struct Space {
     current: Option<(Arc<Region>, usize)>,
-    free: [Vec<(Arc<Region>, usize)>; CLASSES],
+    free: [Vec<Arc<Block>>; CLASSES],
+}
+
+impl State {
+    fn space(&mut self, access: Access) -> &mut Space {
+        if access == Access::PeersWrite { &mut self.write } else { &mut self.read }
+    }
+
+    /// One more region, within the bound of the whole.
+    fn region(&mut self, bytes: usize, access: Access, config: &PoolConfig) -> Result<Arc<Region>> {
+        if self.stats.bytes + bytes > config.max_bytes {
+            let (have, max) = (self.stats.bytes, config.max_bytes);
+            return Err(Error::new(
+                Kind::Limit,
+                "memory",
+                format!("{bytes} more bytes: the pool holds {have} of at most {max} (PoolConfig::max_bytes)"),
+            ));
+        }
+        let region = Arc::new(Region::mapped(bytes, access, config.node)?);
+        self.stats.regions += 1;
+        self.stats.bytes += bytes;
+        Ok(region)
+    }
+
+    /// A block of a size that no free one has: the next of the current region, or the first of a new one.
+    #[cold]
+    fn cut(&mut self, size: usize, access: Access, config: &PoolConfig) -> Result<Block> {
+        if let Some((region, used)) = &mut self.space(access).current {
+            // Blocks start at a multiple of their size up to a page, of a page above: whole cache lines, whole pages.
+            let at = used.next_multiple_of(size.min(4096));
+            if at + size <= region.len() {
+                *used = at + size;
+                return Ok(Block::new(region.clone(), at, size));
+            }
+        }
+        let bytes = config.region_bytes.max(size).next_multiple_of(4096);
+        let region = self.region(bytes, access, config)?;
+        self.space(access).current = Some((region.clone(), size));
+        Ok(Block::new(region, 0, size))
+    }
 }
 
 impl Pool {
     /// An empty pool; regions come when they are needed.
     pub fn new(config: PoolConfig) -> Pool {
-        Pool(Arc::new(Shared { config, state: Mutex::default() }))
+        Pool(Arc::new(Handle(Arc::new(Shared { config, state: LaneLock::new(State::default()) }))))
     }
 
     /// A buffer of `len` bytes with unspecified contents (its own process's old bytes or zeros).
     /// `Kind::Limit` when the pool's bound is reached.
     pub fn alloc(&self, len: usize) -> Result<Buffer> {
         Ok(Buffer::whole(self.block(len, Access::PeersRead)?, len))
+    }
+
+    /// The same, to be filled by a transport first.
+    #[inline]
+    pub fn landing(&self, len: usize) -> Result<Landing> {
+        Ok(Landing::fresh(self.block(len, Access::PeersRead)?, len))
     }
 
     /// A buffer with a copy of `bytes`.
@@ -100,80 +154,62 @@ impl Pool {
 
     /// What the pool holds now.
     pub fn stats(&self) -> PoolStats {
-        self.0.lock().stats
+        self.0.0.state.lock().stats
     }
 
-    fn block(&self, len: usize, access: Access) -> Result<Arc<Block>> {
+    #[inline]
+    fn block(&self, len: usize, access: Access) -> Result<BlockRef> {
+        let shared = &self.0.0;
         let shift = len.max(1).next_power_of_two().trailing_zeros().max(MIN_SHIFT);
-        let (region, offset, size) = if shift > MAX_SHIFT {
-            let size = len.next_multiple_of(2 << 20);
-            self.0.reserve(&mut self.0.lock(), size)?;
-            (Arc::new(Region::mapped(size, access, self.0.config.node)?), 0, size)
-        } else {
-            let (r, o) = self.0.cut(shift, access)?;
-            (r, o, 1usize << shift)
+        if shift > MAX_SHIFT {
+            return self.huge_block(len, access);
+        }
+        let mut s = shared.state.lock();
+        let block = match s.space(access).free[(shift - MIN_SHIFT) as usize].pop() {
+            Some(b) => b,
+            None => Arc::new(s.cut(1 << shift, access, &shared.config)?),
         };
-        self.0.lock().stats.in_use += size;
-        Ok(Arc::new(Block::new(region, offset, size, Some(self.0.clone()))))
+        s.stats.in_use += 1 << shift;
+        drop(s);
+        Ok(BlockRef::from_pool(block, shared))
+    }
+
+    /// A block with a region of its own, which goes when the block does.
+    fn huge_block(&self, len: usize, access: Access) -> Result<BlockRef> {
+        let shared = &self.0.0;
+        let size = len.next_multiple_of(2 << 20);
+        let mut s = shared.state.lock();
+        let region = s.region(size, access, &shared.config)?;
+        s.stats.in_use += size;
+        drop(s);
+        Ok(BlockRef::from_pool(Arc::new(Block::new(region, 0, size)), shared))
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is consistent between statements: a panic elsewhere cannot leave it half changed.
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn reserve(&self, s: &mut State, size: usize) -> Result<()> {
-        if s.stats.bytes + size > self.config.max_bytes {
-            let (have, max) = (s.stats.bytes, self.config.max_bytes);
-            return Err(Error::new(
-                Kind::Limit,
-                "memory",
-                format!("{size} more bytes: the pool holds {have} of at most {max} (PoolConfig::max_bytes)"),
-            ));
-        }
-        s.stats.regions += 1;
-        s.stats.bytes += size;
-        Ok(())
-    }
-
-    fn cut(&self, shift: u32, access: Access) -> Result<(Arc<Region>, usize)> {
-        let mut guard = self.lock();
-        let s = &mut *guard;
-        let space = if access == Access::PeersWrite { &mut s.write } else { &mut s.read };
-        if let Some(b) = space.free[(shift - MIN_SHIFT) as usize].pop() {
-            return Ok(b);
-        }
-        let size = 1usize << shift;
-        if let Some((region, used)) = &mut space.current {
-            // Blocks start at a multiple of their size up to a page, of a page above: whole cache lines, whole pages.
-            let at = used.next_multiple_of(size.min(4096));
-            if at + size <= region.len() {
-                *used = at + size;
-                return Ok((region.clone(), at));
-            }
-        }
-        let bytes = self.config.region_bytes.max(size).next_multiple_of(4096);
-        self.reserve(s, bytes)?;
-        let region = Arc::new(Region::mapped(bytes, access, self.config.node)?);
-        let space = if access == Access::PeersWrite { &mut s.write } else { &mut s.read };
-        space.current = Some((region.clone(), size));
-        Ok((region, 0))
-    }
-
-    /// Takes a block back. Called when its last owner is gone.
-    pub(super) fn give_back(&self, region: &Arc<Region>, offset: usize, size: usize) {
-        let mut s = self.lock();
+    /// Takes a block back from its last owner.
+    #[inline]
+    pub(super) fn give_back(&self, block: Arc<Block>) {
+        let mut s = self.state.lock();
+        let size = block.size();
         s.stats.in_use -= size;
         if size > 1 << MAX_SHIFT {
             s.stats.regions -= 1;
             s.stats.bytes -= size;
-            return;
+        } else if !s.closed {
+            let class = (size.trailing_zeros() - MIN_SHIFT) as usize;
+            s.space(block.region().access()).free[class].push(block);
         }
-        let class = (size.trailing_zeros() - MIN_SHIFT) as usize;
-        let space = if region.access() == Access::PeersWrite { &mut s.write } else { &mut s.read };
-        space.free[class].push((region.clone(), offset));
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut s = self.0.state.lock();
+        s.closed = true;
+        let kept = (std::mem::take(&mut s.read), std::mem::take(&mut s.write));
+        drop(s);
+        drop(kept);
     }
 }
 

@@ -71,7 +71,7 @@ impl Consumer {
         Ok(Some(Rx { header: rest.header, inline: Inline::from_array(rest.inline, inline_len), body_len }))
     }
 
-    /// The next frame, consumed, if there is one and it has no body: what peek and advance do, in one pass.
+    /// The next frame, if there is one: what peek does and, for a frame without a body, advance, in one pass.
     #[inline(always)]
     pub fn next_small(&mut self, into: &mut Small) -> Result<Next, Hostile> {
         let line = self.parts.line(self.line);
@@ -80,14 +80,18 @@ impl Consumer {
             return Ok(Next::Nothing);
         }
         // SAFETY: live by `Parts::new`; an honest producer does not write this line before we have published its consumption.
-        let (len, header, words) = unsafe { line.read() };
-        if len as usize > INLINE_MAX {
-            // A body, or garbage: peek tells.
+        let (lens, header, words) = unsafe { line.read() };
+        let (len, body_len) = ((lens & 0xff) as usize, (lens >> 8) as usize);
+        if len > INLINE_MAX || body_len > self.parts.shape.max_body() {
+            // Garbage: peek says it.
             return Ok(Next::Poll);
         }
         into.header = header;
-        into.inline = Inline::from_words(words, len as usize);
-        self.advance();
+        into.inline = Inline::from_words(words, len);
+        into.body_len = body_len;
+        if body_len == 0 {
+            self.advance();
+        }
         Ok(Next::Frame)
     }
 
@@ -97,7 +101,7 @@ impl Consumer {
         self.line = self.line.wrapping_add(1);
     }
 
-    /// Consumes the frame that [`Consumer::peek`] showed with a body of `body_len` bytes: copies it into `landing`, as much as
+    /// Consumes the frame that [`Consumer::peek`] or [`Consumer::next_small`] showed with a body of `body_len` bytes: copies it into `landing`, as much as
     /// fits there, or drops it. Call it with that `body_len`: longer than the shape's `max_body` panics.
     #[inline]
     pub fn take(&mut self, body_len: usize, landing: Option<&mut Landing>) {

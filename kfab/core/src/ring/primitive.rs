@@ -103,14 +103,6 @@ impl<T: Copy> Cell<T> {
     pub(super) fn as_ptr(&self) -> *mut T {
         self.0.get()
     }
-
-    /// # Safety
-    /// As for `get`; only the side whose turn it is may call this.
-    #[inline(always)]
-    pub(super) unsafe fn set(&self, v: T) {
-        // SAFETY: as above; the turn makes this the only writer of this side.
-        unsafe { self.0.get().write(v) }
-    }
 }
 
 #[cfg(loom)]
@@ -131,7 +123,7 @@ impl<T: Copy> Cell<T> {
     }
 
     /// # Safety
-    /// As for the real one.
+    /// As for `get`; only the side whose turn it is may call this.
     pub(super) unsafe fn set(&self, v: T) {
         // SAFETY: as above.
         self.0.with_mut(|p| unsafe { p.write(v) })

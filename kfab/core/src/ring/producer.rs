@@ -1,7 +1,7 @@
 //! The sending side of a ring.
 
 use super::primitive::{Ordering, copy_in, light_barrier, release};
-use super::shape::{Hostile, Parts, Rest};
+use super::shape::{Hostile, Parts};
 use crate::spi::{Body, HEADER_LEN, INLINE_MAX, Inline};
 
 /// Writes frames into a ring. One thread at a time.
@@ -36,40 +36,28 @@ impl Producer {
         inline: &Inline,
         body: &Body<'_>,
     ) -> Result<bool, Hostile> {
-        if let Body::Empty = body {
-            if !self.has_line()? {
-                return Ok(false);
-            }
-            self.commit(header, inline, 0);
-            return Ok(true);
+        let header = u128::from_le_bytes(*header);
+        match body {
+            Body::Empty => self.push_bytes(header, inline.as_slice()),
+            body => self.push_body(header, inline.as_slice(), body),
         }
-        self.push_body(header, inline, body)
     }
 
-    /// Copies a frame without a body into the ring: a header (as a little-endian number) and at most [`INLINE_MAX`] bytes, straight
-    /// from where they lie. `false` if there is no room now.
+    /// Copies a frame into the ring, straight from where it lies: a header (as a little-endian number) and bytes, in the line if they
+    /// are at most [`INLINE_MAX`], else as the body. `false` if there is no room now.
     #[inline(always)]
-    pub fn push_small(&mut self, header: u128, bytes: &[u8]) -> Result<bool, Hostile> {
-        assert!(bytes.len() <= INLINE_MAX, "more bytes than a line has room for");
-        if !self.has_line()? {
-            return Ok(false);
+    pub fn push_bytes(&mut self, header: u128, bytes: &[u8]) -> Result<bool, Hostile> {
+        if bytes.len() > INLINE_MAX {
+            return self.push_body(header, &[], &Body::Borrowed(bytes));
         }
-        let line = self.parts.line(self.line);
-        // SAFETY: live by `Parts::new`; the consumer has freed this line (`has_line`) and will not read it before the stamp; the
-        // length was asserted.
-        unsafe { line.fill(header, bytes, 0) };
-        self.line = self.line.wrapping_add(1);
-        // Release: whoever sees this stamp sees the line.
-        line.stamp.store(self.line, release());
-        Ok(true)
+        let room = self.has_line()?;
+        if room {
+            self.commit(header, bytes, 0);
+        }
+        Ok(room)
     }
 
-    fn push_body(
-        &mut self,
-        header: &[u8; HEADER_LEN],
-        inline: &Inline,
-        body: &Body<'_>,
-    ) -> Result<bool, Hostile> {
+    fn push_body(&mut self, header: u128, inline: &[u8], body: &Body<'_>) -> Result<bool, Hostile> {
         let len = body.len();
         let shape = self.parts.shape;
         if len > shape.max_body() || !self.has_line()? {
@@ -101,11 +89,11 @@ impl Producer {
     }
 
     #[inline(always)]
-    fn commit(&mut self, header: &[u8; HEADER_LEN], inline: &Inline, body_len: usize) {
+    fn commit(&mut self, header: u128, inline: &[u8], body_len: usize) {
         let line = self.parts.line(self.line);
-        let lens = inline.as_slice().len() as u32 | (body_len as u32) << 8;
-        // SAFETY: live by `Parts::new`; the consumer has freed this line (`has_line`) and will not read it before the stamp.
-        unsafe { line.rest.set(Rest { lens, header: *header, inline: *inline.array() }) };
+        // SAFETY: live by `Parts::new`; the consumer has freed this line (`has_line`) and will not read it before the stamp; the
+        // bytes are those of an `Inline`, or at most INLINE_MAX (`push_bytes`).
+        unsafe { line.fill(header, inline, body_len as u32) };
         self.line = self.line.wrapping_add(1);
         // Release: whoever sees this stamp sees the line and the body.
         line.stamp.store(self.line, release());

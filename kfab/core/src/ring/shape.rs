@@ -36,7 +36,7 @@ impl Line {
     /// behind the bytes stays as it was.
     ///
     /// # Safety
-    /// As for [`Cell::set`]; at most `INLINE_MAX` bytes.
+    /// The line is live, and it is this side's turn to write it; at most `INLINE_MAX` bytes.
     #[inline(always)]
     pub(super) unsafe fn fill(&self, header: u128, bytes: &[u8], number: u32) {
         debug_assert!(bytes.len() <= INLINE_MAX && number < 1 << 24);

@@ -92,6 +92,7 @@ impl Shuttle {
         }
         into.header = header;
         into.inline = Inline::from_words(words, len as usize);
+        into.body_len = 0;
         self.stamp = self.stamp.wrapping_add(1);
         Ok(true)
     }

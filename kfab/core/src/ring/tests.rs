@@ -154,7 +154,7 @@ mod plain {
             for (line, (stamp, lens)) in m.lines.iter_mut().zip(&stamps) {
                 line.stamp = (*stamp).into();
                 // SAFETY: nobody else has the line.
-                unsafe { line.rest.set(shape::Rest { lens: *lens, header: [9; 16], inline: [8; 40] }) };
+                unsafe { line.rest.as_ptr().write(shape::Rest { lens: *lens, header: [9; 16], inline: [8; 40] }) };
             }
             let counters = Consumed { lines: words[0].into(), data: (u64::from(words[1]) << (words[2] & 31)).into() };
             m.words.consumed.0 = counters;
@@ -414,7 +414,7 @@ mod model {
         let (mut first, mut second) = unsafe { (Shuttle::new(at, 0), Shuttle::new(at, 1)) };
         let t = loom::thread::spawn(move || {
             first.send(1, &[1], p.lines_pushed());
-            assert!(!first.is_here() && p.push_small(2, &[2]) == Ok(true));
+            assert!(!first.is_here() && p.push_bytes(2, &[2]) == Ok(true));
             let mut small = Small::EMPTY;
             while !first.has_come() {
                 loom::thread::yield_now();

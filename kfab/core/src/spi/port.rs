@@ -137,7 +137,18 @@ pub struct Frame<'a> {
     pub more: bool,
 }
 
-/// A frame without a body on its way up, as [`Port::next_small`] hands it over.
+impl<'a> Frame<'a> {
+    /// A frame that needs not wait for company: its bytes are the inline part if they are few, else the body.
+    pub fn of_bytes(header: u128, bytes: &'a [u8]) -> Frame<'a> {
+        let (inline, body) = match Inline::new(bytes) {
+            Some(inline) => (inline, Body::Empty),
+            None => (Inline::EMPTY, Body::Borrowed(bytes)),
+        };
+        Frame { header: header.to_le_bytes(), inline, body, more: false }
+    }
+}
+
+/// A frame on its way up, as [`Port::next_small`] hands it over.
 #[derive(Clone, Copy, Debug)]
 pub struct Small {
     /// From where.
@@ -146,11 +157,14 @@ pub struct Small {
     pub header: [u64; 2],
     /// The inline part.
     pub inline: Inline,
+    /// Bytes of a body that waits for [`Port::take`].
+    pub body_len: usize,
 }
 
 impl Small {
     /// Room for one.
-    pub const EMPTY: Small = Small { conn: Conn(u64::MAX), header: [0; 2], inline: Inline::EMPTY };
+    pub const EMPTY: Small =
+        Small { conn: Conn(u64::MAX), header: [0; 2], inline: Inline::EMPTY, body_len: 0 };
 
     /// The header as bytes.
     #[inline]
@@ -165,7 +179,7 @@ impl Small {
 /// What [`Port::next_small`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// A frame without a body; it is consumed.
+    /// A frame. It is consumed, unless it has a body: then [`Port::take`] must follow, and ends within the call.
     Frame,
     /// No frame.
     Nothing,
@@ -298,16 +312,14 @@ pub trait Port: Send {
     /// On a connection that is not up any more everything is accepted and dropped; its `Event::Down` is on its way.
     fn post(&mut self, conn: Conn, frames: &[Frame<'_>]) -> usize;
 
-    /// The short way down, for a frame without a body that needs not wait for company: a header (as a little-endian number) and
-    /// at most [`INLINE_MAX`] bytes, copied before this returns. `false`: back-pressure, as for [`Port::post`].
+    /// The short way down, for a frame that needs not wait for company: a header (as a little-endian number) and bytes, copied
+    /// before this returns. At most [`INLINE_MAX`] travel beside the header, more are the body. `false`: back-pressure, as for
+    /// [`Port::post`].
     fn post_small(&mut self, conn: Conn, header: u128, bytes: &[u8]) -> bool {
-        let inline = Inline::new(bytes).expect("at most INLINE_MAX bytes");
-        let frame = Frame { header: header.to_le_bytes(), inline, body: Body::Empty, more: false };
-        self.post(conn, &[frame]) == 1
+        self.post(conn, &[Frame::of_bytes(header, bytes)]) == 1
     }
 
-    /// The short way up: the next frame, if it has no body and nothing else is due. Frames come in the order in which `poll`
-    /// would report them.
+    /// The short way up: the next frame, if nothing else is due. Frames come in the order in which `poll` would report them.
     fn next_small(&mut self, now_ns: u64, into: &mut Small) -> Next {
         let _ = (now_ns, into);
         Next::Poll

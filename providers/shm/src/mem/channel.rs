@@ -15,7 +15,7 @@
 
 use kfab_core::mem::Landing;
 use kfab_core::ring::{Consumer, Hostile, Parts, Producer, Rx, Shape, Shuttle};
-use kfab_core::spi::{Body, HEADER_LEN, Inline, Next, Small};
+use kfab_core::spi::{Body, HEADER_LEN, INLINE_MAX, Inline, Next, Small};
 use kfab_core::sys::Mapping;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -119,17 +119,17 @@ impl Channel {
         self.tx.push(h, i, b)
     }
 
-    /// Sends a frame without a body: by the shuttle if it is here, else by the ring. See [`Producer::push_small`].
+    /// Sends a frame: by the shuttle if it is here and the bytes are few, else by the ring. See [`Producer::push_bytes`].
     #[inline(always)]
-    pub(crate) fn push_small(&mut self, header: u128, bytes: &[u8]) -> Result<bool, Hostile> {
-        if self.shuttle.is_here() {
+    pub(crate) fn push_bytes(&mut self, header: u128, bytes: &[u8]) -> Result<bool, Hostile> {
+        if bytes.len() <= INLINE_MAX && self.shuttle.is_here() {
             self.shuttle.send(header, bytes, self.tx.lines_pushed());
             return Ok(true);
         }
-        self.tx.push_small(header, bytes)
+        self.tx.push_bytes(header, bytes)
     }
 
-    /// The next frame, consumed, if there is one and it has no body.
+    /// The next frame, if there is one; consumed, if it has no body.
     #[inline(always)]
     pub(crate) fn next_small(&mut self, into: &mut Small) -> Result<Next, Hostile> {
         if self.shown.is_some() {
