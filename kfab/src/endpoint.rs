@@ -1,6 +1,8 @@
 //! Endpoints, peers and messages: the verbs.
 
 use crate::lane::{Begun, Lane};
+use crate::letter::Letter;
+use crate::op::sealed::Finish as _;
 use crate::op::{Finish, Op};
 use crate::share::Share;
 use crate::window::{Notice, Window};
@@ -8,8 +10,7 @@ use kfab_core::mem::Buffer;
 use kfab_core::spi::{Address, Rights};
 use kfab_core::{Error, Result};
 use kfab_proto::{
-    Direct, FaultId, FaultRule, Limits, OpId, Outcome, Payload, Peeked, PeerId, SendOptions, Started, Want,
-    WindowKey,
+    FaultId, FaultRule, Limits, OpId, Outcome, Payload, Peeked, PeerId, SendOptions, Started, Want, WindowKey,
 };
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -25,8 +26,8 @@ pub struct Endpoint {
 #[inline(always)]
 fn op<T: Finish>(lane: &Arc<Lane>, r: Result<Started>) -> Op<T> {
     match r {
-        Ok(Started::Done(o)) => Op::ready(T::finish(o, || Share::of(lane))),
-        Ok(Started::Pending(id)) => Op::pending(Share::of(lane), id),
+        Ok(Started::Done(o)) => Op::ready(T::finish(o, || T::Hold::from(lane))),
+        Ok(Started::Pending(id)) => Op::pending(T::Hold::from(lane), id),
         Err(e) => Op::ready(Err(e)),
     }
 }
@@ -36,7 +37,7 @@ fn op<T: Finish>(lane: &Arc<Lane>, r: Result<Started>) -> Op<T> {
 fn unit(lane: &Arc<Lane>, r: Result<Option<OpId>>) -> Op<()> {
     match r {
         Ok(None) => Op::ready(Ok(())),
-        Ok(Some(id)) => Op::pending(Share::of(lane), id),
+        Ok(Some(id)) => Op::pending(Share::from(lane), id),
         Err(e) => Op::ready(Err(e)),
     }
 }
@@ -44,11 +45,12 @@ fn unit(lane: &Arc<Lane>, r: Result<Option<OpId>>) -> Op<()> {
 /// A receive: small messages may be there already.
 #[inline(always)]
 fn recv(lane: &Arc<Lane>, want: Want, into: Option<Buffer>) -> Op<Message> {
-    let mut direct = Direct::EMPTY;
-    match lane.recv(want, into, &mut direct) {
-        Begun::Here => Op::ready(Ok(Message::new(Share::of(lane), direct.message()))),
-        Begun::Pending(id) => Op::pending(Share::of(lane), id),
-        Begun::Ended(r) => Op::ended(*r, lane),
+    let mut letter = Letter::from(lane);
+    let (lane, place) = letter.split();
+    match lane.recv(want, into, place) {
+        Begun::Here => Op::ready(Ok(Message(letter))),
+        Begun::Pending(id) => Op::pending(letter, id),
+        Begun::Ended(r) => Op::ready(r.and_then(|o| Message::finish(*o, || letter))),
     }
 }
 
@@ -71,7 +73,7 @@ impl Endpoint {
     pub fn peer(&self, address: &str) -> Result<Peer> {
         let address: Address = address.parse()?;
         let id = self.lane.with(|m, io| m.peer(io, &address))?;
-        Ok(Peer { lane: Share::of(&self.lane), id })
+        Ok(Peer { lane: Share::from(&self.lane), id })
     }
 
     /// Receives an untagged message from anyone. The oldest that waits is taken first.
@@ -159,6 +161,7 @@ impl Drop for Endpoint {
     fn drop(&mut self) {
         self.lane.close();
         Share::forget(&self.lane);
+        Letter::forget(&self.lane);
     }
 }
 
@@ -310,36 +313,26 @@ impl std::fmt::Debug for Peer {
 }
 
 /// A received message. Dereferences to its bytes.
-pub struct Message {
-    lane: Share,
-    inner: kfab_proto::Message,
-}
+pub struct Message(pub(crate) Letter);
 
 impl Message {
-    #[inline]
-    pub(crate) fn new(lane: Share, inner: kfab_proto::Message) -> Message {
-        Message { lane, inner }
-    }
-
     /// Who sent it: to answer.
     pub fn from(&self) -> Peer {
-        Peer { lane: self.lane.clone(), id: self.inner.from }
+        Peer { lane: Share::from(&*self.0), id: self.0.message().from }
     }
 
     /// The tag, of a tagged message.
     pub fn tag(&self) -> Option<u64> {
-        self.inner.tag
+        self.0.message().tag
     }
 
     /// The memory it came in: the buffer given to the receive in its full length, or a fresh one; few bytes are copied into one.
-    pub fn into_buffer(self) -> Result<Buffer> {
-        match self.inner.data {
-            kfab_proto::Data::Buffer { buffer, .. } => Ok(buffer),
-            kfab_proto::Data::Inline(i) => {
-                let pool = self.lane.lock().pool.clone();
-                pool.copy_from(i.as_slice())
-            }
+    pub fn into_buffer(mut self) -> Result<Buffer> {
+        if let Some(buffer) = self.0.split().1.body.take() {
+            return Ok(buffer);
         }
+        let pool = self.0.lock().pool.clone();
+        pool.copy_from(&self)
     }
 }
 
@@ -348,7 +341,7 @@ impl Deref for Message {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        self.inner.bytes()
+        self.0.message().bytes()
     }
 }
 
@@ -360,7 +353,7 @@ impl<'a> From<&'a Message> for Payload<'a> {
 
 impl std::fmt::Debug for Message {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Message({} bytes from {:?}, tag {:?})", self.len(), self.inner.from, self.inner.tag)
+        write!(f, "Message({} bytes from {:?}, tag {:?})", self.len(), self.0.message().from, self.tag())
     }
 }
 

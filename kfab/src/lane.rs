@@ -57,7 +57,7 @@ pub(crate) enum Begun {
     /// It waits.
     Pending(OpId),
     /// It has ended already.
-    Ended(Box<Result<Outcome>>),
+    Ended(Result<Box<Outcome>>),
 }
 
 impl Begun {
@@ -65,8 +65,8 @@ impl Begun {
     fn from(r: Result<Started>) -> Begun {
         match r {
             Ok(Started::Pending(op)) => Begun::Pending(op),
-            Ok(Started::Done(outcome)) => Begun::Ended(Box::new(Ok(outcome))),
-            Err(e) => Begun::Ended(Box::new(Err(e))),
+            Ok(Started::Done(outcome)) => Begun::Ended(Ok(Box::new(outcome))),
+            Err(e) => Begun::Ended(Err(e)),
         }
     }
 }

@@ -29,6 +29,7 @@ mod config;
 mod endpoint;
 mod fabric;
 mod lane;
+mod letter;
 #[cfg(feature = "serde")]
 mod monitor;
 mod observe;
@@ -38,6 +39,7 @@ mod progress;
 pub mod prometheus;
 mod scatter;
 mod share;
+mod spares;
 mod window;
 
 pub use config::{EndpointConfig, FabricConfig, PortLimits, Progress, Wait};

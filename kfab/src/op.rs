@@ -2,12 +2,14 @@
 
 use crate::endpoint::Message;
 use crate::lane::Lane;
+use crate::letter::Letter;
 use crate::share::Share;
 use crate::window::Notice;
 use kfab_core::mem::Buffer;
 use kfab_core::{Error, Kind, Result};
-use kfab_proto::{Direct, OpId, Outcome};
+use kfab_proto::{OpId, Outcome};
 use std::future::Future;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -24,24 +26,21 @@ impl Finish for Notice {}
 pub(crate) mod sealed {
     use super::*;
 
-    /// How the value is made from what the machine gives. Not for others to implement. The lane is asked for only by values that
-    /// keep it: counting an owner more costs as much as a small message's way through the machine.
+    /// How the value is made from what the machine gives. Not for others to implement.
     pub trait Finish: Sized {
+        /// What the operation holds of its lane; for a message its place too.
         #[doc(hidden)]
-        fn finish(outcome: Outcome, lane: impl FnOnce() -> Share) -> Result<Self>;
+        type Hold: Deref<Target = Arc<Lane>> + for<'a> From<&'a Arc<Lane>> + Unpin;
 
-        /// Waits on the short way, for what can come by it. `None`: wait as for everything.
+        /// The value. Only those that keep a hold ask for it.
+        #[doc(hidden)]
+        fn finish(outcome: Outcome, hold: impl FnOnce() -> Self::Hold) -> Result<Self>;
+
+        /// Waits on the short way, for what can come by it. `Err`: wait as for everything.
         #[doc(hidden)]
         #[inline(always)]
-        fn wait_shortly(_: &Lane, _: OpId, _: &mut Direct) -> bool {
-            false
-        }
-
-        /// What came by the short way.
-        #[doc(hidden)]
-        #[inline(always)]
-        fn direct(_: &mut Direct, _: Share) -> Result<Self> {
-            Err(unexpected())
+        fn wait_shortly(hold: Self::Hold, _: OpId) -> std::result::Result<Self, Self::Hold> {
+            Err(hold)
         }
     }
 
@@ -50,6 +49,8 @@ pub(crate) mod sealed {
     }
 
     impl Finish for () {
+        type Hold = Share;
+
         #[inline(always)]
         fn finish(outcome: Outcome, _: impl FnOnce() -> Share) -> Result<()> {
             match outcome {
@@ -60,26 +61,29 @@ pub(crate) mod sealed {
     }
 
     impl Finish for Message {
-        #[inline(always)]
-        fn finish(outcome: Outcome, lane: impl FnOnce() -> Share) -> Result<Message> {
+        type Hold = Letter;
+
+        fn finish(outcome: Outcome, hold: impl FnOnce() -> Letter) -> Result<Message> {
             match outcome {
-                Outcome::Message(m) => Ok(Message::new(lane(), m)),
+                Outcome::Message(m) => {
+                    let mut letter = hold();
+                    letter.split().1.put(m);
+                    Ok(Message(letter))
+                }
                 _ => Err(unexpected()),
             }
         }
 
         #[inline(always)]
-        fn wait_shortly(lane: &Lane, op: OpId, out: &mut Direct) -> bool {
-            lane.wait_shortly(op, out)
-        }
-
-        #[inline(always)]
-        fn direct(d: &mut Direct, lane: Share) -> Result<Message> {
-            Ok(Message::new(lane, d.message()))
+        fn wait_shortly(mut hold: Letter, op: OpId) -> std::result::Result<Message, Letter> {
+            let (lane, place) = hold.split();
+            if lane.wait_shortly(op, place) { Ok(Message(hold)) } else { Err(hold) }
         }
     }
 
     impl Finish for Buffer {
+        type Hold = Share;
+
         #[inline(always)]
         fn finish(outcome: Outcome, _: impl FnOnce() -> Share) -> Result<Buffer> {
             match outcome {
@@ -90,6 +94,8 @@ pub(crate) mod sealed {
     }
 
     impl Finish for Notice {
+        type Hold = Share;
+
         #[inline(always)]
         fn finish(outcome: Outcome, lane: impl FnOnce() -> Share) -> Result<Notice> {
             match outcome {
@@ -100,9 +106,9 @@ pub(crate) mod sealed {
     }
 }
 
-enum State<T> {
+enum State<T: Finish> {
     Ready(Result<T>),
-    Pending(Share, OpId),
+    Pending(T::Hold, OpId),
     Taken,
 }
 
@@ -124,12 +130,8 @@ impl<T: Finish> Op<T> {
     }
 
     #[inline(always)]
-    pub(crate) fn pending(lane: Share, id: OpId) -> Op<T> {
+    pub(crate) fn pending(lane: T::Hold, id: OpId) -> Op<T> {
         Op { state: State::Pending(lane, id) }
-    }
-
-    pub(crate) fn ended(r: Result<Outcome>, lane: &Arc<Lane>) -> Op<T> {
-        Op::ready(r.and_then(|o| T::finish(o, || Share::of(lane))))
     }
 
     /// `true` once it has ended. Makes progress.
@@ -157,13 +159,7 @@ impl<T: Finish> Op<T> {
     pub fn wait(mut self) -> Result<T> {
         match std::mem::replace(&mut self.state, State::Taken) {
             State::Ready(r) => r,
-            State::Pending(lane, id) => {
-                let mut direct = Direct::EMPTY;
-                if T::wait_shortly(&lane, id, &mut direct) {
-                    return T::direct(&mut direct, lane);
-                }
-                wait_long(lane, id)
-            }
+            State::Pending(lane, id) => T::wait_shortly(lane, id).or_else(|lane| wait_long(lane, id)),
             State::Taken => Err(Lane::closed()),
         }
     }
@@ -213,7 +209,7 @@ impl<T: Finish> Op<T> {
 }
 
 #[inline(never)]
-fn wait_long<T: Finish>(lane: Share, id: OpId) -> Result<T> {
+fn wait_long<T: Finish>(lane: T::Hold, id: OpId) -> Result<T> {
     match lane.wait_for(id, None) {
         Some(r) => r.and_then(|o| T::finish(o, || lane)),
         None => Err(Lane::closed()),
@@ -232,7 +228,7 @@ impl<T: Finish + Unpin> Future for Op<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         if let State::Pending(lane, id) = &self.state {
-            let (lane, id) = (lane.clone(), *id);
+            let (lane, id) = (Arc::clone(lane), *id);
             let mut s = lane.lock();
             s.poll();
             match s.machine.take(id) {

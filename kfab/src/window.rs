@@ -3,6 +3,7 @@
 use crate::endpoint::Peer;
 use crate::lane::Lane;
 use crate::op::Op;
+use crate::op::sealed::Finish;
 use crate::share::Share;
 use kfab_core::Result;
 use kfab_core::mem::{Buffer, WindowMem};
@@ -99,9 +100,9 @@ impl Window {
     /// ```
     pub fn notice(&self) -> Op<Notice> {
         match self.lane.with(|m, _| m.recv_notice(self.id)) {
-            Ok(Started::Pending(id)) => Op::pending(Share::of(&self.lane), id),
-            Ok(Started::Done(o)) => Op::ended(Ok(o), &self.lane),
-            Err(e) => Op::ended(Err(e), &self.lane),
+            Ok(Started::Pending(id)) => Op::pending(Share::from(&self.lane), id),
+            Ok(Started::Done(o)) => Op::ready(Notice::finish(o, || Share::from(&self.lane))),
+            Err(e) => Op::ready(Err(e)),
         }
     }
 

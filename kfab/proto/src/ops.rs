@@ -126,6 +126,14 @@ impl Ops {
     /// A new operation; `Kind::Limit` if there are too many.
     #[inline(always)]
     pub(crate) fn insert(&mut self, proto: Proto, op: &'static str) -> Result<OpId> {
+        let (id, place) = self.open(op)?;
+        *place = proto;
+        Ok(id)
+    }
+
+    /// The same, its protocol's side still to be written: it is large, and cheaper written in its place than moved there.
+    #[inline(always)]
+    pub(crate) fn open(&mut self, op: &'static str) -> Result<(OpId, &mut Proto)> {
         if self.free == NONE {
             if self.slots.len() >= self.max {
                 let max = self.max;
@@ -142,9 +150,8 @@ impl Ops {
         let s = &mut self.slots[index as usize];
         self.free = s.next_free;
         s.user = User::Waiting(None);
-        s.proto = proto;
         self.live += 1;
-        Ok(OpId { index, generation: s.generation })
+        Ok((OpId { index, generation: s.generation }, &mut s.proto))
     }
 
     #[inline(always)]

@@ -10,7 +10,7 @@ use crate::message::*;
 use crate::ops::Proto;
 use crate::transmit::flags;
 use crate::wire::*;
-use kfab_core::mem::{Buffer, Landing};
+use kfab_core::mem::Buffer;
 use kfab_core::spi::{Delivery, INLINE_MAX, Next, Small};
 
 /// Who may be given a message past the queues.
@@ -22,16 +22,16 @@ enum Taker {
     Anyone(Want),
 }
 
-/// A message handed over past the queues.
+/// A message in the place where its user has it: what comes past the queues is written there by the port.
 #[derive(Debug)]
 pub struct Direct {
     /// Who sent it.
     pub from: PeerId,
     /// The tag, of a tagged message.
     pub tag: Option<u64>,
-    /// The frame it came in, with its bytes if they are few.
+    /// The frame it came in, with its bytes if they are few, and their number in `body_len` if they are many.
     pub small: Small,
-    /// Its bytes if they are many.
+    /// The memory of many bytes: as long, or longer where the receive brought it.
     pub body: Option<Buffer>,
 }
 
@@ -44,14 +44,26 @@ impl Direct {
         body: None,
     };
 
-    /// The message, which is no longer here afterwards.
-    #[inline(always)]
-    pub fn message(&mut self) -> Message {
-        let data = match self.body.take() {
-            None => Data::Inline(self.small.inline.short_copy()),
-            Some(buffer) => Data::Buffer { len: buffer.len(), buffer },
-        };
-        Message { from: self.from, tag: self.tag, data }
+    /// Lays a message here that came by the queues.
+    pub fn put(&mut self, m: Message) {
+        (self.from, self.tag) = (m.from, m.tag);
+        self.put_data(m.data);
+    }
+
+    fn put_data(&mut self, data: Data) {
+        match data {
+            Data::Inline(inline) => (self.small.inline, self.body) = (inline, None),
+            Data::Buffer { buffer, len } => (self.small.body_len, self.body) = (len, Some(buffer)),
+        }
+    }
+
+    /// The bytes.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        match &self.body {
+            None => self.small.inline.as_slice(),
+            Some(buffer) => &buffer[..self.small.body_len],
+        }
     }
 }
 
@@ -137,10 +149,11 @@ impl Machine {
             }
             self.expect(io.now, from.index);
         }
-        let Ok(op) = self.ops.insert(Proto::Recv { want: *want, into: None }, "recv") else {
+        let Ok((op, proto)) = self.ops.open("recv") else {
             self.unexpect(&Proto::Recv { want: *want, into: None });
             return None;
         };
+        *proto = Proto::Recv { want: *want, into: None };
         self.matcher.post(op, *want);
         Some(op)
     }
@@ -200,20 +213,13 @@ impl Machine {
         Polled::Busy
     }
 
-    /// Gives the message that waits for a receive like this, if it came in one frame.
+    /// Gives the message that waits for a receive like this, if it is whole.
     fn take_waiting(&mut self, want: &Want, out: &mut Direct) -> bool {
-        let whole = |u: &Unexpected| match &u.what {
-            Arrived::Whole(Data::Inline(_)) => true,
-            Arrived::Whole(Data::Buffer { buffer, len }) => buffer.len() == *len,
-            Arrived::Promise { .. } => false,
-        };
+        let whole = |u: &Unexpected| matches!(u.what, Arrived::Whole(_));
         let Some(u) = self.matcher.take_unexpected_if(want, whole) else { return false };
-        match u.what {
-            Arrived::Whole(Data::Inline(inline)) => out.small.inline = inline,
-            Arrived::Whole(Data::Buffer { buffer, .. }) => out.body = Some(buffer),
-            Arrived::Promise { .. } => return false,
-        }
+        let Arrived::Whole(data) = u.what else { return false };
         (out.from, out.tag) = (u.from, u.tag);
+        out.put_data(data);
         if self.peers.get(u.from.index as usize).is_some_and(|p| p.name == u.from) {
             self.consume(u.from.index, u.units);
         }
@@ -270,11 +276,10 @@ impl Machine {
         p.counters.rx_bytes += (len + out.small.inline.len()) as u64;
         (out.from, out.tag) = (from, tag);
         let mut units = 1;
-        if landing.is_some() {
-            let port = &mut io.ports[c.port];
-            let landing =
-                port.take(conn, landing).expect("a body from `next_small` is taken within the call");
-            out.body = landing.and_then(Landing::into_buffer);
+        if let Some(mut landing) = landing {
+            let taken = io.ports[c.port].take_now(conn, &mut landing);
+            assert!(taken, "a port that announces a body delivers it");
+            out.body = landing.into_buffer();
             units = self.limits.units(len);
         }
         self.take_header(io, pi, h);

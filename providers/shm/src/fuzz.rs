@@ -4,7 +4,7 @@ use crate::link::hostile;
 use crate::mem::{Channel, SEGMENT_BYTES, Side};
 use crate::wire::Msg;
 use kfab_core::mem::{Buffer, Landing};
-use kfab_core::spi::{Body, HEADER_LEN, Inline};
+use kfab_core::spi::{Body, HEADER_LEN, Inline, Next, Small};
 use kfab_core::sys::{map_foreign, sealed_memfd};
 
 /// Fills a segment with `data` (repeated) or, where its first byte is odd, pokes bytes of a segment in use; then sends and
@@ -35,7 +35,12 @@ pub fn fuzz_ring(data: &[u8]) {
 
 fn exercise(us: &mut Channel) {
     let Ok(mut landing) = Landing::whole(Buffer::adopt(vec![0; crate::MAX_BODY])) else { return };
+    let mut small = Small::EMPTY;
     for round in 0..32 {
+        if round % 4 == 3 && us.next_small(&mut small) == Ok(Next::Frame) && small.body_len > 0 {
+            assert!(small.body_len <= crate::MAX_BODY);
+            us.take(small.body_len, Some(&mut landing));
+        }
         match us.peek().map_err(hostile) {
             Ok(Some(rx)) => {
                 assert!(

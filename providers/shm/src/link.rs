@@ -192,8 +192,8 @@ impl Link {
 
     /// Delivers the body that waits.
     #[inline]
-    pub(crate) fn take(&mut self, landing: &mut Option<Landing>) {
-        self.channel.take(std::mem::take(&mut self.untaken), landing.as_mut());
+    pub(crate) fn take(&mut self, landing: Option<&mut Landing>) {
+        self.channel.take(std::mem::take(&mut self.untaken), landing);
         if self.channel.publish() {
             self.ring();
         }

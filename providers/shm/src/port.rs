@@ -610,9 +610,15 @@ impl Port for ShmPort {
 
     fn take(&mut self, conn: Conn, mut landing: Option<Landing>) -> Option<Option<Landing>> {
         if let Some(link) = self.conns.link(conn).filter(|l| l.untaken != 0) {
-            link.take(&mut landing);
+            link.take(landing.as_mut());
         }
         Some(landing)
+    }
+
+    #[inline]
+    fn take_now(&mut self, conn: Conn, into: &mut Landing) -> bool {
+        let link = self.conns.link(conn).filter(|l| l.untaken != 0);
+        link.map(|l| l.take(Some(into))).is_some()
     }
 
     fn expose(&mut self, memory: &Slice, rights: Rights) -> Result<Exposure> {

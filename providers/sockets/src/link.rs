@@ -344,7 +344,7 @@ impl Link {
         let Some((header, inline)) = frame else { return Ok(moved.then_some(false)) };
         let (low, high) = header.split_at(8);
         let word = |half: &[u8]| half.try_into().map_or(0, u64::from_ne_bytes);
-        (into.conn, into.header, into.inline) = (self.id, [word(low), word(high)], inline);
+        *into = Small { conn: self.id, header: [word(low), word(high)], inline, body_len: 0 };
         Ok(Some(true))
     }
 

@@ -5,6 +5,7 @@ use super::pool::Shared;
 use super::region::Region;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 /// A stretch of a region.
 #[derive(Debug)]
@@ -12,18 +13,21 @@ pub(super) struct Block {
     region: Arc<Region>,
     offset: usize,
     size: usize,
-    /// Where it goes when the last owner is gone; `None` for adopted memory, and while it lies there.
+    /// Where it goes when the last owner is gone; `None` for adopted memory.
     pool: Option<Arc<Shared>>,
 }
 
 impl Block {
     /// Bytes `offset..offset + size` of a region.
-    pub(super) fn new(region: Arc<Region>, offset: usize, size: usize) -> Block {
-        assert!(
-            offset.checked_add(size).is_some_and(|end| end <= region.len()),
-            "a block outside its region"
-        );
-        Block { region, offset, size, pool: None }
+    pub(super) fn new(region: Arc<Region>, offset: usize, size: usize, pool: Option<Arc<Shared>>) -> Block {
+        let inside = offset.checked_add(size).is_some_and(|end| end <= region.len());
+        assert!(inside, "a block outside its region");
+        Block { region, offset, size, pool }
+    }
+
+    #[inline]
+    pub(super) fn pool(&self) -> Option<&Arc<Shared>> {
+        self.pool.as_ref()
     }
 
     #[inline]
@@ -60,15 +64,9 @@ pub(super) struct BlockRef(
 );
 
 impl BlockRef {
-    /// The first share in a block that belongs to no pool.
-    pub(super) fn new(block: Block) -> BlockRef {
-        BlockRef(Some(Arc::new(block)))
-    }
-
-    /// The first share in a block that lay in a pool.
+    /// The first share in a block.
     #[inline]
-    pub(super) fn from_pool(mut block: Arc<Block>, pool: &Arc<Shared>) -> BlockRef {
-        Arc::get_mut(&mut block).expect("the pool was its only owner").pool = Some(pool.clone());
+    pub(super) fn new(block: Arc<Block>) -> BlockRef {
         BlockRef(Some(block))
     }
 
@@ -96,7 +94,8 @@ impl BlockRef {
         }
         let block = Arc::try_unwrap(arc).map_err(|arc| BlockRef(Some(arc)))?;
         let (offset, size) = (block.offset, block.size);
-        Arc::try_unwrap(block.region).map_err(|region| BlockRef::new(Block::new(region, offset, size)))
+        let again = |region| BlockRef::new(Arc::new(Block::new(region, offset, size, None)));
+        Arc::try_unwrap(block.region).map_err(again)
     }
 }
 
@@ -112,18 +111,15 @@ impl Deref for BlockRef {
 impl Drop for BlockRef {
     #[inline]
     fn drop(&mut self) {
-        let Some(mut arc) = self.0.take() else { return };
-        if let Some(block) = Arc::get_mut(&mut arc) {
-            if let Some(pool) = block.pool.take() {
-                pool.give_back(arc);
-            }
-            return;
-        }
-        // One of several. Should the last two go at the same moment, exactly one of them gets the block.
-        if let Some(mut block) = Arc::into_inner(arc)
-            && let Some(pool) = block.pool.take()
-        {
-            pool.give_back(Arc::new(block));
+        let Some(arc) = self.0.take() else { return };
+        if Arc::strong_count(&arc) == 1 {
+            // We are the last, and there are no weak shares: nobody can make another. Acquire: what the others did with the bytes
+            // comes before what their next user does.
+            fence(Ordering::Acquire);
+            Shared::give_back(arc);
+        } else if let Some(block) = Arc::into_inner(arc) {
+            // The last two went at the same moment: exactly one of them gets the block.
+            Shared::give_back(Arc::new(block));
         }
     }
 }

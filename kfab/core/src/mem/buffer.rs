@@ -36,8 +36,8 @@ impl Buffer {
     /// Takes over a `Vec`. It is registered when first needed; transports that map slabs will copy it instead.
     pub fn adopt(v: Vec<u8>) -> Buffer {
         let len = v.len();
-        let block = Block::new(Arc::new(Region::adopted(v)), 0, len);
-        Buffer(Slice { block: BlockRef::new(block), start: 0, len })
+        let block = Block::new(Arc::new(Region::adopted(v)), 0, len, None);
+        Buffer(Slice { block: BlockRef::new(Arc::new(block)), start: 0, len })
     }
 
     /// The adopted `Vec` back, if this is an adopted buffer with no other owner and never sliced; else the buffer itself.

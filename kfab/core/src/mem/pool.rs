@@ -55,7 +55,7 @@ pub struct PoolStats {
 #[derive(Clone, Debug)]
 pub struct Pool(Arc<Handle>);
 
-/// All handles of a pool. Blocks that lie in the pool keep their regions; when the last handle is gone nobody can ask for them.
+/// All handles of a pool. When the last is gone nobody can ask for the blocks that lie in the pool, which keep it: they go.
 #[derive(Debug)]
 struct Handle(Arc<Shared>);
 
@@ -102,21 +102,20 @@ impl State {
         Ok(region)
     }
 
-    /// A block of a size that no free one has: the next of the current region, or the first of a new one.
-    #[cold]
-    fn cut(&mut self, size: usize, access: Access, config: &PoolConfig) -> Result<Block> {
+    /// A place for a block of a size that no free one has: the next in the current region, or the first in a new one.
+    fn cut(&mut self, size: usize, access: Access, config: &PoolConfig) -> Result<(Arc<Region>, usize)> {
         if let Some((region, used)) = &mut self.space(access).current {
             // Blocks start at a multiple of their size up to a page, of a page above: whole cache lines, whole pages.
             let at = used.next_multiple_of(size.min(4096));
             if at + size <= region.len() {
                 *used = at + size;
-                return Ok(Block::new(region.clone(), at, size));
+                return Ok((region.clone(), at));
             }
         }
         let bytes = config.region_bytes.max(size).next_multiple_of(4096);
         let region = self.region(bytes, access, config)?;
         self.space(access).current = Some((region.clone(), size));
-        Ok(Block::new(region, 0, size))
+        Ok((region, 0))
     }
 }
 
@@ -162,35 +161,43 @@ impl Pool {
         let shared = &self.0.0;
         let shift = len.max(1).next_power_of_two().trailing_zeros().max(MIN_SHIFT);
         if shift > MAX_SHIFT {
-            return self.huge_block(len, access);
+            return self.new_block(len.next_multiple_of(2 << 20), access);
         }
         let mut s = shared.state.lock();
-        let block = match s.space(access).free[(shift - MIN_SHIFT) as usize].pop() {
-            Some(b) => b,
-            None => Arc::new(s.cut(1 << shift, access, &shared.config)?),
+        let Some(block) = s.space(access).free[(shift - MIN_SHIFT) as usize].pop() else {
+            drop(s);
+            return self.new_block(1 << shift, access);
         };
         s.stats.in_use += 1 << shift;
-        drop(s);
-        Ok(BlockRef::from_pool(block, shared))
+        Ok(BlockRef::new(block))
     }
 
-    /// A block with a region of its own, which goes when the block does.
-    fn huge_block(&self, len: usize, access: Access) -> Result<BlockRef> {
+    /// A block that was none before. Above the largest size it has a region of its own, which goes when the block does.
+    #[cold]
+    fn new_block(&self, size: usize, access: Access) -> Result<BlockRef> {
         let shared = &self.0.0;
-        let size = len.next_multiple_of(2 << 20);
         let mut s = shared.state.lock();
-        let region = s.region(size, access, &shared.config)?;
+        let (region, offset) = if size > 1 << MAX_SHIFT {
+            (s.region(size, access, &shared.config)?, 0)
+        } else {
+            s.cut(size, access, &shared.config)?
+        };
         s.stats.in_use += size;
         drop(s);
-        Ok(BlockRef::from_pool(Arc::new(Block::new(region, 0, size)), shared))
+        Ok(BlockRef::new(Arc::new(Block::new(region, offset, size, Some(shared.clone())))))
     }
 }
 
 impl Shared {
-    /// Takes a block back from its last owner.
+    /// Takes a block back from its last owner, if it has a pool.
     #[inline]
-    pub(super) fn give_back(&self, block: Arc<Block>) {
-        let mut s = self.state.lock();
+    pub(super) fn give_back(block: Arc<Block>) {
+        let Some(pool) = block.pool() else { return };
+        // SAFETY: `block` keeps its pool. Once it lies in the list below it does so until the pool is closed, for which the last
+        // handle takes the lock that we hold; and giving the lock back is the last we do with the pool. (A share of our own
+        // would be two atomic exchanges for each message.)
+        let pool = unsafe { &*Arc::as_ptr(pool) };
+        let mut s = pool.state.lock();
         let size = block.size();
         s.stats.in_use -= size;
         if size > 1 << MAX_SHIFT {
@@ -252,5 +259,37 @@ mod tests {
         assert!(pool.stats().bytes > 64 << 20);
         drop(b);
         assert_eq!(pool.stats().bytes, 0);
+    }
+
+    #[test]
+    fn owners_on_many_threads_give_each_block_back_once() {
+        let pool = Pool::new(PoolConfig { region_bytes: 1 << 20, ..Default::default() });
+        let regions = || pool.stats().regions;
+        for round in 0..2_000u32 {
+            let mut b = pool.alloc(64).unwrap();
+            b.get_mut().unwrap().fill(round as u8);
+            let shares = [b.clone(), b.clone()];
+            std::thread::scope(|s| {
+                for share in shares {
+                    s.spawn(move || assert!(share.iter().all(|x| *x == round as u8)));
+                }
+                drop(b);
+            });
+            assert_eq!(pool.stats().in_use, 0, "round {round}");
+        }
+        assert_eq!(regions(), 1, "blocks were lost");
+    }
+
+    #[test]
+    fn a_pool_that_nobody_can_ask_keeps_nothing() {
+        let pool = Pool::new(PoolConfig { region_bytes: 1 << 20, ..Default::default() });
+        drop(pool.alloc(64).unwrap());
+        let late = pool.copy_from(b"late").unwrap();
+        let region = Arc::downgrade(late.as_source().region());
+        drop(pool);
+        assert_eq!(&late[..], b"late");
+        assert!(region.upgrade().is_some());
+        drop(late);
+        assert!(region.upgrade().is_none(), "the region outlives its pool and its blocks");
     }
 }

@@ -30,7 +30,7 @@ impl Memory {
 mod plain {
     use super::*;
     use crate::mem::{Buffer, Landing};
-    use crate::spi::{Body, Inline, Small};
+    use crate::spi::{Body, Inline, Next, Small};
     use proptest::prelude::*;
     use std::collections::VecDeque;
 
@@ -92,13 +92,16 @@ mod plain {
     enum Step {
         Push(usize, usize),
         Take,
+        /// The same by `next_small`.
+        TakeShortly,
         Publish,
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             3 => (0usize..=40, prop_oneof![Just(0usize), 1usize..=256]).prop_map(|(i, b)| Step::Push(i, b)),
-            3 => Just(Step::Take),
+            2 => Just(Step::Take),
+            2 => Just(Step::TakeShortly),
             1 => Just(Step::Publish),
         ]
     }
@@ -136,6 +139,20 @@ mod plain {
                         }
                         (got, want) => prop_assert!(false, "{:?} instead of {:?}", got, want),
                     },
+                    Step::TakeShortly => {
+                        let mut small = Small::EMPTY;
+                        match (c.next_small(&mut small).unwrap(), queue.pop_front()) {
+                            (Next::Nothing, None) => {}
+                            (Next::Frame, Some((h, inline, body))) => {
+                                prop_assert_eq!(small.header_bytes(), [h; 16]);
+                                prop_assert_eq!(small.inline.as_slice(), &inline[..]);
+                                prop_assert_eq!(small.body_len, body.len());
+                                if !body.is_empty() { prop_assert_eq!(take(&mut c, body.len()), body) }
+                                unpublished += 1;
+                            }
+                            (got, want) => prop_assert!(false, "{:?} instead of {:?}", got, want),
+                        }
+                    }
                     Step::Publish => {
                         c.publish(false);
                         unpublished = 0;
@@ -159,7 +176,15 @@ mod plain {
             let counters = Consumed { lines: words[0].into(), data: (u64::from(words[1]) << (words[2] & 31)).into() };
             m.words.consumed.0 = counters;
             let (mut p, mut c) = m.ends();
-            for _ in 0..40 {
+            let mut small = Small::EMPTY;
+            for i in 0..40 {
+                if i % 2 == 1 && c.next_small(&mut small) == Ok(Next::Frame) {
+                    prop_assert!(small.body_len <= 256 && small.inline.as_slice().len() <= 40);
+                    if small.body_len > 0 {
+                        c.take(small.body_len, None);
+                    }
+                    continue;
+                }
                 match c.peek() {
                     Ok(Some(rx)) => {
                         prop_assert!(rx.body_len <= 256 && rx.inline.as_slice().len() <= 40);

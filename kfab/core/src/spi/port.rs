@@ -58,19 +58,6 @@ impl Inline {
         Inline { bytes, len: len.min(INLINE_MAX) as u8 }
     }
 
-    /// A copy that moves the words that count only.
-    #[inline(always)]
-    pub fn short_copy(&self) -> Inline {
-        if self.len > 8 {
-            return *self;
-        }
-        let mut short = Inline { bytes: [0; INLINE_MAX], len: self.len };
-        if let (Some(to), Some(from)) = (short.bytes.first_chunk_mut::<8>(), self.bytes.first_chunk::<8>()) {
-            *to = *from;
-        }
-        short
-    }
-
     /// The bytes.
     #[inline]
     pub fn as_slice(&self) -> &[u8] {
@@ -157,7 +144,7 @@ pub struct Small {
     pub header: [u64; 2],
     /// The inline part.
     pub inline: Inline,
-    /// Bytes of a body that waits for [`Port::take`].
+    /// Bytes of a body that waits to be taken.
     pub body_len: usize,
 }
 
@@ -179,7 +166,7 @@ impl Small {
 /// What [`Port::next_small`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// A frame. It is consumed, unless it has a body: then [`Port::take`] must follow, and ends within the call.
+    /// A frame. It is consumed, unless it has a body: then [`Port::take_now`] or [`Port::take`] must follow.
     Frame,
     /// No frame.
     Nothing,
@@ -335,6 +322,13 @@ pub trait Port: Send {
     /// Delivers the waiting body of the last frame of `conn`: into `landing` (as long as the body or longer: the first `body_len` bytes are filled;
     /// shorter: the rest is discarded), or nowhere. Returns `Ok(landing)` if that happened within the call; else `Event::Taken` follows.
     fn take(&mut self, conn: Conn, landing: Option<Landing>) -> Option<Option<Landing>>;
+
+    /// Delivers the body that [`Port::next_small`] announced, within the call: `into` has its length. `false` from ports that
+    /// announce none there.
+    fn take_now(&mut self, conn: Conn, into: &mut Landing) -> bool {
+        let _ = (conn, into);
+        false
+    }
 
     /// Makes memory reachable for one-sided access by peers of this port.
     fn expose(&mut self, memory: &Slice, rights: Rights) -> Result<Exposure>;
