@@ -52,7 +52,7 @@ ours() {
 	line=$1 field=$2 factor=$3
 	shift 3
 	kill -CONT $server
-	said=$($on0 "$kfab" perf "$@" --pin none --json verbs:$there:7000 2>&1)
+	said=$($on0 "$kfab" perf "$@" --device verbs:rxe_a0 --pin none --json verbs:$there:7000 2>&1)
 	kill -STOP $server
 	took "$line" kfab "$(echo "$said" | sed -n "s/.*\"$field\": *\([0-9.e+]*\).*/\1/p" | awk -v f="$factor" 'NR == 1 { print $1 * f }')"
 }

@@ -56,6 +56,9 @@ pub(crate) struct FabricArgs {
     /// Only these providers (names as `kfab info` lists them; sockets is another name of tcp)
     #[arg(long, value_name = "P,..", value_delimiter = ',')]
     pub(crate) provider: Vec<String>,
+    /// Only these devices, as PROVIDER:DEVICE, each a rail (verbs:mlx5_0, tcp:eth0); otherwise all cards are rails
+    #[arg(long, value_name = "D,..", value_delimiter = ',')]
+    pub(crate) device: Vec<String>,
     /// The fabric's key (made by `kfab keygen`); without it, the variable KFAB_KEY, if it holds one
     #[arg(long, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
@@ -92,8 +95,9 @@ impl FabricArgs {
     }
 
     /// An endpoint over these schemes.
-    pub(crate) fn config(schemes: &[&str], wait: WaitArg) -> EndpointConfig {
+    pub(crate) fn config(&self, schemes: &[&str], wait: WaitArg) -> EndpointConfig {
         EndpointConfig {
+            devices: self.device.clone(),
             providers: schemes.iter().map(|s| (*s).to_owned()).collect(),
             wait: wait.wait(),
             progress: wait.progress(),

@@ -60,6 +60,7 @@ impl PeerProcess {
         if fabric.plain {
             command.arg("--plain");
         }
+        command.args(fabric.device.iter().flat_map(|d| ["--device", d]));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let child =
             command.spawn().map_err(|e| Failure::failed(format!("starting the peer process: {e}")))?;
@@ -118,7 +119,7 @@ pub(crate) fn run(args: &PeerArgs) -> Result<()> {
 
 fn open(args: &PeerArgs) -> Result<kfab::Endpoint> {
     let schemes = crate::providers::chosen(&args.fabric.provider)?;
-    Ok(args.fabric.fabric()?.open(FabricArgs::config(&schemes, args.wait))?)
+    Ok(args.fabric.fabric()?.open(args.fabric.config(&schemes, args.wait))?)
 }
 
 fn say(hello: &Hello) -> Result<()> {

@@ -93,7 +93,9 @@ pub struct EndpointConfig {
     pub listen: Vec<String>,
     /// Use only these providers, by scheme; empty: all that are available.
     pub providers: Vec<String>,
-    /// Rails: devices to open a port on, as `SCHEME:DEVICE` (`tcp:eth0`), one each; empty: one port per provider.
+    /// Rails: devices to open a port on, as `SCHEME:DEVICE` (`tcp:eth0`, `verbs:mlx5_0`), one each. None of a provider: every device
+    /// that is a rail of its own (RDMA cards and their ports; [`Endpoint::unavailable`](crate::Endpoint::unavailable) has those that
+    /// cannot be used), or one port for all its devices.
     pub devices: Vec<String>,
     /// Protocol limits.
     pub limits: Limits,

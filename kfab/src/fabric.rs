@@ -5,6 +5,7 @@ use crate::endpoint::Endpoint;
 use crate::lane::Lane;
 use kfab_core::spi::{Device, Port, PortConfig, Provider, ProviderLimit, Unavailable, Way};
 use kfab_core::{Error, Kind, Result};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The providers a program chose, and what its endpoints have in common. Several fabrics can live in one process; nothing is global.
@@ -95,7 +96,7 @@ impl Fabric {
             }
             let asked =
                 config.providers.iter().any(|n| n == scheme) || !ways_of(&config.listen, scheme).is_empty();
-            match self.open_ports(p.as_ref(), &config) {
+            match self.open_ports(p.as_ref(), &config, &mut missing) {
                 Ok(mut opened) => ports.append(&mut opened),
                 Err(e) if asked || e.kind() != Kind::Unavailable => return Err(e),
                 Err(e) => missing.push(format!("{scheme}: {}", e.context())),
@@ -155,19 +156,32 @@ impl Fabric {
         Ok(())
     }
 
-    fn open_ports(&self, p: &dyn Provider, config: &EndpointConfig) -> Result<Vec<Box<dyn Port>>> {
+    /// The ports over a provider: where and on what the configuration says, or on every device that is a rail of its own.
+    fn open_ports(
+        &self,
+        p: &dyn Provider,
+        config: &EndpointConfig,
+        left_out: &mut Vec<String>,
+    ) -> Result<Vec<Box<dyn Port>>> {
         let listen = ways_of(&config.listen, p.scheme());
         let devices = ways_of(&config.devices, p.scheme());
-        let n = listen.len().max(devices.len()).max(1);
         let base = PortConfig {
-            listen: None,
-            device: None,
             key: self.config.key.clone(),
             encrypt: !self.config.plain,
             connect_timeout: config.ports.connect_timeout,
             max_conns: config.ports.max_conns,
             max_connecting: config.ports.max_connecting,
+            distances: config.partition.as_ref().map(distances).unwrap_or_default(),
+            ..Default::default()
         };
+        if devices.is_empty() && listen.len() <= 1 {
+            let rails = p.rails(listen.first().map(String::as_str));
+            if !rails.is_empty() {
+                let all = PortConfig { listen: listen.first().cloned(), ..base };
+                return open_rails(p, rails, &all, left_out);
+            }
+        }
+        let n = listen.len().max(devices.len()).max(1);
         let one = |i: usize| {
             p.open(&PortConfig {
                 listen: listen.get(i).cloned(),
@@ -177,6 +191,38 @@ impl Fabric {
         };
         (0..n).map(one).collect()
     }
+}
+
+/// A port on each of these devices. Those that cannot be used are left out, and that is said; if none can, why the first cannot.
+fn open_rails(
+    p: &dyn Provider,
+    devices: Vec<String>,
+    config: &PortConfig,
+    left_out: &mut Vec<String>,
+) -> Result<Vec<Box<dyn Port>>> {
+    let (mut ports, mut failed) = (Vec::new(), Vec::new());
+    for device in devices {
+        match p.open(&PortConfig { device: Some(device.clone()), ..config.clone() }) {
+            Ok(port) => ports.push(port),
+            Err(e) if matches!(e.kind(), Kind::AddressInUse | Kind::InvalidArgument) => return Err(e),
+            Err(e) => failed.push((device, e)),
+        }
+    }
+    if ports.is_empty() && !failed.is_empty() {
+        return Err(failed.swap_remove(0).1);
+    }
+    for (device, e) in failed {
+        tracing::warn!(provider = p.scheme(), device, error = %e, "a rail is left out");
+        left_out.push(format!("{}: {}", p.scheme(), e.context()));
+    }
+    Ok(ports)
+}
+
+/// How far the nodes of this machine are from a partition.
+fn distances(partition: &kfab_topo::Partition) -> BTreeMap<u32, u32> {
+    let topology = kfab_topo::Topology::discover();
+    let node = partition.node.and_then(|n| topology.node(n));
+    node.map(|n| n.distances.clone()).unwrap_or_default()
 }
 
 /// The texts of those ways that are for `scheme`.

@@ -114,7 +114,7 @@ impl Client {
         let cpus = load.pin.cpus()?;
         let process = PeerProcess::start(scheme, fabric, load.wait, cpus.map(|c| c.1))?;
         crate::place::pin(cpus.map(|c| c.0));
-        let endpoint = fabric.fabric()?.open(FabricArgs::config(&[scheme], load.wait))?;
+        let endpoint = fabric.fabric()?.open(fabric.config(&[scheme], load.wait))?;
         let address = process.address.clone();
         Client::connect(endpoint, &address, Some(scheme.to_owned()), Some(process))
     }
@@ -122,7 +122,7 @@ impl Client {
     /// Connects to a server by its address, over the given providers (none: all).
     pub(crate) fn with_server(address: &str, fabric: &FabricArgs, wait: WaitArg) -> Result<Client> {
         let schemes = crate::providers::chosen(&fabric.provider)?;
-        let endpoint = fabric.fabric()?.open(FabricArgs::config(&schemes, wait))?;
+        let endpoint = fabric.fabric()?.open(fabric.config(&schemes, wait))?;
         Client::connect(endpoint, address, None, None)
     }
 

@@ -84,6 +84,10 @@ fn provider_text(p: &ProviderInfo) -> String {
     for (i, d) in devices.iter().enumerate() {
         let scheme = if i == 0 { p.scheme } else { "" };
         out += &format!("  {scheme:<8}{:<10}{}\n", d.name, d.detail);
+        if let Some(why) = &d.left_out {
+            out += &format!("  {:<8}{:<10}left out: {why}\n", "", "");
+            continue;
+        }
         let caps = caps_text(&d.caps);
         if last.as_ref() != Some(&caps) {
             out += &format!("  {:<8}{:<10}{caps}\n", "", "");

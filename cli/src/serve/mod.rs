@@ -29,7 +29,7 @@ pub(crate) struct ServeArgs {
 
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     let schemes = crate::providers::chosen(&args.fabric.provider)?;
-    let mut config = FabricArgs::config(&schemes, args.wait);
+    let mut config = args.fabric.config(&schemes, args.wait);
     config.listen = args.listen.iter().map(|w| way(w)).collect();
     if args.fabric.provider.is_empty() {
         // All that work; those not asked for by name may be missing.

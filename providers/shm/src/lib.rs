@@ -117,7 +117,7 @@ impl Provider for Shm {
             .map_err(|e| Unavailable { reason: format!("sealed memory files cannot be made here: {e}") })?;
         let barrier = if kfab_core::sys::has_heavy_barrier() { "membarrier" } else { "full fences" };
         let detail = format!("processes of this user on this host ({boot}), {barrier}");
-        Ok(vec![Device { scheme: SCHEME, name: DEVICE.to_owned(), detail, caps: caps() }])
+        Ok(vec![Device { scheme: SCHEME, name: DEVICE.to_owned(), detail, caps: caps(), left_out: None }])
     }
 
     fn limits(&self) -> Vec<ProviderLimit> {

@@ -31,7 +31,7 @@ impl Provider for Sim {
     fn probe(&self) -> std::result::Result<Vec<Device>, Unavailable> {
         let caps = self.world.lock().config.caps();
         let detail = format!("simulated fabric, {:?} delivery, {:?} time", caps.delivery, self.world.clock());
-        Ok(vec![Device { scheme: SCHEME, name: "world".to_owned(), detail, caps }])
+        Ok(vec![Device { scheme: SCHEME, name: "world".to_owned(), detail, caps, left_out: None }])
     }
 
     fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>> {

@@ -41,7 +41,7 @@ const RANK: u8 = 10;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sockets;
 
-fn caps(speed: u32, node: Option<u32>) -> Caps {
+fn caps(weight: u32, node: Option<u32>) -> Caps {
     Caps {
         delivery: Delivery::Connection,
         max_body: wire::MAX_BODY,
@@ -50,7 +50,7 @@ fn caps(speed: u32, node: Option<u32>) -> Caps {
         rma: false,
         zero_copy: true,
         sees_death: false,
-        weight: speed,
+        weight,
         rank: RANK,
         node,
     }
@@ -129,7 +129,7 @@ impl Provider for Sockets {
 fn open(config: &PortConfig) -> Result<port::TcpPort> {
     let rail = net::Rail::new(config.listen.as_deref(), config.device.as_deref())?;
     let terms = Terms { dialect: &wire::DIALECT, key: config.key.clone(), seal: config.encrypt };
-    let mut caps = caps(rail.speed, rail.node);
+    let mut caps = caps(config.weight(rail.speed, rail.node), rail.node);
     caps.zero_copy = !(terms.key.is_some() && terms.seal);
     let shared = link::Shared { pool: Default::default(), terms };
     port::TcpPort::open(config, rail, shared, caps)
@@ -140,5 +140,5 @@ fn device(i: net::Interface) -> Device {
     let speed = i.speed.map_or_else(|| "speed unknown".to_owned(), |s| format!("{s} Mbit/s"));
     let detail = format!("up, {}, {speed}", addrs.join(" "));
     let caps = caps(i.speed.unwrap_or(net::DEFAULT_SPEED), i.node);
-    Device { scheme: SCHEME, name: i.name, detail, caps }
+    Device { scheme: SCHEME, name: i.name, detail, caps, left_out: None }
 }

@@ -30,12 +30,16 @@ impl Gid {
         v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
     }
 
+    fn is_routable(&self) -> bool {
+        !matches!(self.ip(), IpAddr::V6(a) if a.is_unicast_link_local())
+    }
+
     /// Lower is better: routable IPv4, then routable IPv6, then the rest; version 2 before version 1.
     fn rank(&self) -> u8 {
         let place = match self.ip() {
             IpAddr::V4(_) => 0,
-            IpAddr::V6(a) if a.is_unicast_link_local() => 4,
-            IpAddr::V6(_) => 2,
+            IpAddr::V6(_) if self.is_routable() => 2,
+            IpAddr::V6(_) => 4,
         };
         place + u8::from(!self.v2)
     }
@@ -46,6 +50,8 @@ impl Gid {
 pub(crate) struct Card {
     pub(crate) name: String,
     pub(crate) port: u8,
+    /// What people call this port: the card's name, with `/PORT` (as `rdma link` has it) where it has several.
+    pub(crate) label: String,
     /// Network interface below a RoCE port.
     pub(crate) netdev: Option<String>,
     /// `ACTIVE`, `DOWN`, ...
@@ -63,7 +69,7 @@ impl Card {
     }
 
     pub(crate) fn is_called(&self, name: &str) -> bool {
-        self.name == name || self.netdev.as_deref() == Some(name)
+        self.label == name || self.name == name || self.netdev.as_deref() == Some(name)
     }
 
     /// One line for people.
@@ -78,13 +84,15 @@ fn line(path: impl AsRef<Path>) -> Option<String> {
     Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
-/// All ports of all cards, fastest first; an error is the reason why there is none.
+/// All ports of all cards, usable and fast ones first; an error is the reason why there is none. Equals are in the order of their
+/// addresses: the first rail here and the first rail of a peer are then likely to be on one network.
 pub(crate) fn cards() -> Result<Vec<Card>, String> {
     let mut all: Vec<Card> = sys::card_names()?.iter().flat_map(|n| ports_of(n)).collect();
     if all.is_empty() {
         return Err("no RDMA card (`rdma link` lists them)".to_owned());
     }
-    all.sort_by_key(|c| (!c.active(), std::cmp::Reverse(c.speed)));
+    let address = |c: &Card| c.gids.first().filter(|g| g.is_routable()).map(Gid::ip);
+    all.sort_by_key(|c| (!c.active(), std::cmp::Reverse(c.speed), address(c)));
     Ok(all)
 }
 
@@ -93,10 +101,11 @@ fn ports_of(name: &str) -> Vec<Card> {
     let ports = std::fs::read_dir(base.join("ports")).into_iter().flatten().flatten();
     let mut numbers: Vec<u8> = ports.filter_map(|p| p.file_name().to_str()?.parse().ok()).collect();
     numbers.sort_unstable();
-    numbers.into_iter().map(|n| read_port(name, &base, n)).collect()
+    let label = |n: u8| if numbers.len() > 1 { format!("{name}/{n}") } else { name.to_owned() };
+    numbers.iter().map(|n| read_port(name, &base, *n, label(*n))).collect()
 }
 
-fn read_port(name: &str, base: &Path, port: u8) -> Card {
+fn read_port(name: &str, base: &Path, port: u8, label: String) -> Card {
     let dir = base.join("ports").join(port.to_string());
     let gids = gids_of(&dir);
     let first = gids.first().map_or(0, |g| g.index);
@@ -106,6 +115,7 @@ fn read_port(name: &str, base: &Path, port: u8) -> Card {
     Card {
         name: name.to_owned(),
         port,
+        label,
         node: node_of(base, netdev.as_deref()),
         netdev,
         state,

@@ -54,7 +54,7 @@ const FRAGMENT: usize = 1 << 20;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Verbs;
 
-fn caps(card: &Card) -> Caps {
+fn caps(card: &Card, weight: u32) -> Caps {
     Caps {
         delivery: Delivery::Connection,
         max_body: wire::MAX_BODY,
@@ -63,7 +63,7 @@ fn caps(card: &Card) -> Caps {
         rma: true,
         zero_copy: true,
         sees_death: true,
-        weight: card.speed,
+        weight,
         rank: RANK,
         node: card.node,
     }
@@ -74,35 +74,41 @@ impl Provider for Verbs {
         SCHEME
     }
 
-    /// The ports of the cards that can be used. If none can: why the first cannot. Opens each card for a moment.
+    /// The ports of all cards, and what stands in the way of using one. If none can be used: why the first cannot. Opens each card
+    /// for a moment.
     fn probe(&self) -> std::result::Result<Vec<Device>, Unavailable> {
-        let mut usable = Vec::new();
-        let mut why = None;
-        for card in device::cards().map_err(|reason| Unavailable { reason })? {
-            match device::obstacle(&card) {
-                None => usable.push(Device {
-                    scheme: SCHEME,
-                    name: card.name.clone(),
-                    detail: card.detail(),
-                    caps: caps(&card),
-                }),
-                Some(reason) => {
-                    tracing::debug!(reason, "a card cannot be used");
-                    why.get_or_insert(reason);
-                }
-            }
+        let cards = device::cards().map_err(|reason| Unavailable { reason })?;
+        let look = |card: Card| Device {
+            scheme: SCHEME,
+            detail: card.detail(),
+            caps: caps(&card, card.speed),
+            left_out: device::obstacle(&card),
+            name: card.label,
+        };
+        let all: Vec<Device> = cards.into_iter().map(look).collect();
+        if let Some(reason) = all.first().and_then(|d| d.left_out.clone())
+            && all.iter().all(|d| d.left_out.is_some())
+        {
+            return Err(Unavailable { reason });
         }
-        match why {
-            Some(reason) if usable.is_empty() => Err(Unavailable { reason }),
-            _ => Ok(usable),
+        Ok(all)
+    }
+
+    /// Every port of every card, unless an address to listen at says which one. Those that cannot be used are among them, so that
+    /// `open` says why.
+    fn rails(&self, listen: Option<&str>) -> Vec<String> {
+        match listen.map(str::parse::<SocketAddr>) {
+            Some(Err(_)) => Vec::new(),
+            Some(Ok(at)) if !at.ip().is_unspecified() => Vec::new(),
+            _ => device::cards().unwrap_or_default().into_iter().map(|c| c.label).collect(),
         }
     }
 
-    /// `listen` is `ADDRESS:PORT` with an address of a card; `device` names a card or its interface. With neither, the fastest
-    /// card whose port is up, at any port.
+    /// `listen` is `ADDRESS:PORT` with an address of a card; `device` names a card (with `/PORT` where it has several) or its
+    /// interface. With neither, the fastest card whose port is up, at any port.
     fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>> {
         let (card, gid, at) = choose(config)?;
-        let caps = caps(&card);
+        let caps = caps(&card, config.weight(card.speed, card.node));
         Ok(Box::new(port::VerbsPort::open(config, card, gid, at, caps)?))
     }
 }
@@ -118,7 +124,7 @@ fn choose(config: &PortConfig) -> Result<(Card, Gid, SocketAddr)> {
     };
     let mut cards = device::cards().map_err(unavailable)?;
     if let Some(name) = &config.device {
-        let all: Vec<String> = cards.iter().map(|c| c.name.clone()).collect();
+        let all: Vec<String> = cards.iter().map(|c| c.label.clone()).collect();
         cards.retain(|c| c.is_called(name));
         if cards.is_empty() {
             return Err(unavailable(format!("no RDMA card {name:?}; there are {}", all.join(", "))));

@@ -40,7 +40,7 @@ pub struct Caps {
     pub node: Option<u32>,
 }
 
-/// A device that a provider could open.
+/// A device of a provider.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Device {
@@ -52,6 +52,8 @@ pub struct Device {
     pub detail: String,
     /// Capabilities, where they can be told without opening it.
     pub caps: Caps,
+    /// Why it cannot be opened now, if so: it is left out.
+    pub left_out: Option<String>,
 }
 
 /// Why a provider or device cannot be used here. A value, never a panic.

@@ -4,6 +4,7 @@ use super::{Caps, Conn, Device, Event, ProviderLimit, RmaToken, Unavailable, Way
 use crate::Result;
 use crate::auth::FabricKey;
 use crate::mem::{Landing, Slice};
+use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -238,6 +239,9 @@ pub struct PortConfig {
     pub listen: Option<String>,
     /// Only this device (interface, card); `None`: whatever the address says.
     pub device: Option<String>,
+    /// NUMA distance from where the endpoint runs to each node by number, in ACPI SLIT units (10 is there itself); empty: it runs
+    /// anywhere. See [`PortConfig::weight`].
+    pub distances: BTreeMap<u32, u32>,
     /// The fabric's key, if it has one.
     pub key: Option<FabricKey>,
     /// Encrypt traffic where the transport can be overheard. Only with a key.
@@ -255,6 +259,7 @@ impl Default for PortConfig {
         PortConfig {
             listen: None,
             device: None,
+            distances: BTreeMap::new(),
             key: None,
             encrypt: true,
             connect_timeout: Duration::from_secs(5),
@@ -264,13 +269,35 @@ impl Default for PortConfig {
     }
 }
 
+impl PortConfig {
+    /// The weight of a rail over a device: its link speed, less by as much as its node is farther than the nearest one.
+    ///
+    /// ```
+    /// # use kfab_core::spi::PortConfig;
+    /// let here = PortConfig { distances: [(0, 10), (1, 20)].into(), ..Default::default() };
+    /// assert_eq!((here.weight(100_000, Some(0)), here.weight(100_000, Some(1))), (100_000, 50_000));
+    /// assert_eq!(PortConfig::default().weight(100_000, Some(1)), 100_000);
+    /// ```
+    pub fn weight(&self, speed_mbit: u32, node: Option<u32>) -> u32 {
+        let far = node.and_then(|n| self.distances.get(&n)).map_or(10, |d| u64::from(*d).max(10));
+        u32::try_from(u64::from(speed_mbit) * 10 / far).unwrap_or(speed_mbit).max(1)
+    }
+}
+
 /// A transport that can be opened here, or says why not.
 pub trait Provider: Send + Sync {
     /// The scheme of its ways: `shm`, `tcp`, `verbs`, `sim`.
     fn scheme(&self) -> &'static str;
 
-    /// The devices that could be opened, or why there is none.
+    /// The devices, at least one of which could be opened, or why there is none.
     fn probe(&self) -> std::result::Result<Vec<Device>, Unavailable>;
+
+    /// The devices that an endpoint which names none opens a port on each: its rails. `listen` is where it wants to listen, if it says.
+    /// Empty: one port serves, and `open` finds the place.
+    fn rails(&self, listen: Option<&str>) -> Vec<String> {
+        let _ = listen;
+        Vec::new()
+    }
 
     /// The limits that its ports keep, beside those of [`PortConfig`].
     fn limits(&self) -> Vec<ProviderLimit> {

@@ -1,0 +1,152 @@
+//! Rails that nobody names: an endpoint opens a port on each device that its provider calls a rail, leaves out what cannot be used
+//! and says so.
+//!
+//! One test needs two cables with a card at each end, as `cargo xtask lab --cards 4 --wire switch` makes them; elsewhere it says what
+//! is missing and does nothing. `KFAB_LAB_RDMA=1` demands them.
+
+mod common;
+
+use common::watched_for;
+use kfab::{Endpoint, EndpointConfig, Fabric, Kind, Limits};
+use kfab_core::spi::{Device, Port, PortConfig, Provider, Unavailable};
+use kfab_sockets::Sockets;
+use kfab_verbs::Verbs;
+use std::process::Command;
+use std::time::Duration;
+
+/// TCP whose interfaces are rails by these names.
+struct Railed(&'static [&'static str]);
+
+impl Provider for Railed {
+    fn scheme(&self) -> &'static str {
+        Sockets.scheme()
+    }
+
+    fn probe(&self) -> Result<Vec<Device>, Unavailable> {
+        Sockets.probe()
+    }
+
+    fn rails(&self, listen: Option<&str>) -> Vec<String> {
+        match listen {
+            Some(text) if !text.starts_with("0.0.0.0:") => Vec::new(),
+            _ => self.0.iter().map(|n| (*n).to_owned()).collect(),
+        }
+    }
+
+    fn open(&self, config: &PortConfig) -> kfab::Result<Box<dyn Port>> {
+        assert_eq!(config.weight(10, Some(0)), 10, "distances of an endpoint that runs anywhere");
+        Sockets.open(config)
+    }
+}
+
+fn open(rails: &'static [&'static str], config: EndpointConfig) -> kfab::Result<Endpoint> {
+    Fabric::new((Railed(rails),)).open(config)
+}
+
+fn ways(e: &Endpoint) -> Vec<String> {
+    e.address().ways().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn each_rail_gets_a_port_and_what_cannot_be_used_is_named() {
+    let all: EndpointConfig = EndpointConfig::default();
+    let e = open(&["lo", "no-such-card", "lo"], all.clone()).unwrap();
+    assert_eq!(e.address().ways().len(), 2);
+    let [why] = e.unavailable() else { panic!("{:?}", e.unavailable()) };
+    assert!(why.starts_with("tcp: ") && why.contains("no-such-card"), "{why}");
+
+    let refused = open(&["no-such-card", "nor-this"], all.clone()).err().expect("opened on nothing");
+    assert!(refused.to_string().contains("no-such-card"), "{refused}");
+    assert_eq!(refused.kind(), Kind::Unavailable);
+
+    let named = EndpointConfig { devices: vec!["tcp:lo".into()], ..all.clone() };
+    let e = open(&["no-such-card", "lo"], named).unwrap();
+    assert_eq!((e.address().ways().len(), e.unavailable().len()), (1, 0));
+
+    let at = EndpointConfig { listen: vec!["tcp:127.0.0.1:0".into()], ..all };
+    let e = open(&["no-such-card", "lo"], at).unwrap();
+    assert_eq!((e.address().ways().len(), e.unavailable().len()), (1, 0));
+}
+
+#[test]
+fn all_rails_listen_where_it_is_said() {
+    let any = EndpointConfig { listen: vec!["tcp:0.0.0.0:0".into()], ..Default::default() };
+    let first = open(&["lo"], any).unwrap();
+    let port = ways(&first)[0].rsplit(':').next().unwrap().to_owned();
+    let same = EndpointConfig { listen: vec![format!("tcp:0.0.0.0:{port}")], ..Default::default() };
+    let taken = open(&["no-such-card", "lo"], same.clone()).err().expect("opened twice");
+    assert_eq!(taken.kind(), Kind::AddressInUse, "{taken}");
+    drop(first);
+    assert_eq!(ways(&open(&["lo"], same).unwrap()), [format!("tcp:127.0.0.1:{port}")]);
+}
+
+/// Whether both cables are here; if not, the reason is printed.
+fn cables_are_here() -> bool {
+    let why = match Verbs.probe() {
+        Err(why) => why.reason,
+        Ok(all) if all.len() == 4 => return true,
+        Ok(all) => format!("two cables with a card at each end are needed, there are {} cards", all.len()),
+    };
+    assert!(std::env::var_os("KFAB_LAB_RDMA").is_none(), "KFAB_LAB_RDMA demands cards: {why}");
+    println!("skipped: {why}");
+    false
+}
+
+fn link(rail: usize, how: &str) {
+    let done = Command::new("lab").args(["link", &rail.to_string(), how]).status().expect("the lab's helper");
+    assert!(done.success(), "lab link {rail} {how}");
+}
+
+fn on_all_cards() -> Endpoint {
+    let limits = Limits { peer_timeout: Duration::from_secs(40), ..Default::default() };
+    Fabric::new((Verbs,)).open(EndpointConfig { limits, ..Default::default() }).unwrap()
+}
+
+/// Large messages from `a` to `b`, looked at; the bytes that each port of `b` got.
+fn talk(a: &Endpoint, b: &Endpoint) -> Vec<u64> {
+    let to = a.peer(&b.address().to_string()).unwrap();
+    let ports = b.address().ways().len();
+    let mut got = vec![0; ports];
+    for n in 0..200u8 {
+        let receive = b.recv();
+        to.send(&vec![n; 1 << 20][..]).wait().unwrap();
+        let m = receive.wait().unwrap();
+        assert!(m.len() == 1 << 20 && m.chunks(4096).all(|c| c == [n; 4096]), "message {n} is damaged");
+        got.fill(0);
+        for r in b.stats().peers.into_iter().flat_map(|p| p.info.rails) {
+            got[r.port] += r.rx_bytes;
+        }
+        if n > 16 && got.iter().all(|bytes| *bytes > 1 << 20) {
+            break;
+        }
+    }
+    got
+}
+
+#[test]
+fn every_card_whose_link_is_up_is_a_rail() {
+    if !cables_are_here() {
+        return;
+    }
+    watched_for("all cards", 300, || {
+        let (a, b) = (on_all_cards(), on_all_cards());
+        assert_eq!((b.address().ways().len(), b.unavailable()), (4, &[][..]));
+        let got = talk(&a, &b);
+        println!("bytes by card: {got:?}");
+        assert!(got.iter().all(|bytes| *bytes > 1 << 20), "a card carries nothing: {got:?}");
+        drop((a, b));
+
+        link(1, "down");
+        let (a, b) = (on_all_cards(), on_all_cards());
+        let said = b.unavailable().join("; ");
+        let left_out = Verbs.probe().unwrap().into_iter().filter(|d| d.left_out.is_some()).map(|d| d.name);
+        let mut left_out: Vec<String> = left_out.collect();
+        left_out.sort();
+        let got = talk(&a, &b);
+        link(1, "up");
+        println!("left out: {said}; bytes by card: {got:?}");
+        assert!(["rxe_a1", "rxe_b1", "DOWN"].iter().all(|w| said.contains(w)), "{said}");
+        assert_eq!(left_out, ["rxe_a1", "rxe_b1"]);
+        assert!(got.len() == 2 && got.iter().all(|bytes| *bytes > 1 << 20), "{got:?}");
+    });
+}
