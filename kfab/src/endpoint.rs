@@ -64,7 +64,7 @@ impl Endpoint {
         &self.lane.address
     }
 
-    /// Providers that could not be opened, and why.
+    /// Providers, and devices that would be rails, which could not be opened, and why: `verbs: mlx5_1 port 1 is DOWN`.
     pub fn unavailable(&self) -> &[String] {
         &self.missing
     }
