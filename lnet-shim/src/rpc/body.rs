@@ -11,23 +11,28 @@ pub const SMALL: usize = 64;
 #[derive(Clone)]
 pub struct Body(Inner);
 
+/// Aligned, so that what copies a value as a whole loads what was stored as a whole.
+#[derive(Clone, Copy)]
+#[repr(align(16))]
+struct Bytes([u8; SMALL]);
+
 #[derive(Clone)]
 enum Inner {
-    Small { len: u8, bytes: [u8; SMALL] },
+    Small { len: u8, bytes: Bytes },
     Owned(Vec<u8>),
     Shared(Buffer),
 }
 
 impl Body {
     /// No bytes.
-    pub const EMPTY: Body = Body(Inner::Small { len: 0, bytes: [0; SMALL] });
+    pub const EMPTY: Body = Body(Inner::Small { len: 0, bytes: Bytes([0; SMALL]) });
 
     /// A copy of `bytes`; without an allocation up to [`SMALL`].
     #[inline]
     pub fn copy(bytes: &[u8]) -> Body {
         if bytes.len() <= SMALL {
-            let mut b = [0; SMALL];
-            b[..bytes.len()].copy_from_slice(bytes);
+            let mut b = Bytes([0; SMALL]);
+            b.0[..bytes.len()].copy_from_slice(bytes);
             Body(Inner::Small { len: bytes.len() as u8, bytes: b })
         } else {
             Body(Inner::Owned(bytes.to_vec()))
@@ -49,7 +54,7 @@ impl Body {
     /// As a buffer that can be sent or exposed without a copy. An owned body is adopted.
     pub fn into_buffer(self) -> Buffer {
         match self.0 {
-            Inner::Small { len, bytes } => Buffer::adopt(bytes[..usize::from(len)].to_vec()),
+            Inner::Small { len, bytes } => Buffer::adopt(bytes.0[..usize::from(len)].to_vec()),
             Inner::Owned(v) => Buffer::adopt(v),
             Inner::Shared(b) => b,
         }
@@ -62,7 +67,7 @@ impl Deref for Body {
     #[inline]
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Inner::Small { len, bytes } => &bytes[..usize::from(*len)],
+            Inner::Small { len, bytes } => &bytes.0[..usize::from(*len)],
             Inner::Owned(v) => v,
             Inner::Shared(b) => b,
         }
@@ -151,7 +156,7 @@ impl postcard::ser_flavors::Flavor for Writer {
 
     fn finalize(self) -> postcard::Result<Body> {
         Ok(if self.spill.is_empty() {
-            Body(Inner::Small { len: self.len as u8, bytes: self.bytes })
+            Body(Inner::Small { len: self.len as u8, bytes: Bytes(self.bytes) })
         } else {
             Body(Inner::Owned(self.spill))
         })

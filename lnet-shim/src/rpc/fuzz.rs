@@ -99,9 +99,8 @@ pub fn fuzz_client(data: &[u8]) {
             replay: if n % 2 == 0 { Replay::Always } else { Replay::Never },
             deadline: 1_000_000_000 + u64::from(n),
             extend_to: 2_000_000_000,
-            extension: Vec::new(),
+            extra: None,
             body: Body::copy(&[n]),
-            windows: Vec::new(),
         };
         under_way.extend(core.start(0, start, &mut sink));
     }

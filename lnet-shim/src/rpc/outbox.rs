@@ -2,7 +2,7 @@
 
 use super::body::Body;
 use super::wire::{CallHead, HEAD, Head, Kind, ReplyHead};
-use kfab::{Buffer, Payload};
+use kfab::Buffer;
 
 /// Records of a packet before it leaves by itself.
 pub(crate) const RECORDS_MAX: u16 = 16;
@@ -87,43 +87,4 @@ pub(crate) fn tailed<R>(
 ) -> R {
     let bytes = [&head.encode()[..], record, extension].concat();
     send(Packet::Tailed(&bytes, body.clone().into_buffer()))
-}
-
-/// Packets up to this size leave from a buffer that is used again and again.
-const STAGED_MAX: usize = 2048;
-/// Such buffers: packets that may be on their way at a time before others are made.
-const STAGES: usize = 4;
-
-/// Buffers that packets leave from. What is sent as bytes costs the fabric a buffer each time.
-#[derive(Debug, Default)]
-pub(crate) struct Stage {
-    buffers: Vec<Buffer>,
-    next: usize,
-}
-
-impl Stage {
-    /// The bytes as they are to be sent; `make` makes a buffer of a length.
-    #[inline]
-    pub(crate) fn payload<'a>(
-        &mut self,
-        bytes: &'a [u8],
-        make: impl Fn(usize) -> Option<Buffer>,
-    ) -> Payload<'a> {
-        if bytes.len() > STAGED_MAX {
-            return Payload::Bytes(bytes);
-        }
-        if self.buffers.is_empty() {
-            self.buffers.extend((0..STAGES).map_while(|_| make(STAGED_MAX)));
-        }
-        let count = self.buffers.len();
-        for _ in 0..count {
-            self.next = (self.next + 1) % count;
-            let buffer = &mut self.buffers[self.next];
-            if let Some(room) = buffer.get_mut() {
-                room[..bytes.len()].copy_from_slice(bytes);
-                return Payload::Buffer(buffer.slice(0..bytes.len()));
-            }
-        }
-        Payload::Bytes(bytes)
-    }
 }

@@ -35,6 +35,13 @@ struct Slot {
     state: State,
 }
 
+impl Slot {
+    #[inline]
+    fn runs(&self, id: CallId) -> bool {
+        self.seq == id.seq && matches!(self.state, State::Running)
+    }
+}
+
 /// What to do with a call that has arrived.
 #[derive(Debug)]
 pub(crate) enum Admission {
@@ -103,13 +110,16 @@ impl Session {
         Admission::New { abandoned }
     }
 
-    /// A call has ended; `false` if nobody waits for it any more.
+    /// A call has ended: its answer, which is kept from now on. `None` if nobody waits for it any more.
     #[inline]
-    pub(crate) fn finish(&mut self, id: CallId, answer: &Answer) -> bool {
-        let Some(slot) = self.running(id) else { return false };
-        slot.state = State::Done(answer.clone());
+    pub(crate) fn finish(&mut self, id: CallId, answer: Answer) -> Option<&Answer> {
+        let slot = self.slots.get_mut(usize::from(id.slot)).filter(|s| s.runs(id))?;
         self.cached += answer.body.len();
-        true
+        slot.state = State::Done(answer);
+        match &slot.state {
+            State::Done(answer) => Some(answer),
+            _ => None,
+        }
     }
 
     /// A call was not begun after all: it may come again.
@@ -148,8 +158,7 @@ impl Session {
 
     #[inline]
     fn running(&mut self, id: CallId) -> Option<&mut Slot> {
-        let slot = self.slots.get_mut(usize::from(id.slot))?;
-        (slot.seq == id.seq && matches!(slot.state, State::Running)).then_some(slot)
+        self.slots.get_mut(usize::from(id.slot)).filter(|s| s.runs(id))
     }
 }
 
@@ -171,8 +180,8 @@ mod tests {
         let mut s = Session::new(4, 1000, 0);
         assert!(matches!(s.admit(id(1, 1)), Admission::New { abandoned: None }));
         assert!(matches!(s.admit(id(1, 1)), Admission::Running));
-        assert!(s.finish(id(1, 1), &ok(b"yes")));
-        assert!(!s.finish(id(1, 1), &ok(b"no")));
+        assert!(s.finish(id(1, 1), ok(b"yes")).is_some_and(|a| &*a.body == b"yes"));
+        assert!(s.finish(id(1, 1), ok(b"no")).is_none());
         for _ in 0..3 {
             assert!(matches!(s.admit(id(1, 1)), Admission::Again(a) if &*a.body == b"yes"));
         }
@@ -180,7 +189,7 @@ mod tests {
         assert!(matches!(s.admit(id(1, 1)), Admission::Stale));
         assert!(matches!(s.admit(id(1, 2)), Admission::New { abandoned: None }));
         assert!(matches!(s.admit(id(1, 3)), Admission::New { abandoned: Some(old) } if old == id(1, 2)));
-        assert!(!s.finish(id(1, 2), &ok(b"late")));
+        assert!(s.finish(id(1, 2), ok(b"late")).is_none());
         assert!(matches!(s.admit(id(1, 2)), Admission::Stale));
         assert!(matches!(s.admit(id(4, 1)), Admission::NoSlot));
     }
@@ -198,7 +207,7 @@ mod tests {
         let mut s = Session::new(4, 100, 0);
         for slot in 0..2 {
             assert!(matches!(s.admit(id(slot, 1)), Admission::New { .. }));
-            s.finish(id(slot, 1), &ok(&[7; 80]));
+            s.finish(id(slot, 1), ok(&[7; 80]));
         }
         assert_eq!(s.cached(), 160);
         assert!(matches!(s.admit(id(2, 1)), Admission::Full));
@@ -220,7 +229,7 @@ mod tests {
                     prop_assert!(begun.insert(id), "{id:?} began twice");
                 }
                 if finish {
-                    s.finish(id, &ok(&seq.to_le_bytes()));
+                    s.finish(id, ok(&seq.to_le_bytes()));
                 }
                 if let Admission::Again(a) = s.admit(id) {
                     prop_assert_eq!(&*a.body, &seq.to_le_bytes());

@@ -112,13 +112,12 @@ impl Play {
             replay,
             deadline: self.net.now + 60_000 * MS,
             extend_to: self.net.now + 60_000 * MS,
-            extension: Vec::new(),
+            extra: None,
             // Some are large enough for a packet of their own.
             body: Body::from(
                 [&number.to_le_bytes()[..], &vec![1; if number.is_multiple_of(40) { 3000 } else { 8 }]]
                     .concat(),
             ),
-            windows: Vec::new(),
         };
         self.clients[client].start(self.net.now, start, &mut self.net)
     }

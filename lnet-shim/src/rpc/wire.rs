@@ -353,10 +353,6 @@ pub(crate) struct Extension {
 }
 
 impl Extension {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.job.is_none() && self.windows.is_empty()
-    }
-
     /// With its length before it. The caller has checked [`JOB_MAX`] and [`WINDOWS_MAX`].
     pub(crate) fn encode(&self) -> Vec<u8> {
         let job = self.job.as_deref().unwrap_or("");

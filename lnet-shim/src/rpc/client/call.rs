@@ -4,7 +4,7 @@ use super::super::body::Body;
 use super::super::error::{Error, Kind, Result};
 use super::super::wire::{Extension, JOB_MAX, WINDOWS_MAX};
 use super::Shared;
-use super::core::{Replay, Start};
+use super::core::{Extra, Replay, Start};
 use super::link::State;
 use kfab::Window;
 use std::future::{Future, IntoFuture};
@@ -16,28 +16,39 @@ use std::time::Duration;
 /// A call being described; it begins with [`Prepared::start`], [`Prepared::wait`] or `.await`.
 #[must_use = "a call begins with `start`, `wait` or `.await`"]
 pub struct Prepared<'a, R> {
-    pub(super) shared: &'a Arc<Shared>,
-    pub(super) portal: u8,
-    pub(super) opcode: u16,
-    pub(super) body: Result<Body>,
-    pub(super) decode: fn(Body) -> Result<R>,
-    pub(super) limit: Option<Duration>,
-    pub(super) high: bool,
-    pub(super) replay: Replay,
-    pub(super) extension: Extension,
-    pub(super) windows: Vec<Arc<Window>>,
+    shared: &'a Arc<Shared>,
+    /// Without its times, which are set when it begins.
+    start: Start,
+    limit: Option<Duration>,
+    /// Why it cannot begin.
+    wrong: Option<Error>,
+    decode: fn(Body) -> Result<R>,
 }
 
 impl<'a, R> Prepared<'a, R> {
+    #[inline]
     pub(super) fn new(
         shared: &'a Arc<Shared>,
         (portal, opcode): (u8, u16),
         body: Result<Body>,
         decode: fn(Body) -> Result<R>,
     ) -> Self {
-        let extension = Extension { job: shared.job.clone(), windows: Vec::new() };
-        let (limit, high, replay, windows) = (None, false, Replay::Never, Vec::new());
-        Prepared { shared, portal, opcode, body, decode, limit, high, replay, extension, windows }
+        let (body, wrong) = match body {
+            Ok(body) => (body, None),
+            Err(e) => (Body::EMPTY, Some(e)),
+        };
+        let extra = shared.job.as_ref().map(|job| {
+            let extension = Extension { job: Some(job.clone()), windows: Vec::new() };
+            Box::new(Extra { extension, ..Extra::default() })
+        });
+        let (deadline, extend_to) = (u64::MAX, u64::MAX);
+        let start =
+            Start { portal, opcode, high: false, replay: Replay::Never, deadline, extend_to, extra, body };
+        Prepared { shared, start, limit: None, wrong, decode }
+    }
+
+    fn extra(&mut self) -> &mut Extra {
+        self.start.extra.get_or_insert_default()
     }
 
     /// Ends the call as `TimedOut` after so long, whatever the server says. Without it the client's default holds, and
@@ -49,19 +60,19 @@ impl<'a, R> Prepared<'a, R> {
 
     /// In the high-priority class, for liveness traffic: slots and a queue of its own, before everything else.
     pub fn high(mut self) -> Self {
-        self.high = true;
+        self.start.high = true;
         self
     }
 
     /// What happens if the server that had the call is gone and another answers.
     pub fn replay(mut self, replay: Replay) -> Self {
-        self.replay = replay;
+        self.start.replay = replay;
         self
     }
 
     /// The job it belongs to (at most 32 bytes), instead of the client's.
     pub fn job(mut self, job: &str) -> Self {
-        self.extension.job = Some(job.into());
+        self.extra().extension.job = Some(job.into());
         self
     }
 
@@ -69,8 +80,9 @@ impl<'a, R> Prepared<'a, R> {
     /// bytes, in this order. Kept open until the call ends. After an end that is not certain ([`super::super::Fate::Unknown`])
     /// the server may still write: drop the window rather than use it for something else.
     pub fn window(mut self, window: &Arc<Window>) -> Self {
-        self.extension.windows.push(window.key().clone());
-        self.windows.push(window.clone());
+        let extra = self.extra();
+        extra.extension.windows.push(window.key().clone());
+        extra.windows.push(window.clone());
         self
     }
 
@@ -93,32 +105,28 @@ impl<'a, R> Prepared<'a, R> {
     }
 
     #[inline]
-    fn begin(self, state: &mut MutexGuard<'_, State>) -> Result<usize> {
-        let body = self.body?;
-        if body.len() > self.shared.limits.payload {
+    fn begin(mut self, state: &mut MutexGuard<'_, State>) -> Result<usize> {
+        if let Some(e) = self.wrong {
+            return Err(e);
+        }
+        let limits = &self.shared.limits;
+        if self.start.body.len() > limits.payload {
             return Err(Error::new(
                 Kind::Invalid,
                 "the request is larger than ClientLimits::payload: use a window",
             ));
         }
-        let extension = if self.extension.is_empty() { Vec::new() } else { encode(&self.extension)? };
+        if let Some(extra) = &mut self.start.extra {
+            extra.bytes = encode(&extra.extension)?;
+        }
         let now = state.clock();
         let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
-        let deadline = now.saturating_add(ns(self.limit.unwrap_or(self.shared.limits.limit)));
-        let longest = now.saturating_add(ns(self.shared.limits.limit_max));
-        let start = Start {
-            portal: self.portal,
-            opcode: self.opcode,
-            high: self.high,
-            replay: self.replay,
-            deadline,
-            extend_to: if self.limit.is_some() { deadline } else { longest.max(deadline) },
-            extension,
-            body,
-            windows: self.windows,
-        };
+        let deadline = now.saturating_add(ns(self.limit.unwrap_or(limits.limit)));
+        let longest = now.saturating_add(ns(limits.limit_max));
+        self.start.deadline = deadline;
+        self.start.extend_to = if self.limit.is_some() { deadline } else { longest.max(deadline) };
         let State { core, wire, .. } = &mut **state;
-        core.start(now, start, wire)
+        core.start(now, self.start, wire)
     }
 }
 

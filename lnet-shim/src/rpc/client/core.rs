@@ -34,8 +34,16 @@ pub(crate) struct Start {
     pub(crate) deadline: u64,
     /// The deadline moves with early replies, as far as this.
     pub(crate) extend_to: u64,
-    pub(crate) extension: Vec<u8>,
+    pub(crate) extra: Option<Box<Extra>>,
     pub(crate) body: Body,
+}
+
+/// What few calls have.
+#[derive(Default)]
+pub(crate) struct Extra {
+    pub(crate) extension: Extension,
+    /// The extension as it travels.
+    pub(crate) bytes: Vec<u8>,
     /// Kept open until the call ends.
     pub(crate) windows: Vec<Arc<kfab::Window>>,
 }
@@ -539,7 +547,8 @@ impl Core {
         if call.tries > 0 {
             f |= flags::RESENT;
         }
-        if !s.extension.is_empty() {
+        let extension = s.extra.as_ref().map_or(&[][..], |x| &x.bytes);
+        if !extension.is_empty() {
             f |= flags::EXTENDED;
         }
         let limit_us = if s.deadline == u64::MAX { 0 } else { us(s.extend_to.saturating_sub(now)).max(1) };
@@ -560,9 +569,9 @@ impl Core {
         let tag = TAG_TO_SERVER | self.client & TAG_CLIENT;
         if s.body.len() > COPY_MAX {
             let packet = Head { kind: Kind::Calls, count: 1, client: self.client, session: self.session };
-            return tailed(&packet, &head.encode(), &s.extension, &s.body, |packet| send.send(tag, packet));
+            return tailed(&packet, &head.encode(), extension, &s.body, |packet| send.send(tag, packet));
         }
-        self.out.call(&head, &s.extension, &s.body);
+        self.out.call(&head, extension, &s.body);
         if self.out.is_full() {
             self.out.take(self.client, self.session, |packet| send.send(tag, packet));
         }
@@ -664,7 +673,7 @@ impl Core {
     fn end(&mut self, key: usize, result: Result<Body>) {
         let Some(call) = self.calls.get_mut(key) else { return };
         call.phase = Phase::Ended(result);
-        call.start.windows.clear();
+        call.start.extra = None;
         if let Some(id) = call.slot.take() {
             self.slots[usize::from(id.slot)].call = None;
             let high = usize::from(id.slot) < HIGH_SLOTS && self.usable > HIGH_SLOTS;

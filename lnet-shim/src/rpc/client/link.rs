@@ -3,7 +3,7 @@
 use super::super::body::Body;
 use super::super::error::Kind as Failure;
 use super::super::faults::{Blow, Dice};
-use super::super::outbox::{Packet, Stage};
+use super::super::outbox::Packet;
 use super::super::wire::{TAG_CLIENT, TAG_TO_CLIENT};
 use super::core::{Core, Send};
 use kfab::{Buffer, Endpoint, Kind, Message, Op, Payload, Peer};
@@ -15,9 +15,6 @@ const PAUSE: (u64, u64) = (5_000_000, 500_000_000);
 /// How packets leave, and what befalls them.
 pub(super) struct Wire {
     peer: Option<Peer>,
-    stage: Stage,
-    /// Makes the stage's buffers.
-    buffer: Box<dyn Fn(usize) -> Option<Buffer> + std::marker::Send>,
     dice: Option<Dice>,
     late: Vec<(u64, Peer, u64, Vec<u8>)>,
     now: u64,
@@ -63,7 +60,7 @@ impl Send for Wire {
         let Some(peer) = &self.peer else { return };
         // A send that fails is as good as lost: the receive that is posted tells that the peer is gone.
         match packet {
-            Packet::Whole(bytes) => drop(peer.send_tagged(tag, self.stage.payload(bytes, &self.buffer))),
+            Packet::Whole(bytes) => drop(peer.send_tagged(tag, bytes)),
             Packet::Tailed(head, tail) => {
                 let parts = vec![Buffer::adopt(head.to_vec()), tail];
                 drop(peer.send_tagged(tag, Payload::Buffers(parts)));
@@ -91,16 +88,10 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(
-        core: Core,
-        client: u64,
-        addresses: Vec<String>,
-        dice: Option<Dice>,
-        buffer: Box<dyn Fn(usize) -> Option<Buffer> + std::marker::Send>,
-    ) -> State {
+    pub(super) fn new(core: Core, client: u64, addresses: Vec<String>, dice: Option<Dice>) -> State {
         State {
             core,
-            wire: Wire { peer: None, stage: Stage::default(), buffer, dice, late: Vec::new(), now: 0 },
+            wire: Wire { peer: None, dice, late: Vec::new(), now: 0 },
             client,
             receive: None,
             addresses,

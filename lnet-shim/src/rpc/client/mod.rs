@@ -127,9 +127,7 @@ impl Client {
         let client = super::server::random().map_err(failed)?;
         let dice = Dice::new(config.faults, client);
         let core = Core::new(client, config.limits.clone());
-        let maker = endpoint.clone();
-        let make = Box::new(move |len| maker.buffer(len).ok());
-        let state = Mutex::new(State::new(core, client, addresses, dice, make));
+        let state = Mutex::new(State::new(core, client, addresses, dice));
         let job = config.job.map(String::into_boxed_str);
         Ok(Client { shared: Arc::new(Shared { endpoint, state, limits: config.limits, job }) })
     }

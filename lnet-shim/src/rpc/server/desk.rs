@@ -5,7 +5,7 @@
 
 use super::super::body::Body;
 use super::super::error::Result;
-use super::super::outbox::{COPY_MAX, Outbox, Packet, tailed};
+use super::super::outbox::{COPY_MAX, Outbox, Packet, RECORDS_MAX, tailed};
 use super::super::session::{Admission, Answer, Session};
 use super::super::wire::*;
 use super::ServerLimits;
@@ -14,7 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// How packets leave: implemented by a lane, and by tests.
+/// How packets leave: implemented by a lane, and by tests. Must not call the desk.
 pub(crate) trait Post {
     /// A client's address.
     type To: Clone;
@@ -139,6 +139,13 @@ struct Line<To> {
     out: Outbox,
 }
 
+/// A call that has ended, and whose answer has not left yet.
+struct Ended {
+    ticket: Ticket,
+    answer: Answer,
+    estimate_us: u32,
+}
+
 /// Counts of what a desk met.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeskCounts {
@@ -165,6 +172,7 @@ pub(crate) struct Desk<P: Post> {
     high: VecDeque<Arrival>,
     normal: VecDeque<Arrival>,
     abandoned: Vec<Ticket>,
+    ended: Vec<Ended>,
     dirty: Vec<usize>,
     pub(crate) counts: DeskCounts,
 }
@@ -179,6 +187,7 @@ impl<P: Post> Desk<P> {
             high: VecDeque::new(),
             normal: VecDeque::new(),
             abandoned: Vec::new(),
+            ended: Vec::new(),
             dirty: Vec::new(),
             counts: DeskCounts::default(),
         }
@@ -195,8 +204,7 @@ impl<P: Post> Desk<P> {
         }
         let Some(at) = self.line(&head) else { return self.stranger(&head, rest, from(), post) };
         match head.kind {
-            Kind::Calls if head.count == 1 && rest.len() > COPY_MAX => self.large(now, at, packet, post),
-            Kind::Calls => self.calls(now, at, head, rest, post),
+            Kind::Calls => self.calls(now, at, head, packet, post),
             Kind::Cancel => {
                 self.lines[at].known.lock().heard = now;
                 self.cancel(at, head, rest);
@@ -247,20 +255,10 @@ impl<P: Post> Desk<P> {
 
     /// A call has ended.
     #[inline]
-    pub(crate) fn answer(&mut self, t: Ticket, answer: Answer, estimate_us: u32, post: &mut P) {
-        let Some(line) = self.lines.get(t.line).filter(|l| l.client == t.client) else { return };
-        if line.known.lock().finish(t.id, &answer) {
-            self.reply(t.line, t.id, &answer, estimate_us, post);
-        }
-    }
-
-    /// A call is not begun; the client is to send it again after so long.
-    pub(crate) fn retry_after(&mut self, t: Ticket, us: u32, post: &mut P) {
-        let Some(line) = self.lines.get(t.line).filter(|l| l.client == t.client) else { return };
-        if line.known.lock().forget(t.id) {
-            self.counts.retry_after += 1;
-            let answer = Answer { status: Status::RetryAfter, arg: us, body: Body::EMPTY };
-            self.reply(t.line, t.id, &answer, 0, post);
+    pub(crate) fn answer(&mut self, ticket: Ticket, answer: Answer, estimate_us: u32, post: &mut P) {
+        self.ended.push(Ended { ticket, answer, estimate_us });
+        if self.ended.len() >= usize::from(RECORDS_MAX) {
+            self.settle(post);
         }
     }
 
@@ -281,6 +279,7 @@ impl<P: Post> Desk<P> {
     /// Sends what is ready.
     #[inline]
     pub(crate) fn flush(&mut self, post: &mut P) {
+        self.settle(post);
         while let Some(at) = self.dirty.pop() {
             if let Some(line) = self.lines.get_mut(at).filter(|l| !l.out.is_empty()) {
                 let (to, tag) = (&line.to, tag_of(line.client));
@@ -352,44 +351,50 @@ impl<P: Post> Desk<P> {
         }
     }
 
-    fn calls(&mut self, now: u64, at: usize, head: Head, rest: &[u8], post: &mut P) {
-        let mut records = Records::new(head.count, rest);
+    /// The client's session is locked once for a packet.
+    fn calls(&mut self, now: u64, at: usize, head: Head, packet: Arrived, post: &mut P) {
+        let Some(known) = self.lines.get(at).map(|l| l.known.clone()) else { return };
+        let mut session = known.lock();
+        session.heard = now;
+        if head.count == 1 && packet.len() > HEAD + COPY_MAX {
+            return self.large(&mut session, now, at, packet, post);
+        }
+        let mut records = Records::new(head.count, &packet[HEAD..]);
         while let Some(record) = records.call() {
             let Ok((call, extension, payload)) = record else {
                 self.counts.damaged += 1;
                 return;
             };
-            if let Some(t) = self.admit(now, at, &call, post) {
-                self.queue(now, t, &call, extension, Body::copy(payload), post);
+            if let Some(t) = self.admit(&mut session, at, &call, post)
+                && let Some(extension) = self.enter(&mut session, t, &call, extension, post)
+            {
+                self.queue(now, t, &call, extension, Body::copy(payload));
             }
         }
     }
 
     /// A packet of one call with a large payload: shared, not copied.
-    fn large(&mut self, now: u64, at: usize, packet: Arrived, post: &mut P) {
+    fn large(&mut self, session: &mut Session, now: u64, at: usize, packet: Arrived, post: &mut P) {
         let mut records = Records::new(1, &packet[HEAD..]);
         let Some(Ok((call, extension, payload))) = records.call() else {
             self.counts.damaged += 1;
             return;
         };
         let begins = HEAD + records.at() - payload.len();
-        let extension = extension.to_vec();
-        let Some(t) = self.admit(now, at, &call, post) else { return };
-        match packet.into_body(begins) {
-            Ok(body) => self.queue(now, t, &call, &extension, body, post),
-            Err(_) => self.retry_after(t, self.clients.limits.retry_after.as_micros() as u32, post),
+        if let Some(t) = self.admit(session, at, &call, post)
+            && let Some(extension) = self.enter(session, t, &call, extension, post)
+        {
+            match packet.into_body(begins) {
+                Ok(body) => self.queue(now, t, &call, extension, body),
+                Err(_) => self.send_back(session, t, post),
+            }
         }
     }
 
     #[inline]
-    fn admit(&mut self, now: u64, at: usize, call: &CallHead, post: &mut P) -> Option<Ticket> {
-        let line = self.lines.get(at)?;
-        let t = Ticket { line: at, client: line.client, id: call.id };
-        let mut session = line.known.lock();
-        session.heard = now;
-        let admission = session.admit(call.id);
-        drop(session);
-        match admission {
+    fn admit(&mut self, session: &mut Session, at: usize, call: &CallHead, post: &mut P) -> Option<Ticket> {
+        let t = Ticket { line: at, client: self.lines.get(at)?.client, id: call.id };
+        match session.admit(call.id) {
             Admission::New { abandoned } => {
                 self.abandoned.extend(abandoned.map(|id| Ticket { id, ..t }));
                 return Some(t);
@@ -401,35 +406,61 @@ impl<P: Post> Desk<P> {
             }
             Admission::Stale => self.counts.stale += 1,
             Admission::NoSlot => self.counts.damaged += 1,
-            Admission::Full => {
-                self.counts.retry_after += 1;
-                let arg = self.clients.limits.retry_after.as_micros() as u32;
-                let answer = Answer { status: Status::RetryAfter, arg, body: Body::EMPTY };
-                self.reply(at, call.id, &answer, 0, post);
-            }
+            Admission::Full => self.say_retry(t, post),
         }
         None
     }
 
+    /// What came with the call; `None` if it is sent back, because the queue is full, or refused.
     #[inline]
-    fn queue(&mut self, now: u64, t: Ticket, call: &CallHead, extension: &[u8], body: Body, post: &mut P) {
+    fn enter(
+        &mut self,
+        session: &mut Session,
+        t: Ticket,
+        call: &CallHead,
+        extension: &[u8],
+        post: &mut P,
+    ) -> Option<Extension> {
         let limits = &self.clients.limits;
-        let high = call.flags & flags::HIGH != 0;
-        let (depth, room) = match high {
-            true => (self.high.len(), limits.queue_high),
-            false => (self.normal.len(), limits.queue),
+        let room = match call.flags & flags::HIGH != 0 {
+            true => self.high.len() < limits.queue_high,
+            false => self.normal.len() < limits.queue,
         };
-        if depth >= room {
-            return self.retry_after(t, limits.retry_after.as_micros() as u32, post);
+        if !room {
+            self.send_back(session, t, post);
+            return None;
         }
-        let extension = match extension {
-            [] => Extension::default(),
-            bytes => match Extension::decode(bytes) {
-                Some(e) => e,
-                None => return self.answer(t, Answer::empty(Status::Malformed), 0, post),
-            },
-        };
-        let deadline = if call.limit_us == 0 { u64::MAX } else { now + u64::from(call.limit_us) * 1000 };
+        if extension.is_empty() {
+            return Some(Extension::default());
+        }
+        let extension = Extension::decode(extension);
+        if extension.is_none()
+            && let Some(answer) = session.finish(t.id, Answer::empty(Status::Malformed))
+        {
+            self.reply(t.line, t.id, answer, 0, post);
+        }
+        extension
+    }
+
+    /// A call is not begun: it may come again.
+    #[cold]
+    fn send_back(&mut self, session: &mut Session, t: Ticket, post: &mut P) {
+        if session.forget(t.id) {
+            self.say_retry(t, post);
+        }
+    }
+
+    #[cold]
+    fn say_retry(&mut self, t: Ticket, post: &mut P) {
+        self.counts.retry_after += 1;
+        let arg = self.clients.limits.retry_after.as_micros() as u32;
+        let answer = Answer { status: Status::RetryAfter, arg, body: Body::EMPTY };
+        self.reply(t.line, t.id, &answer, 0, post);
+    }
+
+    #[inline]
+    fn queue(&mut self, now: u64, t: Ticket, call: &CallHead, extension: Extension, body: Body) {
+        let high = call.flags & flags::HIGH != 0;
         let arrival = Arrival {
             ticket: t,
             portal: call.portal,
@@ -437,18 +468,42 @@ impl<P: Post> Desk<P> {
             high,
             patience_us: call.patience_us,
             arrived: now,
-            deadline,
+            deadline: if call.limit_us == 0 { u64::MAX } else { now + u64::from(call.limit_us) * 1000 },
             extension,
             body,
         };
         if high { self.high.push_back(arrival) } else { self.normal.push_back(arrival) }
     }
 
+    /// Keeps the answers of calls that have ended and puts them into packets. A client's session is locked once for all of its calls
+    /// that ended one after the other.
+    fn settle(&mut self, post: &mut P) {
+        let mut ended = std::mem::take(&mut self.ended);
+        let of_one =
+            |a: &Ended, b: &Ended| (a.ticket.line, a.ticket.client) == (b.ticket.line, b.ticket.client);
+        for run in ended.chunk_by_mut(of_one) {
+            let Ticket { line, client, .. } = run[0].ticket;
+            let Some(known) = self.lines.get(line).filter(|l| l.client == client).map(|l| l.known.clone())
+            else {
+                continue;
+            };
+            let mut session = known.lock();
+            for e in run {
+                let answer = std::mem::replace(&mut e.answer, Answer::empty(Status::Ok));
+                if let Some(answer) = session.finish(e.ticket.id, answer) {
+                    self.reply(line, e.ticket.id, answer, e.estimate_us, post);
+                }
+            }
+        }
+        ended.clear();
+        self.ended = ended;
+    }
+
     fn cancel(&mut self, at: usize, head: Head, rest: &[u8]) {
         let Some(line) = self.lines.get(at) else { return };
         let mut records = Records::new(head.count, rest);
         while let Some(Ok((call, ..))) = records.call() {
-            if line.known.lock().finish(call.id, &Answer::empty(Status::Canceled)) {
+            if line.known.lock().finish(call.id, Answer::empty(Status::Canceled)).is_some() {
                 let t = Ticket { line: at, client: line.client, id: call.id };
                 self.high.retain(|a| a.ticket != t);
                 self.normal.retain(|a| a.ticket != t);

@@ -86,7 +86,7 @@ impl Lane {
         start: Instant,
     ) -> Lane {
         let estimates = vec![Estimate::new(config.limits.history); registry.services.len()];
-        let out = Out::new(endpoint.clone(), Dice::new(config.faults, view.number as u64 + 1));
+        let out = Out::new(Dice::new(config.faults, view.number as u64 + 1));
         Lane {
             endpoint,
             receive: None,

@@ -1,19 +1,16 @@
 //! How a lane's packets leave: over its endpoint, past the faults it was told to make.
 
 use super::super::faults::{Blow, Dice};
-use super::super::outbox::{Packet, Stage};
+use super::super::outbox::Packet;
 use super::desk::Post;
-use kfab::{Buffer, Endpoint, Op, Payload, Peer};
+use kfab::{Buffer, Op, Payload, Peer};
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 /// Packets that may wait for credit. Beyond them replies are not sent: they are kept in the cache, and the client asks again.
 const WAITING_MAX: usize = 4096;
 
 /// Packets on their way out.
 pub(crate) struct Out {
-    endpoint: Arc<Endpoint>,
-    stage: Stage,
     dice: Option<Dice>,
     late: Vec<(u64, Peer, u64, Vec<u8>)>,
     waiting: VecDeque<Op<()>>,
@@ -21,8 +18,8 @@ pub(crate) struct Out {
 }
 
 impl Out {
-    pub(crate) fn new(endpoint: Arc<Endpoint>, dice: Option<Dice>) -> Out {
-        Out { endpoint, stage: Stage::default(), dice, late: Vec::new(), waiting: VecDeque::new(), now: 0 }
+    pub(crate) fn new(dice: Option<Dice>) -> Out {
+        Out { dice, late: Vec::new(), waiting: VecDeque::new(), now: 0 }
     }
 
     /// Forgets sends that have ended, and sends what was delayed.
@@ -86,11 +83,7 @@ impl Post for Out {
             }
         }
         match packet {
-            Packet::Whole(bytes) => {
-                let endpoint = &self.endpoint;
-                let payload = self.stage.payload(bytes, |len| endpoint.buffer(len).ok());
-                self.send(to, tag, payload);
-            }
+            Packet::Whole(bytes) => self.send(to, tag, Payload::Bytes(bytes)),
             Packet::Tailed(head, tail) => {
                 self.send(to, tag, Payload::Buffers(vec![Buffer::adopt(head.to_vec()), tail]));
             }
