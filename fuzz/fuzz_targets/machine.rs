@@ -294,7 +294,7 @@ impl<'a> Play<'a> {
         b.extend(0u16.to_le_bytes());
         b.extend(id.to_le_bytes());
         b.extend(u32::from(self.input.byte()).to_le_bytes());
-        b.extend(0u32.to_le_bytes());
+        b.extend(u32::from(self.input.byte() & 6).to_le_bytes());
         b.extend(4096u32.to_le_bytes());
         b.extend(session.to_le_bytes());
         if self.input.byte() > 240 {

@@ -22,6 +22,11 @@ fn meet(to_b: &Peer, b: &Endpoint) {
     assert_eq!(&b.recv().wait().unwrap()[..], b"hello");
 }
 
+fn two_rails() -> EndpointConfig {
+    let listen = vec!["tcp:127.0.0.1:0".into(), "tcp:127.0.0.2:0".into()];
+    EndpointConfig { listen, ..config("tcp") }
+}
+
 fn bytes_of(w: &Window, at: usize, len: usize) -> Vec<u8> {
     let mut now = vec![0; len];
     assert_eq!(w.read_at(at, &mut now), len);
@@ -165,11 +170,7 @@ fn a_wait_can_be_awaited_bounded_dropped_and_cancelled() {
 #[test]
 fn rails_that_break_double_nothing_and_lose_nothing() {
     watched("rails", || {
-        let rails = || EndpointConfig {
-            listen: vec!["tcp:127.0.0.1:0".into(), "tcp:127.0.0.2:0".into()],
-            ..config("tcp")
-        };
-        let (a, b) = (fabric().open(rails()).unwrap(), fabric().open(rails()).unwrap());
+        let (a, b) = (fabric().open(two_rails()).unwrap(), fabric().open(two_rails()).unwrap());
         let to_b = a.peer(&b.address().to_string()).unwrap();
         let each = 200_000;
         let w = b.window(8 * each, BOTH).unwrap();
@@ -209,5 +210,21 @@ fn rails_that_break_double_nothing_and_lose_nothing() {
         assert!(!w.notice().is_done());
         let failovers = a.stats().lane.totals.failovers;
         assert!(failovers > 0, "no rail broke while it was used");
+    });
+}
+
+#[test]
+fn a_write_to_a_peer_that_is_known_by_another_name_arrives() {
+    watched("names", || {
+        let (a, b) = (fabric().open(config("tcp")).unwrap(), fabric().open(two_rails()).unwrap());
+        let w = b.window(300_000, BOTH).unwrap();
+        // The owner calls first, and calls itself by both its addresses.
+        meet(&b.peer(&a.address().to_string()).unwrap(), &a);
+        let one = b.address().ways()[0].to_string();
+        let data = pattern(300_000, 1);
+        let written = a.peer(&one).unwrap().write_notify(w.key(), 0, &data[..], 9);
+        assert_eq!(w.notice().wait().unwrap().value(), 9);
+        assert!(bytes_of(&w, 0, data.len()) == data);
+        written.wait().unwrap();
     });
 }

@@ -93,7 +93,7 @@ impl Machine {
                 continue;
             }
             next = next.min(give_up);
-            if c.dialed {
+            if c.peer.is_some() && c.delivery == Delivery::Datagram {
                 self.send_hello(io, ci);
                 next = next.min(io.now + ns(self.limits.resend_after));
             }

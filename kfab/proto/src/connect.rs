@@ -5,7 +5,7 @@ use crate::faults::split_mix;
 use crate::machine::{Io, Machine};
 use crate::message::*;
 use crate::ops::Proto;
-use crate::peer::{Candidate, Dial, Rx, Tx};
+use crate::peer::{Candidate, Dial, Held, Rx, Tx};
 use crate::transmit::NOWHERE;
 use crate::wire::*;
 use kfab_core::mem::Landing;
@@ -135,9 +135,7 @@ impl Machine {
             self.conns[ci as usize].ready = true;
             self.send_hello(io, ci);
             if self.conns[ci as usize].delivery == Delivery::Datagram {
-                // The hello itself may be lost: `clock` repeats it until it is answered.
                 self.greeting.push(ci);
-                self.next_tick = self.next_tick.min(io.now + self.limits.resend_after.as_nanos() as u64);
             }
         }
     }
@@ -152,20 +150,27 @@ impl Machine {
     pub(crate) fn send_hello(&mut self, io: &mut Io<'_>, ci: u32) {
         let c = &self.conns[ci as usize];
         let Some(pi) = c.peer else { return };
+        let p = &self.peers[pi as usize];
+        let stranger = if c.dialed && p.identity.is_none() { STRANGER } else { 0 };
+        let again = if c.dialed == c.up { AGAIN } else { 0 };
         let h = Hello {
             magic: MAGIC.into(),
             version: VERSION.into(),
             port: (c.port as u16).into(),
             id: self.identity.into(),
             credits: self.limits.credits.into(),
-            flags: u32::from(self.keyed).into(),
+            flags: (u32::from(self.keyed) * KEYED | stranger | again).into(),
             max_body: (io.ports[c.port].caps().max_body as u32).into(),
-            session: self.peers[pi as usize].session.into(),
+            session: p.session.into(),
         };
         let inline = Inline::new(h.as_bytes()).expect("a hello fits");
         let header = Header::new(FrameKind::Hello, 0, 0, 0).to_bytes();
         let body = Body::Borrowed(self.my_address.as_bytes());
         io.ports[c.port].post(c.conn, &[Frame { header, inline, body, more: false }]);
+        if c.delivery == Delivery::Datagram && !c.up {
+            // It may be lost: `clock` repeats it until it is answered.
+            self.next_tick = self.next_tick.min(io.now + self.limits.resend_after.as_nanos() as u64);
+        }
     }
 
     pub(crate) fn on_hello(&mut self, io: &mut Io<'_>, ci: u32, inline: Inline, body_len: usize) {
@@ -182,13 +187,13 @@ impl Machine {
                 &format!("protocol version {}, we speak {VERSION}", h.version.get()),
             );
         }
-        if (h.flags.get() & 1 != 0) != self.keyed {
+        if (h.flags.get() & KEYED != 0) != self.keyed {
             return self.hostile(io, ci, "one side has a fabric key and the other has none");
         }
         let c = &self.conns[ci as usize];
         if c.up && c.delivery == Delivery::Datagram {
             // It came twice, or our answer was lost.
-            if !c.dialed {
+            if !c.dialed || h.flags.get() & AGAIN != 0 {
                 self.send_hello(io, ci);
             }
             return self.discard(io, ci, None, body_len);
@@ -202,7 +207,8 @@ impl Machine {
         self.take_hello(io, ci, h, body_len);
     }
 
-    /// The hello is complete: the connection belongs to a peer and is a rail.
+    /// The hello is complete: the connection belongs to a peer and is a rail. Who dials a name for the first time does not know whom it
+    /// will meet: perhaps somebody it knows by another name. So it is told who we are, and what it says then counts.
     pub(crate) fn finish_hello(
         &mut self,
         io: &mut Io<'_>,
@@ -218,6 +224,15 @@ impl Machine {
         let Some(pi) = self.whose(io, ci, id, address) else {
             return self.hostile(io, ci, "too many peers (Limits::max_peers)");
         };
+        let (flags, c) = (h.flags.get(), &mut self.conns[ci as usize]);
+        c.peer = Some(pi);
+        if flags & STRANGER != 0 && !c.dialed {
+            if self.peers[pi as usize].identity.is_none() {
+                self.peers[pi as usize].identity = Some(id);
+                self.by_identity.insert(id, pi);
+            }
+            return self.send_hello(io, ci);
+        }
         let session = h.session.get();
         let p = &self.peers[pi as usize];
         let forgotten = p.identity.is_some_and(|i| i != id) || p.far_session.is_some_and(|s| s != session);
@@ -230,15 +245,15 @@ impl Machine {
         if self.peers[pi as usize].frame_max == 0 {
             self.measure_frames(io, pi);
         }
+        self.peers[pi as usize].identity = Some(id);
         let c = &mut self.conns[ci as usize];
         (c.peer, c.up, c.far_port) = (Some(pi), true, h.port.get());
-        if !c.dialed {
+        if c.dialed == (flags & AGAIN != 0) {
             self.send_hello(io, ci);
         }
         let port = self.conns[ci as usize].port;
         let via = io.ports[port].ways().first().map_or_else(String::new, |w| w.scheme.clone());
         let p = &mut self.peers[pi as usize];
-        p.identity = Some(id);
         p.far_session = Some(session);
         p.tx.limit = h.credits.get().clamp(1, 32_768);
         p.last_heard = io.now;
@@ -304,6 +319,12 @@ impl Machine {
         self.peers[known as usize].alias = Some(new);
         let shell = &mut self.peers[dialed as usize];
         real.name = new;
+        for (_, held) in &mut real.rx.held {
+            match held {
+                Held::Message(m) => m.from = new,
+                Held::Notice(n) => n.from = new,
+            }
+        }
         real.wanted = true;
         real.address = shell.address.take();
         real.candidates = std::mem::take(&mut shell.candidates);
@@ -311,6 +332,9 @@ impl Machine {
         real.tx.deferred.append(&mut shell.tx.deferred);
         real.expects += shell.expects;
         (real.timed, real.dirty) = (shell.timed, shell.dirty);
+        if let Some(id) = real.identity {
+            self.by_identity.insert(id, dialed);
+        }
         *shell = real;
         self.timed.retain(|p| *p != known);
         self.dirty.retain(|p| *p != known);
@@ -339,7 +363,8 @@ impl Machine {
     ) {
         let Some(ci) = self.conn_at(port, conn) else { return };
         let c = &mut self.conns[ci as usize];
-        let (peer, was_up, process) = (c.peer, c.up, c.delivery == Delivery::Process);
+        let (was_up, process) = (c.up, c.delivery == Delivery::Process);
+        let peer = c.peer.filter(|_| was_up || c.dialed);
         c.taking = None;
         self.remove_conn(ci);
         if matches!(reason, DownReason::Hostile | DownReason::Denied) {
@@ -512,8 +537,10 @@ impl Machine {
             let c = &mut self.conns[ci as usize];
             if c.live && c.peer == Some(pi) && Some(ci) != spare {
                 c.peer = None;
-                c.up = false;
-                self.close_conn(io, ci);
+                // Another that the new incarnation has dialed, and whose last hello is to come, is none of the old.
+                if std::mem::take(&mut c.up) || c.dialed || spare.is_none() {
+                    self.close_conn(io, ci);
+                }
             }
         }
         let fresh_session = split_mix(&mut self.sessions);

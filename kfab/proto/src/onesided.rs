@@ -575,7 +575,9 @@ impl Machine {
         told: Option<Told>,
     ) {
         self.send_done(io, pi, op, status);
-        let Some(Told { notice, ordered }) = told else { return };
+        let Some(Told { mut notice, ordered }) = told else { return };
+        // It may have got another name while the bytes came.
+        notice.from = self.peers[pi as usize].name;
         let ok = status == Status::Ok;
         let rx = &mut self.peers[pi as usize].rx;
         if ok && ordered && !seq_before(seq, rx.dedup.next()) {

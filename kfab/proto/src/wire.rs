@@ -160,6 +160,13 @@ macro_rules! inline_struct {
     };
 }
 
+/// A hello's flag: the fabric has a key (both must agree).
+pub(crate) const KEYED: u32 = 1;
+/// The sender does not know yet who will read this, and so not which state it has for them.
+pub(crate) const STRANGER: u32 = 2;
+/// From who was called: now that you know me, say your hello again. From who calls: I did.
+pub(crate) const AGAIN: u32 = 4;
+
 inline_struct!(
     /// Who a connection belongs to.
     Hello 36 {
@@ -171,11 +178,11 @@ inline_struct!(
         id: U64,
         /// Credit units the receiver of this hello may use.
         credits: U32,
-        /// Bit 0: a key is required (both must agree). The rest is zero.
+        /// [`KEYED`], [`STRANGER`], [`AGAIN`]. The rest is zero.
         flags: U32,
         /// The largest frame body the sender's machine will take.
         max_body: U32,
-        /// The sender's state for this receiver; another number than before: it has forgotten everything.
+        /// The sender's state for this receiver; another number than before: it has forgotten everything. Means nothing with `STRANGER`.
         session: U64,
     }
 );
