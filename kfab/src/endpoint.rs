@@ -47,7 +47,8 @@ fn unit(lane: &Arc<Lane>, r: Result<Option<OpId>>) -> Op<()> {
 fn recv(lane: &Arc<Lane>, want: Want, into: Option<Buffer>) -> Op<Message> {
     let mut letter = Letter::from(lane);
     let (lane, place) = letter.split();
-    match lane.recv(want, into, place) {
+    place.body = into;
+    match lane.recv(want, place) {
         Begun::Here => Op::ready(Ok(Message(letter))),
         Begun::Pending(id) => Op::pending(letter, id),
         Begun::Ended(r) => Op::ready(r.and_then(|o| Message::finish(*o, || letter))),
@@ -244,10 +245,11 @@ impl Peer {
     /// Sends a message: tagged or not, in order or not, ended by the peer's having it or by the memory's being free.
     #[inline(always)]
     pub fn send_with<'a>(&self, payload: impl Into<Payload<'a>>, options: SendOptions) -> Op<()> {
-        match payload.into() {
-            Payload::Bytes(b) if self.lane.send_now(self.id, b, options) => Op::ready(Ok(())),
-            payload => self.send_long(payload, options),
+        let payload = payload.into();
+        if self.lane.send_now(self.id, &payload, options) {
+            return Op::ready(Ok(()));
         }
+        self.send_long(payload, options)
     }
 
     #[inline(never)]

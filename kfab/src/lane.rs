@@ -5,11 +5,11 @@
 //! polls while another sleeps has disarmed the ports and kicks the sleeper when it leaves.
 
 use crate::config::{EndpointConfig, Wait};
-use kfab_core::mem::{Buffer, Pool};
+use kfab_core::mem::Pool;
 use kfab_core::ring::{LaneGuard, LaneLock};
 use kfab_core::spi::{Address, Port};
 use kfab_core::{Error, Kind, Result};
-use kfab_proto::{Direct, Io, Machine, OpId, Outcome, PeerId, Polled, SendOptions, Started, Want, WindowKey};
+use kfab_proto::{Direct, Io, Machine, OpId, Outcome, Payload, PeerId, Polled, SendOptions, Started, Want, WindowKey};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -229,12 +229,12 @@ impl Lane {
         let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
     }
 
-    /// Sends few bytes by the short way; `false`, and nothing has happened, if they cannot take it.
+    /// Sends by the short way; `false`, and nothing has happened, if that cannot take it.
     #[inline(always)]
-    pub(crate) fn send_now(&self, to: PeerId, bytes: &[u8], options: SendOptions) -> bool {
+    pub(crate) fn send_now(&self, to: PeerId, payload: &Payload<'_>, options: SendOptions) -> bool {
         let mut s = self.lock();
         let (machine, mut io) = s.split();
-        machine.send_now(&mut io, to, bytes, options)
+        machine.send_now(&mut io, to, payload, options)
     }
 
     /// Writes bytes by the short way; `false`, and nothing has happened, if they cannot take it.
@@ -245,25 +245,22 @@ impl Lane {
         machine.write_now(&mut io, to, key, offset, bytes)
     }
 
-    /// Starts a receive.
+    /// Starts a receive. Its buffer, if it brings one, lies where the message will.
     #[inline(always)]
-    pub(crate) fn recv(&self, want: Want, into: Option<Buffer>, out: &mut Direct) -> Begun {
+    pub(crate) fn recv(&self, want: Want, out: &mut Direct) -> Begun {
         let mut s = self.lock();
         s.turns += 1;
         if s.asleep.is_some() {
             drop(s);
-            return Begun::from(self.with(|m, io| m.recv(io, want, into)));
+            return Begun::from(self.with(|m, io| m.recv(io, want, out.body.take())));
         }
         let (machine, mut io) = s.split();
-        if into.is_some() {
-            return Begun::from(machine.recv(&mut io, want, into));
-        }
         if machine.recv_now(&mut io, &want, out) {
             return Begun::Here;
         }
-        match machine.post_recv(&mut io, &want) {
+        match machine.post_recv(&mut io, &want, &mut out.body) {
             Some(op) => Begun::Pending(op),
-            None => Begun::from(machine.recv(&mut io, want, None)),
+            None => Begun::from(machine.recv(&mut io, want, out.body.take())),
         }
     }
 

@@ -194,18 +194,22 @@ impl Ops {
         self.end_proto(id);
     }
 
-    /// Ends both sides of a receive that brought no buffer and whose user is just asking for it: the result goes past the slot.
-    /// `false`, and nothing has happened: it is not such a one.
+    /// The buffer of a receive that waits and has nobody to wake: its user is just asking for it. `None`: it is not such a one.
     #[inline(always)]
-    pub(crate) fn end_plain_recv(&mut self, id: OpId) -> bool {
-        let Some(s) = self.slot(id) else { return false };
-        if !matches!((&s.user, &s.proto), (User::Waiting(None), Proto::Recv { into: None, .. })) {
-            return false;
+    pub(crate) fn bare_recv(&mut self, id: OpId) -> Option<&mut Option<Buffer>> {
+        match self.slot(id)? {
+            Slot { user: User::Waiting(None), proto: Proto::Recv { into, .. }, .. } => Some(into),
+            _ => None,
         }
+    }
+
+    /// Ends both sides of such a receive: the result goes past the slot.
+    #[inline(always)]
+    pub(crate) fn end_bare_recv(&mut self, id: OpId) {
+        let Some(s) = self.slot(id) else { return };
         s.user = User::Gone;
         s.proto = Proto::Ended;
         self.collect(id);
-        true
     }
 
     /// `true` while the user has neither a result nor let go.

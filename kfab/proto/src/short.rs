@@ -10,7 +10,7 @@ use crate::message::*;
 use crate::ops::Proto;
 use crate::transmit::flags;
 use crate::wire::*;
-use kfab_core::mem::Buffer;
+use kfab_core::mem::{Buffer, Landing, Pool};
 use kfab_core::spi::{Delivery, INLINE_MAX, Next, Small};
 
 /// Who may be given a message past the queues.
@@ -83,10 +83,21 @@ pub enum Polled {
 impl Machine {
     // ---- down ----
 
-    /// [`Machine::send`] for bytes of one frame to a peer with nothing in the way: `false`, and nothing has happened, if that is not
-    /// so.
+    /// [`Machine::send`] for one frame's bytes to a peer with nothing in the way: `false`, and nothing has happened, if that is not so.
     #[inline(always)]
-    pub fn send_now(&mut self, io: &mut Io<'_>, to: PeerId, bytes: &[u8], opts: SendOptions) -> bool {
+    pub fn send_now(
+        &mut self,
+        io: &mut Io<'_>,
+        to: PeerId,
+        payload: &Payload<'_>,
+        opts: SendOptions,
+    ) -> bool {
+        let bytes = match payload {
+            Payload::Bytes(b) => b,
+            // More than this the receiver had better fetch.
+            Payload::Buffer(b) if b.len() <= self.limits.fetch_min => &b[..],
+            _ => return false,
+        };
         let pi = match self.peers.get(to.index as usize) {
             Some(p) if p.name == to && p.alias.is_none() && !self.closed => to.index,
             _ => return false,
@@ -94,8 +105,8 @@ impl Machine {
         self.send_small(io, pi, bytes, opts).is_some()
     }
 
-    /// The short way down: bytes of one frame to a peer with one rail in good order, credit, and nothing that waits. `None`, and nothing has
-    /// happened: it must go the long way.
+    /// The short way down: one frame's bytes to a peer with one rail in good order, credit, and nothing that waits. `None`, and nothing
+    /// has happened: it must go the long way.
     #[inline(always)]
     fn send_small(&mut self, io: &mut Io<'_>, pi: u32, bytes: &[u8], o: SendOptions) -> Option<()> {
         let p = &mut self.peers[pi as usize];
@@ -136,9 +147,9 @@ impl Machine {
 
     // ---- up ----
 
-    /// Posts a plain receive. `None`, and nothing has happened, unless that is all there is to do.
+    /// Posts a receive, with the buffer that lies in `into`. `None`, and nothing has happened, unless that is all there is to do.
     #[inline(always)]
-    pub fn post_recv(&mut self, io: &mut Io<'_>, want: &Want) -> Option<OpId> {
+    pub fn post_recv(&mut self, io: &mut Io<'_>, want: &Want, into: &mut Option<Buffer>) -> Option<OpId> {
         if self.closed || !self.matcher.none_waits(want) {
             return None;
         }
@@ -153,7 +164,7 @@ impl Machine {
             self.unexpect(&Proto::Recv { want: *want, into: None });
             return None;
         };
-        *proto = Proto::Recv { want: *want, into: None };
+        *proto = Proto::Recv { want: *want, into: into.take() };
         self.matcher.post(op, *want);
         Some(op)
     }
@@ -168,11 +179,12 @@ impl Machine {
         self.next_small(io, Taker::Op(op), out)
     }
 
-    /// A receive that looks for its message on the short way before it is posted: `true` if it is in `out`.
+    /// A receive that looks for its message on the short way before it is posted: `true` if it is in `out`, where the receive's
+    /// buffer lay, if it has one, and lies again if not.
     #[inline]
     pub fn recv_now(&mut self, io: &mut Io<'_>, want: &Want, out: &mut Direct) -> bool {
         if !self.matcher.none_waits(want) {
-            return self.take_waiting(want, out);
+            return out.body.is_none() && self.take_waiting(want, out);
         }
         self.is_calm(io.now)
             && self.matcher.is_idle(want)
@@ -241,52 +253,63 @@ impl Machine {
         {
             return false;
         }
-        let (conn, len) = (c.conn, out.small.body_len);
-        let landing = match len {
-            0 => None,
-            // Its twin may be on its way over another rail.
-            _ if p.rails.len() > 1 => return false,
-            len => match io.pool.landing(len) {
-                Ok(landing) => Some(landing),
-                Err(_) => return false,
-            },
-        };
         let (from, tag) = (p.name, h.user_tag());
-        match taker {
-            Taker::Op(op) => {
-                if !(self.matcher.is_first(op, from, tag) && self.ops.end_plain_recv(op)) {
-                    return false;
-                }
-                if self.matcher.pop_first(tag).from.is_some() {
-                    p.expects = p.expects.saturating_sub(1);
-                }
-            }
-            Taker::Anyone(want) => {
-                if !want.accepts(from, tag) {
-                    return false;
-                }
+        let into = match taker {
+            Taker::Op(op) if self.matcher.is_first(op, from, tag) => self.ops.bare_recv(op),
+            Taker::Anyone(want) if want.accepts(from, tag) => Some(&mut out.body),
+            _ => None,
+        };
+        let (few, many) = (out.small.inline.len(), out.small.body_len);
+        // The twin of a body may be on its way over another rail.
+        let Some(into) = into.filter(|_| many == 0 || p.rails.len() == 1) else { return false };
+        let Some(landing) = place(io.pool, into, few, many) else { return false };
+        if let Taker::Op(op) = taker {
+            self.ops.end_bare_recv(op);
+            if self.matcher.pop_first(tag).from.is_some() {
+                p.expects = p.expects.saturating_sub(1);
             }
         }
         c.rx_frames += 1;
-        c.rx_bytes += len as u64;
+        c.rx_bytes += many as u64;
         c.used_at = io.now;
         c.heard_at = io.now;
         c.asked_at = 0;
         p.counters.rx_messages += 1;
-        p.counters.rx_bytes += (len + out.small.inline.len()) as u64;
+        p.counters.rx_bytes += (few + many) as u64;
         (out.from, out.tag) = (from, tag);
-        let mut units = 1;
         if let Some(mut landing) = landing {
-            let taken = io.ports[c.port].take_now(conn, &mut landing);
-            assert!(taken, "a port that announces a body delivers it");
+            if many > 0 {
+                let taken = io.ports[c.port].take_now(c.conn, &mut landing);
+                assert!(taken, "a port that announces a body delivers it");
+            } else {
+                out.small.body_len = landing.copy_from(0, out.small.inline.as_slice());
+            }
             out.body = landing.into_buffer();
-            units = self.limits.units(len);
         }
+        let units = self.limits.units(many);
         self.take_header(io, pi, h);
         self.arrived(io.now, ci, pi, h.seq, false);
         self.consume(pi, units);
         true
     }
+}
+
+/// Where a message's bytes go: into the buffer that its receive brought, or a fresh one; few need none. The outer `None`, and nothing
+/// has happened: there is no place for them.
+#[inline(always)]
+fn place(pool: &Pool, into: &mut Option<Buffer>, few: usize, many: usize) -> Option<Option<Landing>> {
+    let Some(buffer) = into.take() else {
+        return if many == 0 { Some(None) } else { pool.landing(many).ok().map(Some) };
+    };
+    let len = few.max(many);
+    let landing = if buffer.len() < len.max(1) { Err(buffer) } else { Landing::prefix(buffer, len) };
+    landing.map_or_else(
+        |buffer| {
+            *into = Some(buffer);
+            None
+        },
+        |landing| Some(Some(landing)),
+    )
 }
 
 /// A frame of a connection that is nobody's any more.
