@@ -159,7 +159,7 @@ impl Machine {
             port: (c.port as u16).into(),
             id: self.identity.into(),
             credits: self.limits.credits.into(),
-            flags: (u32::from(self.keyed) * KEYED | stranger | again).into(),
+            flags: ((u32::from(self.keyed) * KEYED) | stranger | again).into(),
             max_body: (io.ports[c.port].caps().max_body as u32).into(),
             session: p.session.into(),
         };
