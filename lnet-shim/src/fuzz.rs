@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::core::*;
+use crate::kfi::Frame;
 use crate::network::{Tx, TxId, Upcall};
 use crate::nid::{Net, Nid, NidList, ProcessId};
 use crate::node::{Effect, Engine, NiConfig, NodeParams, Sink};
@@ -142,6 +143,9 @@ pub fn fuzz_decoders(data: &[u8]) {
     }
     if let Ok(message) = LstMessage::decode(data) {
         assert_eq!(LstMessage::decode(&message.encode()), Ok(message));
+    }
+    if let Ok(frame) = Frame::decode(data) {
+        assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
     }
     for form in [HeaderForm::Small, HeaderForm::Large] {
         if let Ok(header) = LnetHeader::decode(data, form) {

@@ -1,11 +1,13 @@
 //! The RPC layer over real endpoints, in one process: what a user of it relies on.
 
-use kfab::{EndpointConfig, Fabric, Rights};
+mod common;
+
+use common::{fabric, over, until};
+use kfab::{EndpointConfig, Rights};
 use lnet_shim::nid::Nid;
 use lnet_shim::rpc::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 const PORTAL: u8 = 6;
@@ -19,27 +21,6 @@ const BLOCK: Method<u64, ()> = Method::new(PORTAL, 7);
 const PANIC: Method<(), ()> = Method::new(PORTAL, 8);
 const LATER: Method<u64, u64> = Method::new(PORTAL, 9);
 const ECHO: u16 = 20;
-
-/// Ends the process if a test hangs.
-fn watchdog() -> mpsc::Sender<()> {
-    let (alive, dead) = mpsc::channel::<()>();
-    let name = std::thread::current().name().unwrap_or("?").to_owned();
-    std::thread::spawn(move || {
-        if dead.recv_timeout(Duration::from_secs(60)) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("{name} hangs");
-            std::process::abort();
-        }
-    });
-    alive
-}
-
-fn fabric() -> Fabric {
-    Fabric::new((kfab_shm::Shm, kfab_sockets::Sockets))
-}
-
-fn over(scheme: &str) -> EndpointConfig {
-    EndpointConfig { providers: vec![scheme.into()], ..Default::default() }
-}
 
 fn checksum(parts: &[kfab::Buffer]) -> u32 {
     parts.iter().flat_map(|b| b.iter()).fold(0u32, |sum, b| sum.wrapping_mul(31).wrapping_add(u32::from(*b)))
@@ -112,7 +93,7 @@ struct Pair {
     server: Server,
     client: Client,
     dropped: Arc<AtomicU64>,
-    _watchdog: mpsc::Sender<()>,
+    _watchdog: std::sync::mpsc::Sender<()>,
 }
 
 fn pair_with(scheme: &str, server: ServerConfig, client: ClientConfig) -> Pair {
@@ -123,19 +104,11 @@ fn pair_with(scheme: &str, server: ServerConfig, client: ClientConfig) -> Pair {
     let names: Vec<&str> = addresses.iter().map(String::as_str).collect();
     let client = ClientConfig { endpoint: over(scheme), ..client };
     let client = Client::open(&fabric(), client, &Book::new(), &names).unwrap();
-    Pair { server, client, dropped, _watchdog: watchdog() }
+    Pair { server, client, dropped, _watchdog: common::watchdog("a call", 60) }
 }
 
 fn pair(scheme: &str) -> Pair {
     pair_with(scheme, ServerConfig::default(), ClientConfig::default())
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < Duration::from_secs(20), "never: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 #[test]
@@ -250,6 +223,21 @@ fn the_server_moves_bulk_data_both_ways_in_fragments() {
 }
 
 #[test]
+fn a_call_closes_its_windows_at_its_end_though_nobody_takes_it() {
+    let p = pair("shm");
+    let window = p.client.window(100, Rights::WRITE).unwrap();
+    let call = p.client.call(READ, &(0, 7)).window(&window).start();
+    drop(window);
+    let open = || p.client.endpoint().stats().lane.windows;
+    assert_eq!(open(), 1);
+    until("the window is closed", || {
+        p.client.flush();
+        open() == 0
+    });
+    call.wait().unwrap();
+}
+
+#[test]
 fn jobs_and_priority_travel_and_are_counted() {
     let config = ClientConfig { job: Some("cp.500".into()), ..Default::default() };
     let p = pair_with("shm", ServerConfig::default(), config);
@@ -291,7 +279,7 @@ fn a_slow_server_says_so_and_is_not_asked_again_and_again() {
     let p = pair_with("shm", ServerConfig::default(), ClientConfig { limits, ..Default::default() });
     assert_eq!(p.client.call(SLEEP, &3000).wait().unwrap(), 3000);
     let counts = p.client.counts();
-    assert!(counts.early >= 1, "{counts:?}");
+    assert!(counts.early >= 1 && counts.resent <= 1, "{counts:?}");
     // The estimate has come with the reply: the next is waited for without being asked for.
     assert_eq!(p.client.call(SLEEP, &900).wait().unwrap(), 900);
     assert_eq!(p.client.counts().early, counts.early);
@@ -346,7 +334,7 @@ fn a_client_comes_back_over_another_lane_and_nothing_runs_twice() {
 #[test]
 fn a_restarted_server_is_seen_and_calls_fail_or_are_replayed() {
     for replay in [Replay::Never, Replay::Always] {
-        let _watchdog = watchdog();
+        let _watchdog = common::watchdog("a call", 60);
         let dropped = Arc::default();
         let start = |listen: &str| {
             let lane = EndpointConfig { listen: vec![listen.into()], ..over("tcp") };
@@ -384,7 +372,7 @@ fn a_restarted_server_is_seen_and_calls_fail_or_are_replayed() {
 
 #[test]
 fn a_server_that_is_not_there_is_an_error_in_time() {
-    let _watchdog = watchdog();
+    let _watchdog = common::watchdog("a call", 60);
     let limits = ClientLimits { connect: Duration::from_millis(200), ..Default::default() };
     let config = ClientConfig { endpoint: over("tcp"), limits, ..Default::default() };
     let client = Client::open(&fabric(), config, &Book::new(), &["tcp:127.0.0.1:9"]).unwrap();

@@ -1,35 +1,23 @@
 //! Ten thousand calls over real endpoints that lose and delay: every call ends once, none runs twice.
 
-use kfab::{EndpointConfig, Fabric, FaultAction, FaultRule};
+mod common;
+
+use common::{fabric, over, watchdog};
+use kfab::{FaultAction, FaultRule};
 use lnet_shim::rpc::*;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 const PORTAL: u8 = 6;
 const MARK: Method<u32, u64> = Method::new(PORTAL, 1);
 const CALLS: u32 = 10_000;
 
-fn watchdog() -> mpsc::Sender<()> {
-    let (alive, dead) = mpsc::channel::<()>();
-    std::thread::spawn(move || {
-        if dead.recv_timeout(Duration::from_secs(150)) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("the calls hang");
-            std::process::abort();
-        }
-    });
-    alive
-}
-
-fn over(scheme: &str) -> EndpointConfig {
-    EndpointConfig { providers: vec![scheme.into()], ..Default::default() }
-}
-
 /// Makes the calls, 64 under way, and checks each; the client's and the server's counts.
 fn ten_thousand(scheme: &str, faults: Faults, before: impl Fn(&Client)) -> (ClientCounts, ServerCounts) {
-    let _watchdog = watchdog();
-    let fabric = Fabric::new((kfab_shm::Shm, kfab_sockets::Sockets));
+    let _watchdog = watchdog("ten thousand calls", 150);
+    let fabric = fabric();
     let ran: Arc<Vec<AtomicU32>> = Arc::new((0..CALLS).map(|_| AtomicU32::new(0)).collect());
     let marks = ran.clone();
     let service = Service::new("marks", PORTAL).on(MARK, move |_, n| {

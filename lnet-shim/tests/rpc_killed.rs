@@ -1,10 +1,11 @@
 //! `kill -9` in the middle of bulk data, with real processes: calls end, memory returns to its level, no window stays open.
 
-use kfab::{Endpoint, EndpointConfig, Fabric, Rights};
+mod common;
+
+use common::killed::{Part, ready};
+use common::{fabric, over, until, watchdog};
+use kfab::{Endpoint, Rights};
 use lnet_shim::rpc::*;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 const PORTAL: u8 = 6;
@@ -15,25 +16,6 @@ const SIZE: usize = 4 << 20;
 const PART: &str = "KFAB_RPC_TEST_PART";
 const SERVER: &str = "KFAB_RPC_TEST_SERVER";
 const SCHEME: &str = "KFAB_RPC_TEST_SCHEME";
-
-fn watchdog() -> mpsc::Sender<()> {
-    let (alive, dead) = mpsc::channel::<()>();
-    std::thread::spawn(move || {
-        if dead.recv_timeout(Duration::from_secs(100)) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("the test hangs");
-            std::process::abort();
-        }
-    });
-    alive
-}
-
-fn fabric() -> Fabric {
-    Fabric::new((kfab_shm::Shm, kfab_sockets::Sockets))
-}
-
-fn over(scheme: &str) -> EndpointConfig {
-    EndpointConfig { providers: vec![scheme.into()], ..Default::default() }
-}
 
 fn server(scheme: &str) -> Server {
     let service = Service::new("bulk", PORTAL)
@@ -89,8 +71,7 @@ fn child() {
     match part.as_str() {
         "server" => {
             let server = server(&scheme);
-            println!("\nADDRESS {}", server.addresses()[0]);
-            std::io::stdout().flush().unwrap();
+            ready(&server.addresses()[0]);
             std::thread::sleep(Duration::from_secs(90));
         }
         _ => {
@@ -98,8 +79,7 @@ fn child() {
             let mut told = false;
             let ended = load(&client, |moved| {
                 if moved > 0 && !std::mem::replace(&mut told, true) {
-                    println!("\nADDRESS moving");
-                    std::io::stdout().flush().unwrap();
+                    ready("moving");
                 }
                 true
             });
@@ -108,40 +88,8 @@ fn child() {
     }
 }
 
-/// A child and the word it said.
-struct Part(Child, String);
-
-impl Part {
-    fn start(part: &str, scheme: &str, server: &str) -> Part {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "child", "--nocapture", "--test-threads=1"]);
-        command.env(PART, part).env(SCHEME, scheme).env(SERVER, server);
-        let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let word = lines.map_while(|l| l.ok()).find_map(|l| l.strip_prefix("ADDRESS ").map(str::to_owned));
-        Part(child, word.expect("the child says where it is"))
-    }
-
-    fn kill(&mut self) {
-        // SIGKILL.
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < Duration::from_secs(30), "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+fn part(part: &str, scheme: &str, server: &str) -> Part {
+    Part::start("child", &[(PART, part), (SCHEME, scheme), (SERVER, server)])
 }
 
 fn assert_ok(e: Option<Error>) {
@@ -155,14 +103,14 @@ fn in_use(endpoint: &Endpoint) -> usize {
 #[test]
 fn a_killed_server_ends_every_call_and_leaves_no_window_open() {
     for scheme in ["shm", "tcp"] {
-        let _watchdog = watchdog();
-        let mut part = Part::start("server", scheme, "");
-        let client = client(scheme, &part.1);
+        let _watchdog = watchdog("a killed server", 100);
+        let server = part("server", scheme, "");
+        let client = client(scheme, &server.word);
         assert_ok(load(&client, |moved| moved == 0));
         let level = in_use(client.endpoint());
         let killer = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(100));
-            part.kill();
+            server.kill();
         });
         let began = Instant::now();
         let e = load(&client, |_| true).expect("an error");
@@ -177,16 +125,16 @@ fn a_killed_server_ends_every_call_and_leaves_no_window_open() {
 #[test]
 fn a_killed_client_is_forgotten_with_all_it_held() {
     for scheme in ["shm", "tcp"] {
-        let _watchdog = watchdog();
+        let _watchdog = watchdog("a killed client", 100);
         let server = server(scheme);
         let endpoint = server.endpoints().next().unwrap();
         let address = server.addresses()[0].clone();
         assert_ok(load(&client(scheme, &address), |moved| moved == 0));
         until("the first client has left", || server.counts().clients == 0);
         let level = in_use(endpoint);
-        let mut part = Part::start("client", scheme, &address);
+        let killed = part("client", scheme, &address);
         assert_eq!(server.counts().clients, 1);
-        part.kill();
+        killed.kill();
         until("the client is forgotten", || server.counts().clients == 0);
         until("memory is back", || in_use(endpoint) <= level);
         assert_eq!(endpoint.stats().lane.windows, 0);

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use kfab::{Buffer, Message, Peer, PeerId, WindowKey};
 
-use super::lane::{Bound, Lane, Pull, Reading, Remote, State, failure_of, owe};
+use super::lane::{Bound, Lane, Pull, Reading, Remote, State, failure_of};
 use super::task::{Ended, Task};
-use super::wire::{Frame, Kind, Outcome, TAG};
+use super::wire::{Frame, Outcome, TAG};
 use crate::core::Content;
 use crate::network::{Failure, Rx, Upcall};
 use crate::nid::{Nid, ProcessId};
@@ -51,25 +51,25 @@ impl Lane {
             Ok(frame) => frame,
             Err(error) => return tracing::debug!(%error, peer = ?from.id(), "not a kfi message"),
         };
-        let (header, content) = match frame.kind {
-            Kind::Outcomes => return self.outcomes(s, from.id(), &frame.outcomes, up),
-            Kind::Immediate(header, payload) => (header, Ok(payload)),
-            Kind::Offer { header, offer, key } => (header, Err((offer, key))),
-        };
+        let (Frame::Immediate(header, _) | Frame::Offer(header, _)) = frame;
         let src = header.src;
         if header.dest.nid != self.nid || !self.bind(s, &from, src.nid) {
             return tracing::debug!(src = %src, dest = %header.dest, "not for us, or under a second name");
         }
-        self.outcomes(s, from.id(), &frame.outcomes, up);
-        let peer = ProcessId { nid: src.nid, pid: src.pid };
-        let rx = match content {
-            Ok(payload) => Rx { via: 0, peer, header, payload: payload.to_vec().into() },
-            Err((offer, key)) => match self.offered(s, &from, &header, offer, key) {
-                Ok(via) => Rx { via, peer, header, payload: Content::Remote(header.payload_len) },
-                Err(outcome) => return owe(s, &from, offer, outcome),
-            },
+        let (via, payload) = match frame {
+            Frame::Immediate(_, payload) => (0, payload.to_vec().into()),
+            Frame::Offer(_, key) => {
+                let Ok(key) = WindowKey::from_bytes(key) else {
+                    return tracing::debug!(src = %src, "an offer with a key that is none");
+                };
+                match self.offered(s, &from, &header, &key) {
+                    Ok(via) => (via, Content::Remote(header.payload_len)),
+                    Err(outcome) => return self.tell(s, &from, &key, outcome, up),
+                }
+            }
         };
-        up.push(Upcall::Received(rx));
+        let peer = ProcessId { nid: src.nid, pid: src.pid };
+        up.push(Upcall::Received(Rx { via, peer, header, payload }));
     }
 
     /// Takes a peer's word for its NID; `false` if it had another one before, or ours.
@@ -78,7 +78,7 @@ impl Lane {
             return false;
         }
         let now = Instant::now();
-        let bound = s.bound.entry(from.id()).or_insert(Bound { nid, pulls: 0, watch: None, last: now });
+        let bound = s.bound.entry(from.id()).or_insert(Bound::new(nid, now));
         if bound.nid != nid {
             return false;
         }
@@ -94,10 +94,8 @@ impl Lane {
         s: &mut State,
         from: &Peer,
         header: &LnetHeader,
-        offer: u64,
-        key: &[u8],
+        key: &WindowKey,
     ) -> Result<u64, Outcome> {
-        let key = WindowKey::from_bytes(key).map_err(|_| Outcome::Failed)?;
         let carries = matches!(header.body, Body::Put { .. } | Body::Reply { .. });
         if !carries || key.len() != u64::from(header.payload_len) {
             return Err(Outcome::Failed);
@@ -105,24 +103,7 @@ impl Lane {
         if s.bound.get(&from.id()).is_none_or(|b| b.pulls >= self.params.max_offers) {
             return Err(Outcome::Busy);
         }
-        Ok(self.keep(s, Pull { peer: from.clone(), offer, key }))
-    }
-
-    /// What became of our offers.
-    fn outcomes(&self, s: &mut State, from: PeerId, list: &[(u64, Outcome)], up: &mut Vec<Upcall>) {
-        let Some(nid) = s.bound.get(&from).map(|b| b.nid) else { return };
-        for (number, outcome) in list {
-            if s.offers.get(number).is_none_or(|o| o.nid != nid) {
-                continue;
-            }
-            let Some(offer) = s.offers.remove(number) else { continue };
-            let result = match outcome {
-                Outcome::Taken => Ok(()),
-                Outcome::Failed => Err(Failure::RemoteError),
-                Outcome::Busy => Err(Failure::RemoteDropped),
-            };
-            up.push(Upcall::Sent(offer.tx, result));
-        }
+        Ok(self.keep(s, Pull { peer: from.clone(), key: key.clone() }))
     }
 
     /// A payload has been fetched, or could not be.
@@ -136,7 +117,6 @@ impl Lane {
     ) {
         let Reading { fetch, direct } = reading;
         s.reading = s.reading.saturating_sub(1);
-        let outcome = if result.is_ok() { Outcome::Taken } else { Outcome::Failed };
         let fetched = match result {
             Ok(buffer) if direct => {
                 fetch.memory.restore(buffer);
@@ -148,19 +128,16 @@ impl Lane {
             }
             Err(error) => {
                 tracing::debug!(%error, peer = ?pull.peer.id(), "fetch");
+                self.tell(s, &pull.peer, &pull.key, Outcome::Failed, up);
                 Err(failure_of(&error))
             }
         };
-        if s.bound.contains_key(&pull.peer.id()) {
-            owe(s, &pull.peer, pull.offer, outcome);
-        }
         up.push(Upcall::Fetched(fetch.op, fetched));
     }
 
     /// A kfab peer is gone: what waits for it ends.
     pub(super) fn lost(&self, s: &mut State, peer: PeerId, nid: Nid, up: &mut Vec<Upcall>) {
         let known = s.bound.remove(&peer).is_some();
-        s.owed.remove(&peer);
         s.pulls.retain(|_, pull| pull.peer.id() != peer);
         let queue = std::mem::take(&mut s.queue);
         let (gone, stay): (VecDeque<_>, VecDeque<_>) =

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
 use std::time::Instant;
 
-use kfab::{Endpoint, Fate, Peer, PeerId, Window, WindowKey};
+use kfab::{Buffer, Endpoint, Fate, Notice, Peer, PeerId, Window, WindowKey};
 
 use super::task::{Ended, Ready, Sending, Task, Tasks};
-use super::wire::{Frame, Kind, OFFER_MAX, OUTCOMES_MAX, Outcome, TAG, TAG_NEVER};
+use super::wire::{Frame, Outcome, TAG, TAG_NEVER};
 use super::{Book, KfiParams};
 use crate::core::Fetch;
 use crate::network::{Failure, Tx, TxId, Upcall};
@@ -41,26 +41,32 @@ pub(super) struct Bound {
     pub(super) nid: Nid,
     /// Payloads of its that wait here.
     pub(super) pulls: usize,
+    /// What it is being told of others.
+    pub(super) tells: usize,
     /// The receive that ends when it dies.
     pub(super) watch: Option<u64>,
     pub(super) last: Instant,
 }
 
+impl Bound {
+    pub(super) fn new(nid: Nid, now: Instant) -> Self {
+        Self { nid, pulls: 0, tells: 0, watch: None, last: now }
+    }
+}
+
 /// A payload of ours that a peer is to fetch.
 pub(super) struct Offer {
-    pub(super) nid: Nid,
     pub(super) peer: PeerId,
     pub(super) tx: TxId,
     pub(super) deadline: Instant,
     /// Closed when this is dropped.
-    _window: Window,
+    window: Window,
 }
 
 /// A payload of a peer that waits to be fetched or refused.
 #[derive(Clone)]
 pub(super) struct Pull {
     pub(super) peer: Peer,
-    pub(super) offer: u64,
     pub(super) key: WindowKey,
 }
 
@@ -68,12 +74,6 @@ pub(super) struct Pull {
 pub(super) struct Reading {
     pub(super) fetch: Fetch,
     pub(super) direct: bool,
-}
-
-/// Outcomes a peer is to be told.
-pub(super) struct Owed {
-    pub(super) peer: Peer,
-    pub(super) list: Vec<(u64, Outcome)>,
 }
 
 /// What the lane's lock protects.
@@ -85,7 +85,6 @@ pub(super) struct State {
     pub(super) pulls: HashMap<u64, Pull>,
     pub(super) queue: VecDeque<(Fetch, Pull)>,
     pub(super) reading: usize,
-    pub(super) owed: HashMap<PeerId, Owed>,
     next_offer: u64,
     next_via: u64,
 }
@@ -121,9 +120,7 @@ impl Lane {
             pulls: HashMap::new(),
             queue: VecDeque::new(),
             reading: 0,
-            owed: HashMap::new(),
-            // Differs at each start, so that a late outcome for our predecessor names nothing of ours.
-            next_offer: crate::node::wall_ns(),
+            next_offer: 0,
             next_via: 0,
         };
         let (stop, thread) = (AtomicBool::new(false), OnceLock::new());
@@ -150,13 +147,18 @@ impl Lane {
             Ok(peer) => peer,
             Err(failure) => return up.push(Upcall::Sent(tx.id, Err(failure))),
         };
-        let outcomes = take_owed(s, peer.id());
         let small = tx.payload.len() <= self.params.immediate_max;
-        let sent = if small { Ok(immediate(&tx, outcomes)) } else { self.offer(s, &peer, &tx, outcomes) };
+        let sent = if small { Ok(immediate(&tx)) } else { self.offer(s, &peer, &tx) };
         match sent {
             Ok((bytes, what)) => {
                 let op = peer.send_tagged(TAG, &bytes[..]);
                 self.follow(s, Task::Send(op, what), up);
+                if let Sending::Offer(number) = what
+                    && let Some(offer) = s.offers.get(&number)
+                {
+                    let op = offer.window.notice();
+                    self.follow(s, Task::Offer(op, number), up);
+                }
             }
             Err(error) => up.push(Upcall::Sent(tx.id, Err(failure_of(&error)))),
         }
@@ -186,7 +188,7 @@ impl Lane {
     /// Makes sure that we hear of a peer's death, and notes that it is in use.
     pub(super) fn watch(&self, s: &mut State, peer: &Peer, nid: Nid) {
         let now = Instant::now();
-        let bound = s.bound.entry(peer.id()).or_insert(Bound { nid, pulls: 0, watch: None, last: now });
+        let bound = s.bound.entry(peer.id()).or_insert(Bound::new(nid, now));
         bound.last = now;
         if bound.watch.is_some() {
             return;
@@ -204,13 +206,7 @@ impl Lane {
     }
 
     /// Opens a window over a payload; the message that tells of it.
-    fn offer(
-        &self,
-        s: &mut State,
-        peer: &Peer,
-        tx: &Tx,
-        outcomes: Vec<(u64, Outcome)>,
-    ) -> kfab::Result<(Vec<u8>, Sending)> {
+    fn offer(&self, s: &mut State, peer: &Peer, tx: &Tx) -> kfab::Result<(Vec<u8>, Sending)> {
         let payload = match tx.payload.share() {
             Some(buffer) => buffer,
             None => {
@@ -222,13 +218,41 @@ impl Lane {
             }
         };
         let window = self.endpoint.window_of(payload)?;
-        s.next_offer = s.next_offer.wrapping_add(1) & OFFER_MAX;
+        s.next_offer += 1;
         let (offer, key) = (s.next_offer, window.key().to_bytes());
         let deadline = Instant::now() + self.params.bulk_timeout;
-        let (nid, id) = (tx.peer.nid, peer.id());
-        s.offers.insert(offer, Offer { nid, peer: id, tx: tx.id, deadline, _window: window });
-        let kind = Kind::Offer { header: header_of(tx), offer, key: &key };
-        Ok((Frame { outcomes, kind }.encode(), Sending::Offer(offer)))
+        s.offers.insert(offer, Offer { peer: peer.id(), tx: tx.id, deadline, window });
+        Ok((Frame::Offer(header_of(tx), &key).encode(), Sending::Offer(offer)))
+    }
+
+    /// A notice has come to an offer's window, or the window was closed. Whoever has the key may give it, as it may read.
+    fn noticed(&self, s: &mut State, result: kfab::Result<Notice>, number: u64, up: &mut Vec<Upcall>) {
+        let Some(offer) = s.offers.remove(&number) else { return };
+        let result = match result.map(|notice| Outcome::from_value(notice.value())) {
+            Ok(Outcome::Taken) => Ok(()),
+            Ok(Outcome::Failed) => Err(Failure::RemoteError),
+            Ok(Outcome::Busy) => Err(Failure::RemoteDropped),
+            Err(error) => Err(failure_of(&error)),
+        };
+        up.push(Upcall::Sent(offer.tx, result));
+    }
+
+    /// Tells a peer what becomes of its offer, without reading it.
+    pub(super) fn tell(
+        &self,
+        s: &mut State,
+        peer: &Peer,
+        key: &WindowKey,
+        outcome: Outcome,
+        up: &mut Vec<Upcall>,
+    ) {
+        let Some(bound) = s.bound.get_mut(&peer.id()) else { return };
+        // Who does not listen is told no more: its offers end by their time.
+        if bound.tells < self.params.max_offers {
+            bound.tells += 1;
+            let op = peer.read_notify(key, 0, Buffer::adopt(Vec::new()), outcome.value());
+            self.follow(s, Task::Tell(op, peer.id()), up);
+        }
     }
 
     /// Fetches a payload into the memory that matched, now or when its turn comes.
@@ -255,20 +279,20 @@ impl Lane {
         match lent.map_or_else(|| self.endpoint.buffer(len), Ok) {
             Ok(buffer) => {
                 s.reading += 1;
-                let op = pull.peer.read(&pull.key, 0, buffer);
+                let op = pull.peer.read_notify(&pull.key, 0, buffer, Outcome::Taken.value());
                 self.follow(s, Task::Read(op, Reading { fetch, direct }, pull), up);
             }
             Err(error) => {
-                owe(s, &pull.peer, pull.offer, Outcome::Busy);
+                self.tell(s, &pull.peer, &pull.key, Outcome::Busy, up);
                 up.push(Upcall::Fetched(fetch.op, Err(failure_of(&error))));
             }
         }
     }
 
     /// A payload is not wanted: LNet says nothing to its sender, but the window may close.
-    pub(super) fn refuse(&self, s: &mut State, via: u64) {
+    pub(super) fn refuse(&self, s: &mut State, via: u64, up: &mut Vec<Upcall>) {
         if let Some(pull) = take_pull(s, via) {
-            owe(s, &pull.peer, pull.offer, Outcome::Taken);
+            self.tell(s, &pull.peer, &pull.key, Outcome::Taken, up);
         }
     }
 
@@ -281,17 +305,6 @@ impl Lane {
         }
         s.pulls.insert(via, pull);
         via
-    }
-
-    /// Sends the outcomes that found no message to ride on.
-    pub(super) fn flush(&self, s: &mut State, up: &mut Vec<Upcall>) {
-        for (_, owed) in std::mem::take(&mut s.owed) {
-            for some in owed.list.chunks(OUTCOMES_MAX) {
-                let bytes = Frame { outcomes: some.to_vec(), kind: Kind::Outcomes }.encode();
-                let op = owed.peer.send_tagged(TAG, &bytes[..]);
-                self.follow(s, Task::Send(op, Sending::Outcomes), up);
-            }
-        }
     }
 
     /// An operation has ended.
@@ -307,8 +320,14 @@ impl Lane {
                     up.push(Upcall::Sent(offer.tx, Err(failure_of(&error))));
                 }
             }
-            // The outcome is to come; or nobody is left who wants ours.
-            Ended::Send(..) => {}
+            // The notice is to come.
+            Ended::Send(Ok(()), Sending::Offer(_)) => {}
+            Ended::Offer(result, offer) => self.noticed(s, result, offer, up),
+            Ended::Tell(peer) => {
+                if let Some(bound) = s.bound.get_mut(&peer) {
+                    bound.tells = bound.tells.saturating_sub(1);
+                }
+            }
             Ended::Read(result, reading, pull) => self.has_read(s, result, reading, &pull, up),
         }
     }
@@ -318,7 +337,7 @@ pub(super) fn header_of(tx: &Tx) -> LnetHeader {
     LnetHeader { payload_len: tx.payload.len(), ..tx.header }
 }
 
-fn immediate(tx: &Tx, outcomes: Vec<(u64, Outcome)>) -> (Vec<u8>, Sending) {
+fn immediate(tx: &Tx) -> (Vec<u8>, Sending) {
     let (shared, copied);
     let payload: &[u8] = match tx.payload.share() {
         Some(buffer) => {
@@ -330,25 +349,7 @@ fn immediate(tx: &Tx, outcomes: Vec<(u64, Outcome)>) -> (Vec<u8>, Sending) {
             &copied
         }
     };
-    let kind = Kind::Immediate(header_of(tx), payload);
-    (Frame { outcomes, kind }.encode(), Sending::Message(tx.id))
-}
-
-/// Notes what became of a peer's offer.
-pub(super) fn owe(s: &mut State, peer: &Peer, offer: u64, outcome: Outcome) {
-    let owed = s.owed.entry(peer.id()).or_insert_with(|| Owed { peer: peer.clone(), list: Vec::new() });
-    owed.list.push((offer, outcome));
-}
-
-/// Outcomes that can ride on a message to `peer`.
-fn take_owed(s: &mut State, peer: PeerId) -> Vec<(u64, Outcome)> {
-    let Some(owed) = s.owed.get_mut(&peer) else { return Vec::new() };
-    let rest = owed.list.split_off(owed.list.len().min(OUTCOMES_MAX));
-    let now = std::mem::replace(&mut owed.list, rest);
-    if owed.list.is_empty() {
-        s.owed.remove(&peer);
-    }
-    now
+    (Frame::Immediate(header_of(tx), payload).encode(), Sending::Message(tx.id))
 }
 
 fn take_pull(s: &mut State, via: u64) -> Option<Pull> {

@@ -5,9 +5,8 @@
 //! memory that matched: *one small send and one one-sided read*, whose completion is the receiver's "done". That holds for a PUT
 //! and for the REPLY to a GET alike. What matches nothing is never moved.
 //!
-//! kfab tells the end of a one-sided operation to whoever began it. The window's owner learns of it by a number of eight bytes
-//! that rides on the next message to it: on the ACK, where the PUT wants one, on the next request, or, if there is none at the
-//! end of the round, on a message of its own that fits in one cache line.
+//! The window's owner hears of the read's end by its notice ([`kfab::Window::notice`]), and by the notice of a read of no bytes what
+//! became of a payload that is not read. There is no other "done".
 //!
 //! Invariants:
 //! * every message given to [`KfiNetwork`] ends exactly once; a window lives no longer than its message, and a message no
@@ -27,4 +26,4 @@ mod wire;
 pub use book::Book;
 pub use network::KfiNetwork;
 pub use params::KfiParams;
-pub use wire::{Frame, Kind, Outcome};
+pub use wire::{Frame, Outcome};

@@ -72,8 +72,6 @@ impl Network for KfiNetwork {
     }
 
     fn submit(&self, commands: Vec<Command>, upcalls: &mut Vec<Upcall>) {
-        // Lanes that may owe outcomes now.
-        let mut touched = 0u64;
         for command in commands {
             match command {
                 Command::Transmit(tx) => {
@@ -81,27 +79,16 @@ impl Network for KfiNetwork {
                     lane.transmit(&mut lane.lock(), tx, upcalls);
                 }
                 Command::Fetch(fetch) => match self.lane_at(fetch.via) {
-                    Some(lane) => {
-                        touched |= 1 << lane.number;
-                        lane.fetch(&mut lane.lock(), fetch, upcalls);
-                    }
+                    Some(lane) => lane.fetch(&mut lane.lock(), fetch, upcalls),
                     None => upcalls.push(Upcall::Fetched(fetch.op, Err(Failure::LocalError))),
                 },
                 Command::Refuse { via } => {
                     if let Some(lane) = self.lane_at(via) {
-                        touched |= 1 << lane.number;
-                        lane.refuse(&mut lane.lock(), via);
+                        lane.refuse(&mut lane.lock(), via, upcalls);
                     }
                 }
                 // What waits here waits at its sender, or is small.
                 Command::Hold { .. } | Command::Release { .. } => {}
-            }
-        }
-        // Outcomes leave at the end of a lane's round; if this is not one, one has to begin.
-        let here = std::thread::current().id();
-        for lane in self.lanes.iter().filter(|l| touched & 1 << l.number != 0) {
-            if lane.thread.get() != Some(&here) {
-                lane.ready.note(0);
             }
         }
     }
@@ -128,7 +115,7 @@ impl Network for KfiNetwork {
                 info.up.then(|| ConnectionInfo {
                     peer: ProcessId::lnet(*nid),
                     kind: format!("lane {}", lane.number),
-                    version: 1,
+                    version: super::wire::VERSION.into(),
                     remote: info.address.unwrap_or_default(),
                     queued_bytes: info.rails.iter().map(|r| r.unacked_bytes).sum(),
                 })

@@ -36,7 +36,6 @@ impl Lane {
             }
             drop(upper);
             let mut s = self.lock();
-            self.flush(&mut s, &mut up);
             let now = Instant::now();
             if now >= tick_at {
                 tick_at = now + TICK;
@@ -112,7 +111,6 @@ impl State {
         self.offers.clear();
         self.pulls.clear();
         self.queue.clear();
-        self.owed.clear();
         self.remotes.clear();
         self.bound.clear();
     }

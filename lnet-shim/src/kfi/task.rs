@@ -22,8 +22,6 @@ pub(super) enum Sending {
     Message(TxId),
     /// A message whose payload the peer is to fetch.
     Offer(u64),
-    /// Outcomes.
-    Outcomes,
 }
 
 /// An operation under way.
@@ -32,6 +30,10 @@ pub(super) enum Task {
     Recv(Op<Message>),
     Send(Op<()>, Sending),
     Read(Op<Buffer>, Reading, Pull),
+    /// What becomes of an offer of ours.
+    Offer(Op<kfab::Notice>, u64),
+    /// Tells a peer that its payload is not read.
+    Tell(Op<Buffer>, PeerId),
     /// Never gets a message: ends when the peer dies.
     Watch(Op<Message>, PeerId, Nid),
 }
@@ -41,6 +43,8 @@ pub(super) enum Ended {
     Recv(kfab::Result<Message>),
     Send(kfab::Result<()>, Sending),
     Read(kfab::Result<Buffer>, Reading, Pull),
+    Offer(kfab::Result<kfab::Notice>, u64),
+    Tell(PeerId),
     Watch(PeerId, Nid),
 }
 
@@ -101,12 +105,12 @@ impl AsFd for Ready {
     }
 }
 
-struct Notice {
+struct Note {
     id: u64,
     ready: Arc<Ready>,
 }
 
-impl Wake for Notice {
+impl Wake for Note {
     fn wake(self: Arc<Self>) {
         self.ready.note(self.id);
     }
@@ -128,7 +132,7 @@ impl Tasks {
     pub(super) fn follow(&mut self, task: Task) -> Result<Ended, u64> {
         self.next += 1;
         let id = self.next;
-        let waker = Waker::from(Arc::new(Notice { id, ready: self.ready.clone() }));
+        let waker = Waker::from(Arc::new(Note { id, ready: self.ready.clone() }));
         self.step(id, task, waker).ok_or(id)
     }
 
@@ -136,7 +140,7 @@ impl Tasks {
     pub(super) fn follow_later(&mut self, task: Task) {
         self.next += 1;
         let id = self.next;
-        let waker = Waker::from(Arc::new(Notice { id, ready: self.ready.clone() }));
+        let waker = Waker::from(Arc::new(Note { id, ready: self.ready.clone() }));
         self.all.insert(id, (task, waker));
         self.ready.note(id);
     }
@@ -153,6 +157,8 @@ impl Tasks {
             Task::Recv(op) => poll(op, &mut cx).map(Ended::Recv),
             Task::Watch(op, peer, nid) => poll(op, &mut cx).map(|_| Ended::Watch(*peer, *nid)),
             Task::Send(op, what) => poll(op, &mut cx).map(|r| Ended::Send(r, *what)),
+            Task::Offer(op, offer) => poll(op, &mut cx).map(|r| Ended::Offer(r, *offer)),
+            Task::Tell(op, peer) => poll(op, &mut cx).map(|_| Ended::Tell(*peer)),
             Task::Read(op, ..) => match poll(op, &mut cx) {
                 Some(result) => {
                     let Task::Read(_, reading, pull) = task else { return None };
@@ -174,7 +180,7 @@ impl Tasks {
 
     /// Operations that will end by themselves before long, given a living peer.
     pub(super) fn busy(&self) -> bool {
-        self.all.values().any(|(t, _)| matches!(t, Task::Send(..) | Task::Read(..)))
+        self.all.values().any(|(t, _)| matches!(t, Task::Send(..) | Task::Read(..) | Task::Tell(..)))
     }
 
     /// Withdraws all; sends go on unwatched.

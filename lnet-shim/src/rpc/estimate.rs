@@ -55,7 +55,7 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    /// A reply came after `ns`, to a call sent once. The server's estimate rode in it.
+    /// A reply to a call sent once came after `ns`. The server's estimate rode in it.
     #[inline]
     pub(crate) fn replied(&mut self, ns: u64, estimate_us: u32) {
         if self.mean_ns == 0 {
@@ -66,6 +66,11 @@ impl Patience {
             self.mean_ns = self.mean_ns - self.mean_ns / 8 + ns / 8;
         }
         self.service_ns = u64::from(estimate_us) * 1000;
+    }
+
+    /// A reply to a call sent more than once, whichever sending it answers: its estimate counts all the same, if there is one.
+    pub(crate) fn estimated(&mut self, estimate_us: u32) {
+        self.service_ns = self.service_ns.max(u64::from(estimate_us) * 1000);
     }
 
     /// How long to wait for a reply before asking again, between the limits.
@@ -105,5 +110,8 @@ mod tests {
         p.replied(20_000, 1000);
         assert!(p.wait_ns(1000, 5_000_000) > 1_250_000);
         assert_eq!(p.wait_ns(1000, 500_000), 500_000);
+        p.estimated(0);
+        p.estimated(2000);
+        assert!(p.wait_ns(1000, 5_000_000) > 2_500_000);
     }
 }

@@ -1,5 +1,7 @@
-//! What tests of kfi share: nodes on an endpoint, patterns, watchdogs.
+//! What tests share: nodes on an endpoint, patterns, watchdogs, processes to kill.
 #![allow(dead_code, reason = "each test program uses a part")]
+
+pub(crate) mod killed;
 
 use kfab::{Endpoint, EndpointConfig, Fabric, Progress};
 use lnet_shim::core::*;
@@ -12,26 +14,29 @@ use std::time::{Duration, Instant};
 pub(crate) const WAIT: Duration = Duration::from_secs(30);
 pub(crate) const PORTAL: u32 = 9;
 pub(crate) const BITS: u64 = 7;
-pub(crate) const SCHEMES: [&str; 2] = ["shm", "tcp"];
 
-/// Ends the test run if `f` hangs.
-pub(crate) fn watched(name: &str, seconds: u64, f: impl FnOnce() + Send + 'static) {
-    let (tx, rx) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        f();
-        let _ = tx.send(());
-    });
-    if rx.recv_timeout(Duration::from_secs(seconds)) == Err(mpsc::RecvTimeoutError::Timeout) {
-        eprintln!("{name} hangs");
-        std::process::exit(99);
-    }
-    thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e));
+/// What the tests run over: what every machine has; the cards where `KFAB_LAB_RDMA=1` demands them, as in `cargo xtask lab`.
+pub(crate) fn schemes() -> &'static [&'static str] {
+    if std::env::var_os("KFAB_LAB_RDMA").is_some() { &["verbs"] } else { &["shm", "tcp"] }
 }
 
-pub(crate) fn on_all(name: &'static str, f: impl Fn(&'static str) + Send + Sync + Clone + 'static) {
-    for scheme in SCHEMES {
-        let f = f.clone();
-        watched(&format!("{name} over {scheme}"), 90, move || f(scheme));
+/// Ends the test run unless it is dropped in time.
+pub(crate) fn watchdog(name: &str, seconds: u64) -> mpsc::Sender<()> {
+    let (alive, dropped) = mpsc::channel();
+    let name = name.to_owned();
+    std::thread::spawn(move || {
+        if dropped.recv_timeout(Duration::from_secs(seconds)) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("{name} hangs");
+            std::process::exit(99);
+        }
+    });
+    alive
+}
+
+pub(crate) fn on_all(name: &str, f: impl Fn(&'static str)) {
+    for scheme in schemes() {
+        let _watchdog = watchdog(&format!("{name} over {scheme}"), 180);
+        f(scheme);
     }
 }
 
@@ -52,6 +57,15 @@ pub(crate) fn until_or(what: &str, mut done: impl FnMut() -> bool, report: impl 
     }
 }
 
+pub(crate) fn fabric() -> Fabric {
+    Fabric::new((kfab_shm::Shm, kfab_verbs::Verbs, kfab_sockets::Sockets))
+}
+
+/// An endpoint over this provider alone.
+pub(crate) fn over(scheme: &str) -> EndpointConfig {
+    EndpointConfig { providers: vec![scheme.into()], ..Default::default() }
+}
+
 /// An endpoint that kfi's thread makes progress for.
 pub(crate) fn endpoint(scheme: &str, listen: Option<String>) -> Arc<Endpoint> {
     // A machine full of tests may let a thread wait for long.
@@ -64,14 +78,9 @@ pub(crate) fn endpoint_with(
     progress: Progress,
     peer_timeout: Duration,
 ) -> Arc<Endpoint> {
-    let mut config = EndpointConfig {
-        providers: vec![scheme.into()],
-        listen: listen.into_iter().collect(),
-        progress,
-        ..Default::default()
-    };
+    let mut config = EndpointConfig { listen: listen.into_iter().collect(), progress, ..over(scheme) };
     config.limits.peer_timeout = peer_timeout;
-    Arc::new(Fabric::new((kfab_shm::Shm, kfab_sockets::Sockets)).open(config).unwrap())
+    Arc::new(fabric().open(config).unwrap())
 }
 
 /// Timers for tests that lose peers.

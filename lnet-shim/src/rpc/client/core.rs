@@ -634,9 +634,10 @@ impl Core {
         let not_begun = |kind, what: &str| Err(Error::new(kind, what));
         let result = match reply.status {
             Status::Ok => {
-                if call.tries == 1 {
-                    self.patience[usize::from(call.start.portal)]
-                        .replied(now.saturating_sub(call.sent), reply.estimate_us);
+                let patience = &mut self.patience[usize::from(call.start.portal)];
+                match call.tries {
+                    1 => patience.replied(now.saturating_sub(call.sent), reply.estimate_us),
+                    _ => patience.estimated(reply.estimate_us),
                 }
                 Ok(body)
             }
