@@ -260,27 +260,36 @@ impl Peer {
     /// Reads from the peer's window, starting at byte `offset`, as many bytes as the buffer has. The peer takes no part where the provider
     /// allows it. `AccessDenied` if the window is closed or not for reading, `InvalidArgument` if the range is outside of it.
     pub fn read(&self, key: &WindowKey, offset: u64, into: Buffer) -> Op<Buffer> {
-        op(&self.lane, self.lane.with(|m, io| m.read(io, self.id, key, offset, into, None)))
+        match self.lane.read_now(self.id, key, offset, into) {
+            Ok(buffer) => Op::ready(Ok(buffer)),
+            Err(into) => self.read_long(key, offset, into, None),
+        }
+    }
+
+    #[inline(never)]
+    fn read_long(&self, key: &WindowKey, offset: u64, into: Buffer, notice: Option<u64>) -> Op<Buffer> {
+        op(&self.lane, self.lane.with(|m, io| m.read(io, self.id, key, offset, into, notice)))
     }
 
     /// Writes into the peer's window, starting at byte `offset`. Ends when the bytes are there.
     #[inline(always)]
     pub fn write<'a>(&self, key: &WindowKey, offset: u64, payload: impl Into<Payload<'a>>) -> Op<()> {
-        match payload.into() {
-            Payload::Bytes(b) if self.lane.write_now(self.id, key, offset, b) => Op::ready(Ok(())),
-            payload => self.write_long(key, offset, payload),
+        let payload = payload.into();
+        if self.lane.write_now(self.id, key, offset, &payload) {
+            return Op::ready(Ok(()));
         }
+        self.write_long(key, offset, payload, None)
     }
 
     #[inline(never)]
-    fn write_long(&self, key: &WindowKey, offset: u64, payload: Payload<'_>) -> Op<()> {
-        unit(&self.lane, self.lane.with(|m, io| m.write(io, self.id, key, offset, payload, None)))
+    fn write_long(&self, key: &WindowKey, offset: u64, payload: Payload<'_>, notice: Option<u64>) -> Op<()> {
+        unit(&self.lane, self.lane.with(|m, io| m.write(io, self.id, key, offset, payload, notice)))
     }
 
     /// [`Peer::read`], and tells the window's owner at the end: `value` comes out of its [`Window::notice`]. Costs a credit, as a
     /// message does, until the owner takes the notice; without credit the operation waits with its end.
     pub fn read_notify(&self, key: &WindowKey, offset: u64, into: Buffer, value: u64) -> Op<Buffer> {
-        op(&self.lane, self.lane.with(|m, io| m.read(io, self.id, key, offset, into, Some(value))))
+        self.read_long(key, offset, into, Some(value))
     }
 
     /// [`Peer::write`], and tells the window's owner, exactly once and after the bytes are there: `value` comes out of its
@@ -292,8 +301,7 @@ impl Peer {
         payload: impl Into<Payload<'a>>,
         value: u64,
     ) -> Op<()> {
-        let payload = payload.into();
-        unit(&self.lane, self.lane.with(|m, io| m.write(io, self.id, key, offset, payload, Some(value))))
+        self.write_long(key, offset, payload.into(), Some(value))
     }
 
     /// What is known about the peer; `None` if it is gone.

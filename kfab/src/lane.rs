@@ -5,11 +5,13 @@
 //! polls while another sleeps has disarmed the ports and kicks the sleeper when it leaves.
 
 use crate::config::{EndpointConfig, Wait};
-use kfab_core::mem::Pool;
+use kfab_core::mem::{Buffer, Pool};
 use kfab_core::ring::{LaneGuard, LaneLock};
 use kfab_core::spi::{Address, Port};
 use kfab_core::{Error, Kind, Result};
-use kfab_proto::{Direct, Io, Machine, OpId, Outcome, Payload, PeerId, Polled, SendOptions, Started, Want, WindowKey};
+use kfab_proto::{
+    Direct, Io, Machine, OpId, Outcome, Payload, PeerId, Polled, SendOptions, Started, Want, WindowKey,
+};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -237,12 +239,26 @@ impl Lane {
         machine.send_now(&mut io, to, payload, options)
     }
 
-    /// Writes bytes by the short way; `false`, and nothing has happened, if they cannot take it.
+    /// Writes by the short way; `false`, and nothing has happened, if that cannot take it.
     #[inline(always)]
-    pub(crate) fn write_now(&self, to: PeerId, key: &WindowKey, offset: u64, bytes: &[u8]) -> bool {
+    pub(crate) fn write_now(&self, to: PeerId, key: &WindowKey, offset: u64, payload: &Payload<'_>) -> bool {
         let mut s = self.lock();
         let (machine, mut io) = s.split();
-        machine.write_now(&mut io, to, key, offset, bytes)
+        machine.write_now(&mut io, to, key, offset, payload)
+    }
+
+    /// Reads by the short way; the buffer back as it was, if that cannot take it.
+    #[inline(always)]
+    pub(crate) fn read_now(
+        &self,
+        from: PeerId,
+        key: &WindowKey,
+        offset: u64,
+        into: Buffer,
+    ) -> std::result::Result<Buffer, Buffer> {
+        let mut s = self.lock();
+        let (machine, mut io) = s.split();
+        machine.read_now(&mut io, from, key, offset, into)
     }
 
     /// Starts a receive. Its buffer, if it brings one, lies where the message will.

@@ -1,7 +1,7 @@
 //! Windows and one-sided access (what goes with it: `notice`). A port that can do it serves the access alone; else the owner's machine does, by messages. Either
 //! way rights and range are checked by whoever serves, and a dropped window is closed before the drop returns.
 
-use crate::machine::{Io, Machine};
+use crate::machine::{ConnState, Io, Machine};
 use crate::message::*;
 use crate::notice::{Notice, Notices, Tell, Told};
 use crate::ops::{Proto, Range, Redo};
@@ -331,7 +331,7 @@ impl Machine {
         self.begun(op)
     }
 
-    /// [`Machine::write`] for bytes that the port stores within the call, over the one rail there is: `false`, and nothing has
+    /// [`Machine::write`] for memory that the port copies within the call, over the one rail there is: `false`, and nothing has
     /// happened, if that is not so.
     #[inline(always)]
     pub fn write_now(
@@ -340,26 +340,56 @@ impl Machine {
         to: PeerId,
         key: &WindowKey,
         offset: u64,
-        bytes: &[u8],
+        payload: &Payload<'_>,
     ) -> bool {
-        let Some(p) = self.peers.get(to.index as usize).filter(|p| p.name == to && p.alias.is_none()) else {
-            return false;
+        let bytes = match payload {
+            Payload::Bytes(b) => b,
+            Payload::Buffer(b) => &b[..],
+            Payload::Buffers(_) => return false,
         };
-        let ([ci], false, Some(end)) = (&p.active[..], self.closed, offset.checked_add(bytes.len() as u64))
-        else {
-            return false;
+        let Some((c, remote)) = self.near(to, key, offset, bytes.len(), Rights::WRITE) else { return false };
+        let done = matches!(io.ports[c.port].write_now(c.conn, remote, offset, bytes), Some(Ok(())));
+        c.tx_bytes += if done { bytes.len() as u64 } else { 0 };
+        done
+    }
+
+    /// The same for a read. `Err`: the buffer as it was.
+    #[inline(always)]
+    pub fn read_now(
+        &mut self,
+        io: &mut Io<'_>,
+        from: PeerId,
+        key: &WindowKey,
+        offset: u64,
+        into: Buffer,
+    ) -> std::result::Result<Buffer, Buffer> {
+        let len = into.len();
+        let Some((c, remote)) = self.near(from, key, offset, len, Rights::READ).filter(|_| len > 0) else {
+            return Err(into);
         };
+        let mut landing = Landing::whole(into)?;
+        let done = matches!(io.ports[c.port].read_now(c.conn, remote, offset, &mut landing), Some(Ok(())));
+        c.rx_bytes += if done { len as u64 } else { 0 };
+        let buffer = landing.into_buffer().expect("made from a buffer of some bytes");
+        if done { Ok(buffer) } else { Err(buffer) }
+    }
+
+    /// The one rail to a window's owner, and what that port must show there.
+    #[inline(always)]
+    fn near(
+        &mut self,
+        owner: PeerId,
+        key: &WindowKey,
+        offset: u64,
+        len: usize,
+        rights: Rights,
+    ) -> Option<(&mut ConnState, RemoteKey)> {
+        let p = self.peers.get(owner.index as usize).filter(|p| p.name == owner && p.alias.is_none())?;
+        let ([ci], false) = (&p.active[..], self.closed) else { return None };
         let c = &mut self.conns[*ci as usize];
-        let Some((_, remote)) = key.ports.iter().find(|(port, _)| *port == c.far_port) else { return false };
-        if p.identity != Some(key.owner)
-            || !key.rights.contains(Rights::WRITE)
-            || end > key.len
-            || !matches!(io.ports[c.port].write_now(c.conn, *remote, offset, bytes), Some(Ok(())))
-        {
-            return false;
-        }
-        c.tx_bytes += bytes.len() as u64;
-        true
+        let (_, remote) = key.ports.iter().find(|(port, _)| *port == c.far_port)?;
+        let inside = offset.checked_add(len as u64).is_some_and(|end| end <= key.len);
+        (inside && p.identity == Some(key.owner) && key.rights.contains(rights)).then_some((c, *remote))
     }
 
     /// Stores `source` in pieces that the owner's machine puts into place and confirms. A notice goes with the last one, and waits there

@@ -635,7 +635,18 @@ impl Port for ShmPort {
 
     #[inline]
     fn write_now(&mut self, conn: Conn, key: RemoteKey, offset: u64, bytes: &[u8]) -> Option<Result<()>> {
-        self.write_at_once(conn, key, offset, bytes)
+        self.at_once(conn, "write", key, |link| link.far.write(&link.channel, key, offset, bytes))
+    }
+
+    #[inline]
+    fn read_now(
+        &mut self,
+        conn: Conn,
+        key: RemoteKey,
+        offset: u64,
+        into: &mut Landing,
+    ) -> Option<Result<()>> {
+        self.at_once(conn, "read", key, |link| link.far.read(&link.channel, key, offset, into))
     }
 
     fn fd(&self) -> BorrowedFd<'_> {

@@ -141,21 +141,21 @@ impl ShmPort {
     }
 
     #[inline(always)]
-    pub(crate) fn write_at_once(
+    pub(crate) fn at_once(
         &mut self,
         conn: Conn,
+        op: &'static str,
         key: RemoteKey,
-        offset: u64,
-        bytes: &[u8],
+        access: impl FnOnce(&mut Link) -> Access,
     ) -> Option<Result<()>> {
         let link = self.conns.link(conn)?;
         if link.closing || link.ending.is_some() {
-            return Some(Err(Error::new(Kind::PeerLost, "write", "the connection is not up")));
+            return Some(Err(Error::new(Kind::PeerLost, op, "the connection is not up")));
         }
-        match link.far.write(&link.channel, key, offset, bytes) {
+        match access(link) {
             Access::Done => Some(Ok(())),
             Access::Unmapped => None,
-            e => Some(Err(error("write", e, key))),
+            e => Some(Err(error(op, e, key))),
         }
     }
 

@@ -367,9 +367,21 @@ pub trait Port: Send {
     /// else `Event::RmaDone` with `token` follows.
     fn rma(&mut self, conn: Conn, rma: Rma, token: RmaToken) -> RmaStarted;
 
-    /// Stores few bytes in the peer's memory within the call; `None`: this port cannot, use [`Port::rma`].
+    /// Stores bytes in the peer's memory within the call; `None`: this port cannot, use [`Port::rma`].
     fn write_now(&mut self, conn: Conn, key: RemoteKey, offset: u64, bytes: &[u8]) -> Option<Result<()>> {
         let _ = (conn, key, offset, bytes);
+        None
+    }
+
+    /// Fetches from the peer's memory within the call; `None`: this port cannot, use [`Port::rma`].
+    fn read_now(
+        &mut self,
+        conn: Conn,
+        key: RemoteKey,
+        offset: u64,
+        into: &mut Landing,
+    ) -> Option<Result<()>> {
+        let _ = (conn, key, offset, into);
         None
     }
 
