@@ -1,12 +1,14 @@
 //! The price of software alone: two endpoints in one thread send a few bytes to and fro over shared memory. No other core takes part,
 //! so what is left is the path through the library, both directions. For `perf` and `callgrind`. Then the same with a thread, on
-//! another core, for each end. Arguments: messages (2000000), bytes of each (8), and `one` to leave the second part out.
+//! another core, for each end. Arguments: messages (2000000), bytes of each (8, at most 8192), and `one` to leave the second part out.
 
 use kfab::{EndpointConfig, Fabric, Progress, Wait};
 use std::time::Instant;
 
-/// Messages sent before they are received, in the middle part.
-const BURST: u32 = 40;
+/// Messages sent before they are received, in the middle part: what the rings hold of the largest messages.
+const BURST: u32 = 20;
+/// The largest: with more, a send waits for the other end, which is the same thread.
+const MOST: usize = 8192;
 
 fn pin(cpu: usize) {
     let mut set = rustix::thread::CpuSet::new();
@@ -21,7 +23,7 @@ fn main() -> kfab::Result<()> {
     let (to_a, to_b) = (b.peer(&a.address().to_string())?, a.peer(&b.address().to_string())?);
     let number = |i| std::env::args().nth(i).and_then(|n| n.parse().ok());
     let (n, size) = (number(1).unwrap_or(2_000_000), number(2).unwrap_or(8));
-    let payload = vec![7; size as usize];
+    let payload = vec![7; (size as usize).min(MOST)];
     let mut first = to_b.send(b"hello");
     let mut there = b.recv();
     while !(first.is_done() & there.is_done()) {}
