@@ -3,7 +3,6 @@
 use super::Out;
 use super::request::{Line, Request};
 use crate::failure::{Failure, Result};
-use clap::Args;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -14,14 +13,6 @@ use std::time::Duration;
 pub(crate) const PREFIX: &str = "kfab-lnet.";
 /// How often a waiting command looks whether Ctrl-C was pressed.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// Which node.
-#[derive(Args, Clone, Debug, Default)]
-pub(crate) struct Which {
-    /// The node's name or process id (default: the only one there is)
-    #[arg(long, value_name = "NAME")]
-    pub(crate) node: Option<String>,
-}
 
 /// Asks a node and prints the answer: as JSON, or as `table` makes it.
 pub(crate) fn ask(out: &Out, request: &Request, table: impl FnOnce(&Value) -> String) -> Result<()> {
@@ -35,12 +26,12 @@ pub(crate) fn ask_with(
     mut progress: impl FnMut(f64, &str),
     table: impl FnOnce(&Value) -> String,
 ) -> Result<()> {
-    let value = call(&out.which, request, &mut progress)?;
+    let value = call(out, request, &mut progress)?;
     if out.json { crate::show::print_json(&value) } else { crate::show::print(&table(&value)) }
 }
 
-fn call(which: &Which, request: &Request, progress: &mut dyn FnMut(f64, &str)) -> Result<Value> {
-    let name = choose(&running()?, which.node.as_deref())?;
+fn call(out: &Out, request: &Request, progress: &mut dyn FnMut(f64, &str)) -> Result<Value> {
+    let name = choose(&running()?, out.node.as_deref())?;
     let unreachable = |e: std::io::Error| Failure::unavailable(format!("node {name}: {e}"));
     let connect = || {
         let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(format!("{PREFIX}{name}"))?)?;

@@ -9,15 +9,17 @@ mod request;
 mod serve;
 mod show;
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use clap::{Args, Subcommand};
-use client::Which;
 use request::{FaultWords, NetWords};
 pub(crate) use request::{LoadWords, LstRequest, Request, TestWords};
+use serde_json::Value;
 pub(crate) use serve::{failure, seconds};
 
 #[derive(Args, Debug)]
 pub(crate) struct LnetArgs {
+    #[command(flatten)]
+    out: Out,
     #[command(subcommand)]
     command: Command,
 }
@@ -44,8 +46,6 @@ enum Command {
         /// Seconds
         #[arg(long, value_name = "S", default_value_t = 5.0)]
         timeout: f64,
-        #[command(flatten)]
-        out: Out,
     },
     /// Find out about a peer, and tell it about us
     Discover {
@@ -53,14 +53,9 @@ enum Command {
         /// Even if we know
         #[arg(long)]
         force: bool,
-        #[command(flatten)]
-        out: Out,
     },
     /// Counters of a node
-    Stats {
-        #[command(flatten)]
-        out: Out,
-    },
+    Stats,
     /// Faults on purpose
     #[command(subcommand)]
     Fault(Fault),
@@ -69,10 +64,11 @@ enum Command {
 /// What every question has: which node, and for whom the answer is.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Out {
-    #[command(flatten)]
-    pub(crate) which: Which,
+    /// The node's name or process id (default: the only one there is)
+    #[arg(long, value_name = "NAME", global = true)]
+    pub(crate) node: Option<String>,
     /// The answer as JSON
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub(crate) json: bool,
 }
 
@@ -82,20 +78,11 @@ enum Net {
     Add {
         #[command(flatten)]
         net: NetWords,
-        #[command(flatten)]
-        out: Out,
     },
     /// Remove an interface
-    Del {
-        nid: String,
-        #[command(flatten)]
-        out: Out,
-    },
+    Del { nid: String },
     /// All interfaces
-    Show {
-        #[command(flatten)]
-        out: Out,
-    },
+    Show,
 }
 
 #[derive(Subcommand, Debug)]
@@ -106,28 +93,16 @@ enum Peer {
         /// Credits, health and counters of each interface, and connections
         #[arg(short, long)]
         verbose: bool,
-        #[command(flatten)]
-        out: Out,
     },
     /// Make a peer known by all its NIDs; the first is its name
     Add {
         #[arg(required = true)]
         nids: Vec<String>,
-        #[command(flatten)]
-        out: Out,
     },
     /// Forget a peer
-    Del {
-        nid: String,
-        #[command(flatten)]
-        out: Out,
-    },
+    Del { nid: String },
     /// Which interfaces of peers are taken first: LIST=NUMBER, 0 is first; replaces all rules
-    Priority {
-        rules: Vec<String>,
-        #[command(flatten)]
-        out: Out,
-    },
+    Priority { rules: Vec<String> },
 }
 
 #[derive(Subcommand, Debug)]
@@ -144,36 +119,19 @@ enum Route {
         /// Smaller is taken first
         #[arg(long, value_name = "N", default_value_t = 0)]
         priority: u32,
-        #[command(flatten)]
-        out: Out,
     },
     /// Remove a route
-    Del {
-        net: String,
-        gateway: String,
-        #[command(flatten)]
-        out: Out,
-    },
+    Del { net: String, gateway: String },
     /// All routes
-    Show {
-        #[command(flatten)]
-        out: Out,
-    },
+    Show,
 }
 
 #[derive(Subcommand, Debug)]
 enum Book {
     /// NID=ADDRESS, one address for each lane, separated by ';'
-    Set {
-        entry: String,
-        #[command(flatten)]
-        out: Out,
-    },
+    Set { entry: String },
     /// All of it
-    Show {
-        #[command(flatten)]
-        out: Out,
-    },
+    Show,
 }
 
 #[derive(Subcommand, Debug)]
@@ -192,83 +150,73 @@ enum FaultCommand {
     Add {
         #[command(flatten)]
         words: FaultWords,
-        #[command(flatten)]
-        out: Out,
     },
     /// The rules, and how often they struck
-    List {
-        #[command(flatten)]
-        out: Out,
-    },
+    List,
     /// Remove a rule by its number, or all of this kind
-    Del {
-        id: Option<u64>,
-        #[command(flatten)]
-        out: Out,
-    },
+    Del { id: Option<u64> },
 }
 
 pub(crate) fn run(args: &LnetArgs) -> Result<()> {
+    let out = &args.out;
+    let ask = |request: Request, table: fn(&Value) -> String| client::ask(out, &request, table);
     match &args.command {
+        Command::Node(_) if out.json || out.node.is_some() => {
+            Err(Failure::usage("--node and --json are for commands that ask a node: this is to be one"))
+        }
         Command::Node(a) => node::run(a),
-        Command::Net(net) => match net {
-            Net::Add { net, out } => client::ask(out, &Request::NetAdd(net.clone()), show::done),
-            Net::Del { nid, out } => client::ask(out, &Request::NetDel { nid: nid.clone() }, show::done),
-            Net::Show { out } => client::ask(out, &Request::NetShow, show::nets),
-        },
-        Command::Peer(peer) => run_peer(peer),
-        Command::Route(route) => run_route(route),
-        Command::Book(Book::Set { entry, out }) => {
-            client::ask(out, &Request::BookSet { entry: entry.clone() }, show::done)
+        Command::Net(Net::Add { net }) => ask(Request::NetAdd(net.clone()), show::done),
+        Command::Net(Net::Del { nid }) => ask(Request::NetDel { nid: nid.clone() }, show::done),
+        Command::Net(Net::Show) => ask(Request::NetShow, show::nets),
+        Command::Peer(peer) => run_peer(out, peer),
+        Command::Route(route) => run_route(out, route),
+        Command::Book(Book::Set { entry }) => ask(Request::BookSet { entry: entry.clone() }, show::done),
+        Command::Book(Book::Show) => ask(Request::BookShow, show::book),
+        Command::Ping { nid, timeout } => {
+            ask(Request::Ping { nid: nid.clone(), timeout_s: *timeout }, show::ping)
         }
-        Command::Book(Book::Show { out }) => client::ask(out, &Request::BookShow, show::book),
-        Command::Ping { nid, timeout, out } => {
-            client::ask(out, &Request::Ping { nid: nid.clone(), timeout_s: *timeout }, show::ping)
-        }
-        Command::Discover { nid, force, out } => {
+        Command::Discover { nid, force } => {
             let request = Request::Discover { nid: nid.clone(), force: *force };
-            client::ask(out, &request, |v| show::peers(std::slice::from_ref(v), true))
+            ask(request, |v| show::peers(std::slice::from_ref(v), true))
         }
-        Command::Stats { out } => client::ask(out, &Request::Stats, show::stats),
-        Command::Fault(Fault::Drop(c)) => run_fault(c, false),
-        Command::Fault(Fault::Delay(c)) => run_fault(c, true),
+        Command::Stats => ask(Request::Stats, show::stats),
+        Command::Fault(Fault::Drop(c)) => run_fault(out, c, false),
+        Command::Fault(Fault::Delay(c)) => run_fault(out, c, true),
     }
 }
 
-fn run_peer(peer: &Peer) -> Result<()> {
-    match peer {
-        Peer::Show { nid, verbose, out } => {
-            client::ask(out, &Request::PeerShow { nid: nid.clone() }, |v| show::all_peers(v, *verbose))
+fn run_peer(out: &Out, peer: &Peer) -> Result<()> {
+    let request = match peer {
+        Peer::Show { nid, verbose } => {
+            let request = Request::PeerShow { nid: nid.clone() };
+            return client::ask(out, &request, |v| show::all_peers(v, *verbose));
         }
-        Peer::Add { nids, out } => client::ask(out, &Request::PeerAdd { nids: nids.clone() }, show::done),
-        Peer::Del { nid, out } => client::ask(out, &Request::PeerDel { nid: nid.clone() }, show::done),
-        Peer::Priority { rules, out } => {
-            client::ask(out, &Request::PeerPriority { rules: rules.clone() }, show::done)
-        }
-    }
+        Peer::Add { nids } => Request::PeerAdd { nids: nids.clone() },
+        Peer::Del { nid } => Request::PeerDel { nid: nid.clone() },
+        Peer::Priority { rules } => Request::PeerPriority { rules: rules.clone() },
+    };
+    client::ask(out, &request, show::done)
 }
 
-fn run_route(route: &Route) -> Result<()> {
-    match route {
-        Route::Add { net, gateway, hops, priority, out } => {
+fn run_route(out: &Out, route: &Route) -> Result<()> {
+    let request = match route {
+        Route::Add { net, gateway, hops, priority } => {
             let (net, gateway, hops, priority) = (net.clone(), gateway.clone(), *hops, *priority);
-            client::ask(out, &Request::RouteAdd { net, gateway, hops, priority }, show::done)
+            Request::RouteAdd { net, gateway, hops, priority }
         }
-        Route::Del { net, gateway, out } => {
-            let (net, gateway) = (net.clone(), gateway.clone());
-            client::ask(out, &Request::RouteDel { net, gateway }, show::done)
-        }
-        Route::Show { out } => client::ask(out, &Request::RouteShow, show::routes),
-    }
+        Route::Del { net, gateway } => Request::RouteDel { net: net.clone(), gateway: gateway.clone() },
+        Route::Show => return client::ask(out, &Request::RouteShow, show::routes),
+    };
+    client::ask(out, &request, show::done)
 }
 
-fn run_fault(command: &FaultCommand, delay: bool) -> Result<()> {
+fn run_fault(out: &Out, command: &FaultCommand, delay: bool) -> Result<()> {
     match command {
-        FaultCommand::Add { words, out } => {
+        FaultCommand::Add { words } => {
             client::ask(out, &Request::FaultAdd { words: words.clone(), delay }, show::fault_added)
         }
-        FaultCommand::List { out } => client::ask(out, &Request::FaultList { delay }, show::faults),
-        FaultCommand::Del { id, out } => {
+        FaultCommand::List => client::ask(out, &Request::FaultList { delay }, show::faults),
+        FaultCommand::Del { id } => {
             client::ask(out, &Request::FaultDel { id: *id, delay }, show::faults_removed)
         }
     }

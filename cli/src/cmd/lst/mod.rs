@@ -13,6 +13,8 @@ use serde_json::Value;
 
 #[derive(Args, Debug)]
 pub(crate) struct LstArgs {
+    #[command(flatten)]
+    out: Out,
     #[command(subcommand)]
     command: Command,
 }
@@ -23,8 +25,6 @@ enum Command {
     Load {
         #[command(flatten)]
         words: LoadWords,
-        #[command(flatten)]
-        out: Out,
     },
     /// The session: the nodes under test answer to one console at a time
     #[command(subcommand)]
@@ -44,23 +44,15 @@ enum Command {
         /// Seconds
         #[arg(long = "for", value_name = "S")]
         seconds: Option<f64>,
-        #[command(flatten)]
-        out: Out,
     },
     /// Stop a batch
-    Stop {
-        batch: String,
-        #[command(flatten)]
-        out: Out,
-    },
+    Stop { batch: String },
     /// What the nodes of a group do just now
     Stat {
         group: String,
         /// Seconds between two looks
         #[arg(long, value_name = "S", default_value_t = 1.0)]
         interval: f64,
-        #[command(flatten)]
-        out: Out,
     },
 }
 
@@ -75,19 +67,11 @@ enum Session {
         /// End other sessions the nodes are in
         #[arg(long)]
         force: bool,
-        #[command(flatten)]
-        out: Out,
     },
     /// What there is
-    Show {
-        #[command(flatten)]
-        out: Out,
-    },
+    Show,
     /// End it on all nodes
-    End {
-        #[command(flatten)]
-        out: Out,
-    },
+    End,
 }
 
 #[derive(Subcommand, Debug)]
@@ -97,29 +81,17 @@ enum Group {
         name: String,
         #[arg(required = true)]
         nids: Vec<String>,
-        #[command(flatten)]
-        out: Out,
     },
     /// All groups
-    List {
-        #[command(flatten)]
-        out: Out,
-    },
+    List,
 }
 
 #[derive(Subcommand, Debug)]
 enum Batch {
     /// An empty one
-    Add {
-        name: String,
-        #[command(flatten)]
-        out: Out,
-    },
+    Add { name: String },
     /// All batches, their tests, and which run
-    List {
-        #[command(flatten)]
-        out: Out,
-    },
+    List,
 }
 
 #[derive(Subcommand, Debug)]
@@ -136,45 +108,44 @@ enum Test {
         to: String,
         #[command(flatten)]
         test: TestWords,
-        #[command(flatten)]
-        out: Out,
     },
 }
 
 pub(crate) fn run(args: &LstArgs) -> Result<()> {
+    let out = &args.out;
     match &args.command {
-        Command::Load { words, out } => ask(out, LstRequest::Load(words.clone()), show::load),
-        Command::Session(session) => run_session(session),
-        Command::Group(Group::Add { name, nids, out }) => {
+        Command::Load { words } => ask(out, LstRequest::Load(words.clone()), show::load),
+        Command::Session(session) => run_session(out, session),
+        Command::Group(Group::Add { name, nids }) => {
             ask(out, LstRequest::GroupAdd { name: name.clone(), nids: nids.clone() }, show::done)
         }
-        Command::Group(Group::List { out }) => ask(out, LstRequest::GroupList, show::groups),
-        Command::Batch(Batch::Add { name, out }) => {
+        Command::Group(Group::List) => ask(out, LstRequest::GroupList, show::groups),
+        Command::Batch(Batch::Add { name }) => {
             ask(out, LstRequest::BatchAdd { name: name.clone() }, show::done)
         }
-        Command::Batch(Batch::List { out }) => ask(out, LstRequest::BatchList, show::batches),
-        Command::Test(Test::Add { batch, from, to, test, out }) => {
+        Command::Batch(Batch::List) => ask(out, LstRequest::BatchList, show::batches),
+        Command::Test(Test::Add { batch, from, to, test }) => {
             let (batch, from, to, test) = (batch.clone(), from.clone(), to.clone(), test.clone());
             ask(out, LstRequest::TestAdd { batch, from, to, test }, show::done)
         }
-        Command::Run { batch, seconds, out } => {
+        Command::Run { batch, seconds } => {
             ask(out, LstRequest::Run { batch: batch.clone(), seconds: *seconds }, show::nodes)
         }
-        Command::Stop { batch, out } => ask(out, LstRequest::Stop { batch: batch.clone() }, show::done),
-        Command::Stat { group, interval, out } => {
+        Command::Stop { batch } => ask(out, LstRequest::Stop { batch: batch.clone() }, show::done),
+        Command::Stat { group, interval } => {
             ask(out, LstRequest::Stat { group: group.clone(), seconds: *interval }, show::nodes)
         }
     }
 }
 
-fn run_session(session: &Session) -> Result<()> {
+fn run_session(out: &Out, session: &Session) -> Result<()> {
     match session {
-        Session::New { name, timeout, force, out } => {
+        Session::New { name, timeout, force } => {
             let request = LstRequest::SessionNew { name: name.clone(), timeout_s: *timeout, force: *force };
             ask(out, request, show::done)
         }
-        Session::Show { out } => ask(out, LstRequest::SessionShow, show::session),
-        Session::End { out } => ask(out, LstRequest::SessionEnd, show::done),
+        Session::Show => ask(out, LstRequest::SessionShow, show::session),
+        Session::End => ask(out, LstRequest::SessionEnd, show::done),
     }
 }
 
