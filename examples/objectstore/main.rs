@@ -6,6 +6,7 @@
 //! objectstore serve DIR tcp:10.0.0.1:7000                prints its address for the book, serves until standard input ends
 //! objectstore --book BOOK put NAME FILE | get NAME [OFFSET LEN] | list [PREFIX] | delete NAME | stat NAME | ping
 //! objectstore --book BOOK load [THREADS] [BYTES] [SECONDS]
+//! objectstore --over verbs,tcp ...                       only over these providers
 //! ```
 //!
 //! The book has a line `NID ADDRESS` for each server; the first line's is preferred. Both servers must see the same directory, as
@@ -20,38 +21,50 @@ mod server;
 mod store;
 
 use client::Objects;
-use kfab::Fabric;
+use kfab::{Fabric, Provider};
 use lnet_shim::rpc::Book;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-fn fabric() -> Fabric {
-    Fabric::new((kfab_shm::Shm, kfab_sockets::Sockets))
+/// A fabric of these providers; of all, if none is named.
+fn fabric(over: &str) -> Fabric {
+    let all: [Arc<dyn Provider>; 3] =
+        [Arc::new(kfab_shm::Shm), Arc::new(kfab_verbs::Verbs), Arc::new(kfab_sockets::Sockets)];
+    let chosen = |p: &Arc<dyn Provider>| over.is_empty() || over.split(',').any(|name| name == p.scheme());
+    Fabric::new(all.into_iter().filter(chosen).collect::<Vec<_>>())
 }
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match words[..] {
-        [] => demonstrate(),
-        ["serve", dir, ref listen @ ..] => serve(dir.into(), listen),
+    let (over, words) = match words[..] {
+        ["--over", over, ref rest @ ..] => (over, rest),
+        ref rest => ("", rest),
+    };
+    match *words {
+        [] => demonstrate(over),
+        ["serve", dir, ref listen @ ..] => serve(over, dir.into(), listen),
         ["--book", book, ref command @ ..] => {
             let text = std::fs::read_to_string(book)?;
             let nids: Vec<&str> = text.lines().filter_map(|l| l.split_whitespace().next()).collect();
-            let objects = Objects::open(&fabric(), &Book::parse(&text)?, &nids, "objectstore")?;
+            let objects = Objects::open(&fabric(over), &Book::parse(&text)?, &nids, "objectstore")?;
             run(&objects, command)
         }
-        _ => Err("usage: objectstore [serve DIR [LISTEN...] | --book BOOK COMMAND...]".into()),
+        _ => {
+            Err("usage: objectstore [--over PROVIDERS] [serve DIR [LISTEN...] | --book BOOK COMMAND...]"
+                .into())
+        }
     }
 }
 
-fn serve(dir: PathBuf, listen: &[&str]) -> Result<()> {
+fn serve(over: &str, dir: PathBuf, listen: &[&str]) -> Result<()> {
     let listen = listen.iter().map(|l| (*l).to_owned()).collect();
-    let server = server::start(&fabric(), dir, listen)?;
+    let server = server::start(&fabric(over), dir, listen)?;
     println!("{}", server.addresses()[0]);
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     server.stats().iter().for_each(|s| eprintln!("{}", s.summary()));
@@ -88,9 +101,9 @@ fn run(objects: &Objects, command: &[&str]) -> Result<()> {
 struct Process(Child);
 
 impl Process {
-    fn start(dir: &Path) -> Result<(Process, String)> {
+    fn start(over: &str, dir: &Path) -> Result<(Process, String)> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("serve").arg(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["--over", over, "serve"]).arg(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn()?;
         let out = child.stdout.take().ok_or("no output")?;
         let process = Process(child);
@@ -115,18 +128,18 @@ impl Drop for Process {
 
 const OBJECT: usize = 64 << 10;
 
-fn demonstrate() -> Result<()> {
+fn demonstrate(over: &str) -> Result<()> {
     let dir = std::env::temp_dir().join(format!("objectstore-{}", std::process::id()));
-    let shown = show(&dir);
+    let shown = show(over, &dir);
     let _ = std::fs::remove_dir_all(&dir);
     shown
 }
 
-fn show(dir: &Path) -> Result<()> {
-    let ((mut first, a), (_second, b)) = (Process::start(dir)?, Process::start(dir)?);
+fn show(over: &str, dir: &Path) -> Result<()> {
+    let ((mut first, a), (_second, b)) = (Process::start(over, dir)?, Process::start(over, dir)?);
     let book = Book::parse(&format!("57@kfi {a}\n58@kfi {b}\n"))?;
     print!("{book}");
-    let objects = Objects::open(&fabric(), &book, &["57@kfi", "58@kfi"], "demo.1")?;
+    let objects = Objects::open(&fabric(over), &book, &["57@kfi", "58@kfi"], "demo.1")?;
 
     objects.put("hello", b"hello, object store", true)?;
     println!(

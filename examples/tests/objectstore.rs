@@ -1,4 +1,5 @@
-//! The object store: its demonstration, and its commands against servers of their own.
+//! The object store: its demonstration, and its commands against servers of their own. Where `KFAB_LAB_RDMA=1` demands RDMA cards,
+//! as in `cargo xtask lab`, all of it over them.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,11 @@ const LIMIT: Duration = Duration::from_secs(90);
 /// Cargo builds the examples beside the tests: target/PROFILE/{deps/THIS_TEST, examples/NAME}.
 fn program() -> Command {
     let me = std::env::current_exe().unwrap();
-    Command::new(me.parent().and_then(Path::parent).unwrap().join("examples/objectstore"))
+    let mut command = Command::new(me.parent().and_then(Path::parent).unwrap().join("examples/objectstore"));
+    if std::env::var_os("KFAB_LAB_RDMA").is_some() {
+        command.args(["--over", "verbs"]);
+    }
+    command
 }
 
 struct Ended {
@@ -57,6 +62,8 @@ fn the_demonstration_loses_nothing() {
     let checked: u32 =
         out.split("has all ").nth(1).and_then(|w| w.split(' ').next()).unwrap().parse().unwrap();
     assert!(checked > 0, "{out}");
+    let over = if std::env::var_os("KFAB_LAB_RDMA").is_some() { "57@kfi verbs:" } else { "57@kfi shm:" };
+    assert!(out.starts_with(over), "{out}");
 }
 
 struct Server(Child);

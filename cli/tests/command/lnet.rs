@@ -1,4 +1,4 @@
-//! `kfab lnet` and `kfab lst`: nodes as processes, over kfi (shared memory, sockets) and over tcp.
+//! `kfab lnet` and `kfab lst`: nodes as processes, over kfi (shared memory, sockets; in the lab RDMA cards) and over tcp.
 
 use crate::run::{Ended, LIMIT, Running, kfab, run};
 use rustix::process::Signal;
@@ -9,6 +9,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 struct Node {
     process: Running,
     name: String,
+}
+
+/// Whether RDMA cards are demanded, as in `cargo xtask lab`: then they are what kfi runs over.
+fn in_lab() -> bool {
+    std::env::var_os("KFAB_LAB_RDMA").is_some()
+}
+
+/// What kfi runs over where any provider will do.
+fn any() -> &'static str {
+    if in_lab() { "verbs" } else { "shm" }
 }
 
 /// A name that no other test has.
@@ -80,6 +90,9 @@ fn pairs() -> Vec<(Node, Node, [String; 2])> {
         a.knows(&b);
         (a, b, ["57@kfi", "58@kfi"].map(str::to_owned))
     };
+    if in_lab() {
+        return vec![kfi("verbs")];
+    }
     let nids = [address(1), address(2)];
     let [a, b] = [&nids[0], &nids[1]].map(|nid| Node::tcp(nid, "20401"));
     vec![kfi("shm"), kfi("tcp"), (a, b, nids)]
@@ -112,7 +125,7 @@ fn nodes_ping_discover_and_show_each_other() {
 
 #[test]
 fn faults_drop_and_delay() {
-    let (a, b) = (Node::kfi("57@kfi", "shm"), Node::kfi("58@kfi", "shm"));
+    let (a, b) = (Node::kfi("57@kfi", any()), Node::kfi("58@kfi", any()));
     a.knows(&b);
     let rule =
         b.json(&["fault", "drop", "add", "--src", "57@kfi", "--type", "get", "--rate", "1"])["id"].clone();
@@ -135,7 +148,7 @@ fn faults_drop_and_delay() {
 
 #[test]
 fn what_cannot_be_is_said_by_name() {
-    let a = Node::kfi("57@kfi", "shm");
+    let a = Node::kfi("57@kfi", any());
     a.lnet(&["ping", "99@kfi"]).code(3).says(&["Unreachable", "book"]);
     a.lnet(&["ping", "5x@kfi"]).code(2).says(&["5x@kfi"]);
     a.lnet(&["net", "add", "1@o2ib"]).code(2).says(&["1@o2ib"]);
@@ -199,7 +212,9 @@ fn a_console_runs_tests_between_groups() {
         }
         assert!(a.lst(&["batch", "list"]).ok().out.contains("write"));
         assert!(a.lst(&["group", "list"]).ok().out.contains(b_nid));
-        let done = a.lst(&["run", "bulk", "--for", "1.5", "--json"]).ok().json();
+        // A guest of the lab takes seconds for what other machines do in milliseconds.
+        let seconds = if in_lab() { "20" } else { "1.5" };
+        let done = a.lst(&["run", "bulk", "--for", seconds, "--json"]).ok().json();
         assert_eq!(done["client_errors"], 0, "{done}");
         let latencies = done["clients"][0]["latency_us"].as_array().expect("latencies");
         assert!(latencies.len() == 5 && latencies[0].as_f64().unwrap() > 0.0, "{done}");
@@ -223,15 +238,17 @@ fn a_console_runs_tests_between_groups() {
 
 #[test]
 fn a_killed_node_is_gone_and_its_name_free() {
-    let (a, b) = (Node::kfi("57@kfi", "shm"), Node::kfi("58@kfi", "shm"));
+    let (a, b) = (Node::kfi("57@kfi", any()), Node::kfi("58@kfi", any()));
     a.knows(&b);
     a.lnet(&["ping", "58@kfi"]).ok();
     let load = {
         let args = ["lst", "load", "58@kfi", "--test", "read", "--size", "1MiB", "--concurrency", "4"];
-        let more = ["--duration", "60", "--timeout", "2", "--loop", "1000000", "--node", &a.name];
+        let timeout = if in_lab() { "10" } else { "2" };
+        let more = ["--duration", "60", "--timeout", timeout, "--loop", "1000000", "--node", &a.name];
         Running::start(kfab(&[&args[..], &more].concat()))
     };
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    let begun = || b.json(&["stats"])["sent"]["put"].as_u64() > Some(16);
+    assert!(crate::run::wait_until(LIMIT, begun), "{}", b.json(&["stats"]));
     b.process.signal(Signal::KILL);
     assert_eq!(b.process.end().code, None);
     a.lnet(&["ping", "58@kfi", "--timeout", "2"]).code(3);
@@ -245,6 +262,6 @@ fn a_killed_node_is_gone_and_its_name_free() {
     };
     assert!(crate::run::wait_until(LIMIT, rest));
     let again =
-        Running::start(kfab(&["lnet", "node", "--name", &b.name, "--net", "58@kfi", "--provider", "shm"]));
+        Running::start(kfab(&["lnet", "node", "--name", &b.name, "--net", "58@kfi", "--provider", any()]));
     assert_eq!(again.line(), b.name);
 }

@@ -3,10 +3,11 @@
 use super::client::PREFIX;
 use super::request::NetWords;
 use super::serve::Server;
-use crate::args::FabricArgs;
+use crate::args::{FabricArgs, WaitArg};
 use crate::failure::{Failure, Result};
 use crate::stop;
 use clap::Args;
+use kfab::{EndpointConfig, Progress};
 use lnet_shim::node::NodeParams;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -76,10 +77,13 @@ pub(crate) fn run(args: &NodeArgs) -> Result<()> {
     let timeout = super::serve::seconds("--transaction-timeout", args.transaction_timeout)?;
     let params =
         NodeParams { transaction_timeout: timeout, retry_count: args.retry_count, ..NodeParams::default() };
-    let schemes = crate::providers::chosen(&args.fabric.provider)?;
-    let named = !args.fabric.provider.is_empty();
-    let server =
-        Arc::new(Server::new(params, args.fabric.fabric()?, if named { schemes } else { Vec::new() })?);
+    let mut schemes = crate::providers::chosen(&args.fabric.provider)?;
+    if args.fabric.provider.is_empty() {
+        schemes.clear();
+    }
+    let endpoint =
+        EndpointConfig { progress: Progress::Inline, ..args.fabric.config(&schemes, WaitArg::Adaptive) };
+    let server = Arc::new(Server::new(params, args.fabric.fabric()?, endpoint)?);
     for entry in &args.book {
         server.book_set(entry)?;
     }

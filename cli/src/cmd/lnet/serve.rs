@@ -5,7 +5,7 @@ use crate::cmd::lst::console::Consoles;
 use crate::failure::{FAILED, Failure, Result, UNAVAILABLE, USAGE};
 use futures_lite::future::block_on;
 use kfab::topo::{PartitionPolicy, Partitions, Topology};
-use kfab::{EndpointConfig, Fabric, Progress};
+use kfab::{EndpointConfig, Fabric};
 use lnet_shim::command::{self, FaultAdd};
 use lnet_shim::kfi::{Book, KfiParams};
 use lnet_shim::nid::{Lnd, Net, Nid};
@@ -30,7 +30,8 @@ const MAX_SECONDS: f64 = 86_400.0;
 pub(crate) struct Server {
     pub(crate) node: Node,
     fabric: Fabric,
-    providers: Vec<&'static str>,
+    /// Of kfi interfaces: all but where they listen.
+    endpoint: EndpointConfig,
     book: Book,
     /// Where our kfi interfaces are.
     own: Mutex<BTreeMap<Nid, Vec<String>>>,
@@ -94,10 +95,10 @@ fn net(text: &str) -> Result<Net> {
 }
 
 impl Server {
-    pub(crate) fn new(params: NodeParams, fabric: Fabric, providers: Vec<&'static str>) -> Result<Server> {
+    pub(crate) fn new(params: NodeParams, fabric: Fabric, endpoint: EndpointConfig) -> Result<Server> {
         let node = Node::new(params).map_err(failure)?;
         let consoles = Consoles::new(node.clone());
-        Ok(Server { node, fabric, providers, book: Book::new(), own: Mutex::default(), consoles })
+        Ok(Server { node, fabric, endpoint, book: Book::new(), own: Mutex::default(), consoles })
     }
 
     pub(crate) fn serve_selftests(&self) -> Result<Agent> {
@@ -195,12 +196,7 @@ impl Server {
     }
 
     fn kfi_add(&self, config: NiConfig, words: &NetWords) -> Result<()> {
-        let endpoint = EndpointConfig {
-            listen: words.listen.clone(),
-            providers: self.providers.iter().map(|s| (*s).to_owned()).collect(),
-            progress: Progress::Inline,
-            ..Default::default()
-        };
+        let endpoint = EndpointConfig { listen: words.listen.clone(), ..self.endpoint.clone() };
         let lanes = if words.partitioned {
             let plan = Partitions::plan(&Topology::discover(), &PartitionPolicy::PerNode);
             let plan = plan.map_err(|e| Failure::unavailable(format!("--partitioned: {e}")))?;

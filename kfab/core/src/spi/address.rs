@@ -47,8 +47,16 @@ impl Address {
     /// The longest text of an address, in bytes.
     pub const MAX_LEN: usize = 2048;
 
-    /// An address of these ways, best first.
-    pub fn new(ways: Vec<Way>) -> Self {
+    /// An address of these ways, best first. Those beyond [`Address::MAX_WAYS`] are left out: no peer would read them.
+    ///
+    /// ```
+    /// use kfab_core::spi::{Address, Way};
+    /// let all = (0..40).map(|port| Way::new("tcp", format!("127.0.0.1:{port}"))).collect();
+    /// let address = Address::new(all);
+    /// assert_eq!(address.to_string().parse::<Address>().unwrap(), address);
+    /// ```
+    pub fn new(mut ways: Vec<Way>) -> Self {
+        ways.truncate(Self::MAX_WAYS);
         Address { ways }
     }
 
