@@ -232,6 +232,9 @@ fn on_rails(rails: &str, host: u32) -> Endpoint {
     node::plain_fabric().open(c).unwrap()
 }
 
+/// Receives that the sink has posted: so many large messages can be on their way at once.
+const RECEIVES: usize = 4;
+
 /// Receives numbered messages, each exactly once and whole.
 fn sink(rails: &str) {
     let e = Arc::new(on_rails(rails, 2));
@@ -253,8 +256,10 @@ fn sink(rails: &str) {
     });
     let mut seen = Vec::new();
     let mut last = Instant::now();
-    loop {
-        let m = e.recv().wait().unwrap();
+    let mut posted: VecDeque<_> = (0..RECEIVES).map(|_| e.recv()).collect();
+    while let Some(next) = posted.pop_front() {
+        let m = next.wait().unwrap();
+        posted.push_back(e.recv());
         gap.fetch_max(last.elapsed().as_millis() as u64, Ordering::Relaxed);
         last = Instant::now();
         let n = u64::from_le_bytes(m[..8].try_into().unwrap()) as usize;
@@ -374,6 +379,34 @@ fn two_shaped_rails_carry_more_than_one() {
         }
         println!("one rail {:.1} messages/s, two {:.1}: x{:.2}", rates[0], rates[1], rates[1] / rates[0]);
         assert!(rates[1] > 1.3 * rates[0], "{rates:?}");
+    });
+}
+
+/// Each rail gets what it can carry: the slow one is not waited for. How well is printed.
+#[test]
+fn two_rails_of_unlike_speed_are_both_used_to_the_full() {
+    watched_for("unlike", 150, || {
+        let Some(net) = Net::new() else { return };
+        net.shape(0, 50);
+        net.shape(1, 200);
+        let mut rates = Vec::new();
+        for (rails, n) in [("0", 30), ("1", 80), ("0,1", 120)] {
+            let mut pair = net.run(rails);
+            pair.more(20);
+            let start = pair.got();
+            rates.push(n as f64 / pair.more(n).as_secs_f64());
+            if rails == "0,1" {
+                let s = pair.shares(start);
+                println!("shares {s:.2?}, the links' 0.20 and 0.80");
+                assert!(s.iter().all(|s| *s > 0.02), "{s:?}");
+            }
+            pair.finish();
+        }
+        let of_sum = rates[2] / (rates[0] + rates[1]);
+        println!(
+            "50 Mbit/s {:.1} messages/s, 200 Mbit/s {:.1}, both {:.1}: x{of_sum:.2} of the sum",
+            rates[0], rates[1], rates[2]
+        );
     });
 }
 

@@ -205,7 +205,7 @@ impl Machine {
         sender: u64,
         buffer: Buffer,
     ) {
-        let piece = self.piece_len(io, from.index);
+        let piece = self.piece_len(io, from.index, len);
         let Ok(assembly) = Assembly::new(buffer, len, piece) else {
             self.send_done(io, from.index, sender, Status::Canceled);
             return self
@@ -226,8 +226,11 @@ impl Machine {
         self.send_control(io, from.index, FrameKind::Cts, 0, cts.as_bytes());
     }
 
-    /// The size of pieces: what the active rails like and every rail can carry that may take their place.
-    pub(crate) fn piece_len(&self, io: &Io<'_>, pi: u32) -> usize {
+    /// The size of the pieces of a transfer: what the active rails like and every rail can carry that may take their place. For several
+    /// rails it is cut finer, so that each can have its share.
+    pub(crate) fn piece_len(&self, io: &Io<'_>, pi: u32, len: usize) -> usize {
+        let share =
+            if self.peers[pi as usize].active.len() > 1 { (len / 16).max(64 << 10) } else { usize::MAX };
         let p = &self.peers[pi as usize];
         let caps = |ci: &u32| io.ports[self.conns[*ci as usize].port].caps();
         p.active
@@ -236,6 +239,7 @@ impl Machine {
             .min()
             .unwrap_or(64 * 1024)
             .min(p.frame_max)
+            .min(share)
             .clamp(1024, 16 << 20)
     }
 

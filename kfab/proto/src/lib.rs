@@ -24,6 +24,7 @@ mod message;
 mod notice;
 mod onesided;
 mod ops;
+mod pace;
 mod peer;
 mod receive;
 mod short;

@@ -63,6 +63,7 @@ pub(crate) struct ConnState {
     pub(crate) rx_bytes: u64,
     pub(crate) tx_frames: u64,
     pub(crate) rx_frames: u64,
+    pub(crate) pace: crate::pace::Pace,
 }
 
 /// Multiply-shift over small integers that the providers themselves hand out: no peer chooses them.
@@ -690,6 +691,7 @@ impl Machine {
             rx_bytes: 0,
             tx_frames: 0,
             rx_frames: 0,
+            pace: Default::default(),
         };
         let ci = match self.free_conns.pop() {
             Some(ci) => {

@@ -259,7 +259,7 @@ impl Machine {
             }
             return self.started(op);
         }
-        let piece = self.piece_len(io, pi);
+        let piece = self.piece_len(io, pi, len);
         let assembly = Some(Assembly::new(into, len, piece).map_err(shared)?);
         let pieces = Proto::Pieces { peer: from, tag: None, len, sender: 0, assembly, read: true, tell };
         let op = self.ops.insert(pieces, "read")?;
@@ -294,7 +294,7 @@ impl Machine {
             Ok(()) => self.access_ended(io, peer, op, Some(buffer), tell.as_ref()),
             Err(e) if is_final(&e) => self.finish(op, Err(e)),
             Err(e) => {
-                let piece = self.piece_len(io, peer.index);
+                let piece = self.piece_len(io, peer.index, len);
                 let Ok(assembly) = Assembly::new(buffer, len, piece) else {
                     return self.finish(op, Err(e));
                 };
@@ -403,7 +403,7 @@ impl Machine {
         source: &Source,
         tell: Option<Tell>,
     ) {
-        let piece = self.piece_len(io, pi);
+        let piece = self.piece_len(io, pi, source.len());
         let n = source.len().div_ceil(piece).max(1);
         if let Some(Proto::Write { parts, redo, .. }) = self.ops.proto(op) {
             (*parts, *redo) = (n as u32, None);

@@ -118,6 +118,7 @@ impl Machine {
         if !self.faults.is_empty() && self.faults.stalls(self.peers[pi as usize].name) {
             return self.discard(io, ci, None, body_len);
         }
+        c.pace.comes(body_len);
         c.used_at = io.now;
         c.heard_at = io.now;
         c.asked_at = 0;
@@ -189,6 +190,10 @@ impl Machine {
             FrameKind::Probe if h.tag == 0 => {
                 // Over the connection that was asked: the answer speaks for it alone.
                 self.send_over(io, pi, ci, FrameKind::Probe, 1);
+            }
+            FrameKind::Ack if h.tag > 0 => {
+                self.conns[ci as usize].pace.confirm(h.tag, io.now);
+                self.mark_dirty(pi);
             }
             FrameKind::Bye => self.lose_peer(io, pi, "the peer closed its endpoint", Fate::Unknown),
             _ => {}
@@ -539,6 +544,11 @@ impl Machine {
         };
         if !ok {
             return self.take_failed(t, landing);
+        }
+        let pace = &mut self.conns[ci as usize].pace;
+        pace.came();
+        if pace.is_due() && self.peers[pi as usize].rails.len() > 1 {
+            self.mark_dirty(pi);
         }
         match t {
             Taking::Hello { hello, len } => self.finish_hello(io, ci, &hello, landing, len),

@@ -5,6 +5,7 @@ use crate::faults::FaultAction;
 use crate::machine::{Io, Machine};
 use crate::message::*;
 use crate::ops::Proto;
+use crate::pace::Pace;
 use crate::peer::{Deferred, Out, Unacked};
 use crate::wire::*;
 use kfab_core::spi::{Body, Frame, INLINE_MAX, Inline};
@@ -13,6 +14,10 @@ use zerocopy::IntoBytes;
 
 /// A frame that no connection carries at the moment: it must be sent again.
 pub(crate) const NOWHERE: u32 = u32::MAX;
+/// From this many bytes on a frame waits for the rail that would be done first, though another could take it now.
+const BULK: usize = 4096;
+/// Rails count as equally fast up to this ratio.
+const ALIKE: u64 = 3;
 /// The largest body of coalesced messages.
 const BATCH_BYTES: usize = 16 * 1024;
 
@@ -218,11 +223,11 @@ impl Machine {
             return false;
         }
         let len = body.len();
-        let Some(ci) = self.pick_rail(pi, len) else { return false };
+        let Some(ci) = self.pick_rail(io.now, pi, len) else { return false };
         let seq = self.peers[pi as usize].tx.next;
         if !self.post(io, pi, ci, seq, out, body) {
             // Another rail may have room.
-            let Some(other) = self.pick_rail(pi, len) else { return false };
+            let Some(other) = self.pick_rail(io.now, pi, len) else { return false };
             if !self.post(io, pi, other, seq, out, body) {
                 return false;
             }
@@ -257,32 +262,45 @@ impl Machine {
         self.set_timer(pi, now);
     }
 
-    /// The rail for a frame of `len` bytes: of the active ones that are not blocked, the one that would be done first, judged by what it
-    /// has under way over its weight. So a slow rail gets less, and small frames spray.
+    /// The rail for a frame of `len` bytes: of the active ones the one that would be done first, judged by what it has under way and how
+    /// fast it delivers (before that is known: its weight). So a slow rail gets less, and small frames spray.
     #[inline(always)]
-    fn pick_rail(&self, pi: u32, len: usize) -> Option<u32> {
+    fn pick_rail(&self, now: u64, pi: u32, len: usize) -> Option<u32> {
         let p = &self.peers[pi as usize];
         if let [one] = p.active[..]
             && len <= self.conns[one as usize].max_body
         {
             return (!self.conns[one as usize].blocked).then_some(one);
         }
-        self.least_loaded(&p.active, len).or_else(|| {
+        self.least_loaded(now, &p.active, len).or_else(|| {
             // A frame made for another provider's rail may be too large for the best one.
             let fits = |ci: &u32| len <= self.conns[*ci as usize].max_body;
-            if p.active.iter().any(fits) { None } else { self.least_loaded(&p.rails, len) }
+            if p.active.iter().any(fits) { None } else { self.least_loaded(now, &p.rails, len) }
         })
     }
 
-    fn least_loaded(&self, rails: &[u32], len: usize) -> Option<u32> {
-        let open = rails.iter().copied().filter(|ci| {
-            let c = &self.conns[*ci as usize];
-            !c.blocked && len <= c.max_body
-        });
-        open.min_by_key(|ci| {
-            let c = &self.conns[*ci as usize];
-            ((c.unacked_bytes + len + 64) as u64 * 1024 / c.weight, c.tx_bytes / c.weight)
-        })
+    fn least_loaded(&self, now: u64, rails: &[u32], len: usize) -> Option<u32> {
+        let conn = |ci: u32| &self.conns[ci as usize];
+        let rates = || rails.iter().map(|ci| conn(*ci).pace.rate(now));
+        let (bulk, best) = (len >= BULK, rates().max()?);
+        let measured = rates().all(|r| r > 0);
+        let open = |ci: &u32| {
+            let c = conn(*ci);
+            let waits =
+                if !bulk { c.blocked } else { !measured && (c.blocked || c.pace.is_trying(c.unacked_bytes)) };
+            len <= c.max_body && !waits
+        };
+        let done = |ci: &u32| {
+            let c = conn(*ci);
+            let (under_way, speed) = match c.pace.rate(now) {
+                _ if !measured => (c.unacked_bytes as u64, c.weight),
+                // Nearly alike: what each has under way tells better than the clock.
+                rate => (c.pace.under_way(c.unacked_bytes), if rate > best / ALIKE { best } else { rate }),
+            };
+            ((under_way + len as u64 + 64) * 1024 / speed, c.tx_bytes / c.weight)
+        };
+        let first = rails.iter().copied().filter(open).min_by_key(done)?;
+        (!conn(first).blocked).then_some(first)
     }
 
     /// Hands one frame to a port, with the latest acknowledgement and credit in its header. `false`: the port has no room.
@@ -320,7 +338,8 @@ impl Machine {
             }
         }
         // The first frame of a round leaves at once; what follows may share its way with others until the next round.
-        let more = p.tx.round == self.round && body.len() <= self.limits.coalesce_max;
+        let len = body.len();
+        let more = p.tx.round == self.round && len <= self.limits.coalesce_max;
         let frame = Frame { header: h.to_bytes(), inline: out.inline, body, more };
         if io.ports[c.port].post(c.conn, std::slice::from_ref(&frame)) == 0 {
             c.blocked = true;
@@ -330,7 +349,10 @@ impl Machine {
         self.unflushed |= more;
         p.rx.told(next, consumed);
         c.tx_frames += 1;
-        c.tx_bytes += body.len() as u64;
+        if len > 0 {
+            c.tx_bytes += len as u64;
+            c.pace.posted(len, c.unacked_bytes == 0, io.now);
+        }
         c.used_at = io.now;
         true
     }
@@ -351,6 +373,7 @@ impl Machine {
             }
             return;
         }
+        self.report(io, pi, Pace::is_due);
         if !self.resend_lost(io, pi) {
             return;
         }
@@ -387,7 +410,7 @@ impl Machine {
             (u.seq, u.out.clone(), u.conn)
         };
         let len = out.body.len();
-        let Some(ci) = self.pick_rail(pi, len) else { return false };
+        let Some(ci) = self.pick_rail(io.now, pi, len) else { return false };
         let body = if len == 0 { Body::Empty } else { Body::Owned(out.body.slices()) };
         if !self.post(io, pi, ci, seq, &out, body) {
             return false;
@@ -503,9 +526,29 @@ impl Machine {
         true
     }
 
-    /// A frame with nothing but acknowledgement and credit.
+    /// A frame with nothing but acknowledgement and credit; of several rails one over each that has something to report.
     pub(crate) fn send_ack(&mut self, io: &mut Io<'_>, pi: u32) {
-        self.send_bare(io, pi, FrameKind::Ack, 0);
+        if !self.report(io, pi, |_| true) {
+            self.send_bare(io, pi, FrameKind::Ack, 0);
+        }
+    }
+
+    /// Tells the other end how much has come over those of several rails that are `due`; `false` if it was told nothing.
+    fn report(&mut self, io: &mut Io<'_>, pi: u32, due: impl Fn(&Pace) -> bool) -> bool {
+        let (mut at, mut told) = (0, false);
+        while let Some(&ci) =
+            self.peers[pi as usize].active.get(at).filter(|_| self.peers[pi as usize].active.len() > 1)
+        {
+            at += 1;
+            let c = &self.conns[ci as usize];
+            if let Some(got) = c.pace.news().filter(|_| due(&c.pace) && !c.blocked)
+                && self.send_over(io, pi, ci, FrameKind::Ack, got)
+            {
+                self.conns[ci as usize].pace.has_told();
+                told = true;
+            }
+        }
+        told
     }
 
     /// An unsequenced frame over the rail last heard from; lost if it does not take it.

@@ -30,7 +30,7 @@ pub(crate) enum FrameKind {
     Piece = 5,
     /// The operation that the inline [`Done`] names has ended at my side.
     Done = 6,
-    /// Nothing but `ack` and `credit`.
+    /// Nothing but `ack` and `credit`; between several rails, `tag`: bytes of bodies that have come over this one.
     Ack = 7,
     /// Are you there? (`tag` 0) / I am (`tag` 1).
     Probe = 8,
