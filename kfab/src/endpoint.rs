@@ -147,9 +147,7 @@ impl Endpoint {
 
     /// Removes a fault; how often it struck.
     pub fn remove_fault(&self, id: FaultId) -> Option<u64> {
-        let hits = self.lane.with(|m, _| m.remove_fault(id));
-        self.lane.kick();
-        hits
+        self.lane.with(|m, _| m.remove_fault(id))
     }
 
     /// How threads and memory were placed, and what could not be.

@@ -40,6 +40,8 @@ pub(crate) struct State {
     clock_age: u32,
     /// Somebody sleeps on the descriptors, ports armed.
     asleep: Option<Sleeper>,
+    /// Sleepers that were woken and have not risen yet.
+    kicked: u32,
     /// Counts sleeps, so that a late riser does not mistake its successor's sleep for its own.
     sleeps: u64,
     /// Threads that wait for an operation while another sleeps on the descriptors.
@@ -157,6 +159,7 @@ impl Lane {
             now: 1,
             clock_age: 0,
             asleep: None,
+            kicked: 0,
             sleeps: 0,
             followers: Vec::new(),
             turns: 0,
@@ -223,10 +226,11 @@ impl Lane {
     #[cold]
     fn wake_sleeper(&self, s: &mut State) {
         s.asleep = None;
+        s.kicked += 1;
         self.kick();
     }
 
-    pub(crate) fn kick(&self) {
+    fn kick(&self) {
         // The counter can only be full if nobody has read it 2^64 times: the sleeper is awake then.
         let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
     }
@@ -285,9 +289,10 @@ impl Lane {
     pub(crate) fn wait_shortly(&self, op: OpId, out: &mut Direct) -> bool {
         let mut s = self.lock();
         s.turns += 1;
-        if s.asleep.is_some() || s.machine.has_ended(op) {
+        if s.asleep.is_some() || self.wait == Wait::Sleep || s.machine.has_ended(op) {
             return false;
         }
+        let mut until = None;
         let full = if s.ports.len() > 1 { FULL_OF_MANY } else { FULL };
         for i in 1..=SHORT {
             let (machine, mut io) = s.split();
@@ -304,6 +309,13 @@ impl Lane {
             }
             if s.poll() && s.machine.has_ended(op) {
                 return false;
+            }
+            // Where a round is a system call, the rounds together are more than the caller wants to spin.
+            if let Wait::Adaptive(d) = self.wait {
+                let now = Instant::now();
+                if now >= *until.get_or_insert(now + d) {
+                    return false;
+                }
             }
         }
         false
@@ -431,11 +443,15 @@ impl Lane {
         let epoll = self.epoll(&s);
         drop(s);
         self.poll_fd(epoll, wait);
-        let mut buf = [0; 8];
-        let _ = rustix::io::read(&self.kick, &mut buf);
         let mut s = self.lock();
         if s.asleep.is_some_and(|a| a.number == number) {
             s.asleep = None;
+        } else {
+            // Kicked, and nobody else who was is still to rise.
+            s.kicked = s.kicked.saturating_sub(1);
+            if s.kicked == 0 {
+                let _ = rustix::io::read(&self.kick, &mut [0; 8]);
+            }
         }
     }
 
