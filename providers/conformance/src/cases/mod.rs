@@ -87,6 +87,7 @@ cases! {
     has_rma: rma::reads_and_writes_move_the_bytes, rma::outside_is_refused, rma::rights_are_kept,
         rma::a_revoked_exposure_is_refused, rma::a_guessed_key_is_refused, rma::a_buffer_can_be_read_for_a_transfer,
         rma::only_windows_can_be_written, rma::many_operations_end_once, rma::small_writes_within_the_call,
+        rma::a_frame_after_a_write_finds_it_there,
         rma::a_dead_connection_fails_operations, rma::operations_let_memory_go;
     has_victim: death::a_killed_peer_goes_down, death::a_killed_peer_can_be_replaced;
 }

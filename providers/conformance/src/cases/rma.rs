@@ -100,6 +100,21 @@ pub(super) fn reads_and_writes_move_the_bytes(b: &Bench) {
     assert_eq!(&got, b"part");
 }
 
+/// What notices rest on: who is told by a frame that a write has ended sees its bytes.
+pub(super) fn a_frame_after_a_write_finds_it_there(b: &Bench) {
+    let mut s = Scene::new(b, BOTH);
+    let key = s.exposure.key;
+    for (i, len) in [1, 8, 64, 4097, 100_000, LEN].into_iter().cycle().take(60).enumerate() {
+        let data = body(i as u32, len);
+        s.write(b, key, 0, &data).expect("a write inside");
+        s.x.send(s.cx, header(i as u32), &[], Body::Empty);
+        b.frames(&mut [&mut s.x, &mut s.y], i + 1);
+        let mut now = vec![0; len];
+        s.window.read(0, &mut now);
+        assert!(now == data, "write {i} of {len} bytes");
+    }
+}
+
 pub(super) fn outside_is_refused(b: &Bench) {
     let mut s = Scene::new(b, BOTH);
     let before = s.contents();
