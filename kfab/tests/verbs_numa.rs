@@ -119,3 +119,37 @@ fn talk(a: &Endpoint, b: &Endpoint) {
     let back = to.read(window.key(), 0, a.buffer(4 << 20).unwrap()).wait().unwrap();
     assert_eq!(&back[..], vec![7; 4 << 20]);
 }
+
+#[test]
+fn the_cards_beside_an_endpoint_carry_more() {
+    if !rails_are_here() {
+        return;
+    }
+    watched_for("near and far", 200, || {
+        let plan = Partitions::plan(&Topology::discover(), &PartitionPolicy::PerNode).unwrap();
+        let near = node_in_sysfs("a0");
+        let partition = plan.iter().find(|p| p.memory_node == Some(near)).expect("a partition of the node");
+        let open = || {
+            let partition = Some(partition.clone());
+            Fabric::new((Verbs,)).open(EndpointConfig { partition, ..Default::default() }).unwrap()
+        };
+        let (a, b) = (open(), open());
+        let to = a.peer(&b.address().to_string()).unwrap();
+        for _ in 0..16 {
+            let receives: Vec<_> = (0..4).map(|_| b.recv()).collect();
+            let sends: Vec<_> = (0..4).map(|_| to.send(&vec![7; 1 << 20][..])).collect();
+            sends.into_iter().for_each(|s| s.wait().unwrap());
+            receives.into_iter().for_each(|r| assert_eq!(r.wait().unwrap()[..], vec![7; 1 << 20]));
+        }
+        // Rail 0 (10.8.0.x) is on the near node.
+        let ways = b.address().ways();
+        assert_eq!(ways.len(), 4);
+        let (mut here, mut there) = (0, 0);
+        for r in b.stats().peers.into_iter().flat_map(|p| p.info.rails) {
+            let sum = if ways[r.port].rest.starts_with("10.8.0.") { &mut here } else { &mut there };
+            *sum += r.rx_bytes;
+        }
+        println!("near {here} bytes, far {there}");
+        assert!(here > there + there / 4, "near {here} bytes, far {there}");
+    });
+}
