@@ -35,7 +35,7 @@ case $1:$# in
 link:3)
 	$B rm -f "/run/lab/rails/$2"
 	echo "link $2 $3" >/run/lab/ctl
-	until_true 10 answered "$2" "$3" && [ "$answer" = "$3" ]
+	until_true 120 answered "$2" "$3" && [ "$answer" = "$3" ]
 	;;
 mark:2) echo "mark $2" >/run/lab/ctl ;;
 await:[23]) until_true "${3:-60}" test -e "/run/lab/marks/$2" ;;

@@ -117,7 +117,7 @@ wait_active() {
 		tries=0
 		until $B grep -q ACTIVE "$state"; do
 			tries=$((tries + 1))
-			[ $tries -gt 500 ] && echo "$state: $($B cat "$state")" >&2 && return 1
+			[ $tries -gt 6000 ] && echo "$state: $($B cat "$state")" >&2 && return 1
 			$B usleep 20000
 		done
 	done
@@ -155,7 +155,7 @@ await_carrier() {
 	tries=0
 	while read -r now <"/sys/class/net/$1/carrier" && [ "$now" != "$2" ]; do
 		tries=$((tries + 1))
-		[ $tries -gt 250 ] && return
+		[ $tries -gt 3000 ] && return
 		$B usleep 20000
 	done
 }

@@ -95,7 +95,7 @@ fn put_in_place(work: &Path, root: &Path) -> Result<()> {
 
 fn build(work: &Path, package: &str, release: &str) -> Result<()> {
     fs::create_dir_all(work)?;
-    call(Command::new("apt-get").args(["-qq", "download", package]).current_dir(work))?;
+    packages::download(package, work)?;
     let deb = fs::read_dir(work)?.filter_map(Result::ok).map(|entry| entry.path());
     let deb =
         deb.into_iter().find(|path| path.extension().is_some_and(|e| e == "deb")).context("no .deb came")?;

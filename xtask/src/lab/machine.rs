@@ -25,7 +25,7 @@ use super::options::Plan;
 use super::qemu::{self, Channel, Files};
 
 /// Longest wait for QEMU to connect to its sockets.
-const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+const CONNECT_LIMIT: Duration = Duration::from_secs(120);
 /// Bytes of the console that are kept to be shown when a guest dies.
 const TAIL_BYTES: usize = 16 << 10;
 

@@ -2,6 +2,8 @@
 //!
 //! Nothing here needs rights except installing, which root does at once and everyone else is told how to.
 
+use std::fmt;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -38,11 +40,25 @@ pub(crate) const PACKAGES: [Package; 14] = [
     package("hwloc-nox", "lstopo"),
 ];
 
+/// The context of an error that says: what the lab is made of cannot be had here. All other errors are defects.
+#[derive(Debug)]
+pub(crate) struct Unobtainable;
+
+impl fmt::Display for Unobtainable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("what the lab is made of cannot be had here")
+    }
+}
+
 /// Makes sure that all [`PACKAGES`] are installed, as root by installing what is missing.
 ///
 /// # Errors
-/// When something is missing and cannot be installed; says the command that would.
+/// [`Unobtainable`] when something is missing and cannot be installed; says the command that would.
 pub(crate) fn ensure_installed() -> Result<()> {
+    install_missing().context(Unobtainable)
+}
+
+fn install_missing() -> Result<()> {
     let missing = missing()?;
     if missing.is_empty() {
         return Ok(());
@@ -54,11 +70,8 @@ pub(crate) fn ensure_installed() -> Result<()> {
     eprintln!("lab: installing {}", missing.join(" "));
     let mut install = vec!["install", "-y", "-qq", "--no-install-recommends"];
     install.extend(&missing);
-    if apt(&install).is_err() {
-        apt(&["update", "-qq"])?;
-        apt(&install)?;
-    }
-    Ok(())
+    let install = || apt(&install, Path::new("/"));
+    install().or_else(|why| renew_lists(why).and_then(|()| install()))
 }
 
 fn missing() -> Result<Vec<&'static str>> {
@@ -77,8 +90,9 @@ fn is_root() -> Result<bool> {
     Ok(id.stdout.trim_ascii() == b"0")
 }
 
-fn apt(args: &[&str]) -> Result<()> {
-    let out = Command::new("apt-get").args(args).env("DEBIAN_FRONTEND", "noninteractive").output()?;
+fn apt(args: &[&str], folder: &Path) -> Result<()> {
+    let mut apt = Command::new("apt-get");
+    let out = apt.args(args).current_dir(folder).env("DEBIAN_FRONTEND", "noninteractive").output()?;
     ensure!(
         out.status.success(),
         "apt-get {} failed: {}",
@@ -91,8 +105,26 @@ fn apt(args: &[&str]) -> Result<()> {
 /// Name of the package with the newest kernel of a line, such as `linux-image-6.1.0-56-amd64`.
 ///
 /// # Errors
-/// When apt knows none; its lists may be stale.
+/// [`Unobtainable`] when apt knows none. Root's lists are renewed before it is given up: those of a fresh machine are empty.
 pub(crate) fn newest_kernel(line: KernelLine) -> Result<String> {
+    known_kernel(line).or_else(|why| renew_lists(why).and_then(|()| known_kernel(line))).context(Unobtainable)
+}
+
+/// Downloads a package into `folder`.
+///
+/// # Errors
+/// [`Unobtainable`] when it does not come, also after root's lists are renewed: old packages vanish from the archive.
+pub(crate) fn download(package: &str, folder: &Path) -> Result<()> {
+    let fetch = || apt(&["download", "-qq", package], folder);
+    fetch().or_else(|why| renew_lists(why).and_then(|()| fetch())).context(Unobtainable)
+}
+
+/// `apt-get update`, where we may; else the reason why it is wanted.
+fn renew_lists(why: anyhow::Error) -> Result<()> {
+    if is_root()? { apt(&["update", "-qq"], Path::new("/")) } else { Err(why) }
+}
+
+fn known_kernel(line: KernelLine) -> Result<String> {
     for meta in ["linux-image-amd64".to_owned(), format!("linux-image-{}-amd64", line.version())] {
         let depends = Command::new("apt-cache").args(["depends", &meta]).output().context("apt-cache")?;
         if let Some(name) = kernel_in(&String::from_utf8_lossy(&depends.stdout), line) {

@@ -79,7 +79,7 @@ pub(crate) fn arguments(plan: &Plan, side: Side, accel: Accel, files: &Files<'_>
     let mut args = Args::default();
     args.machine(plan, accel);
     args.shape(&plan.shape);
-    args.boot(plan, files);
+    args.boot(plan, accel, files);
     args.channels(files.sockets);
     args.folders(&plan.shares);
     if plan.wiring.wire == Wire::Pci {
@@ -139,11 +139,16 @@ impl Args {
         }
     }
 
-    fn boot(&mut self, plan: &Plan, files: &Files<'_>) {
+    fn boot(&mut self, plan: &Plan, accel: Accel, files: &Files<'_>) {
         let talk = if plan.console.is_some() { "loglevel=7" } else { "quiet" };
+        let clock = match accel {
+            Accel::Kvm => "",
+            // One counter for all cores, whatever a watchdog makes of a guest that stood still: the next best clock takes microseconds.
+            Accel::Tcg => " tsc=reliable",
+        };
         self.add("-kernel", files.kernel.display().to_string());
         self.add("-initrd", files.initramfs.display().to_string());
-        self.add("-append", format!("console=ttyS0 {talk} panic=-1 oops=panic mitigations=off"));
+        self.add("-append", format!("console=ttyS0 {talk} panic=-1 oops=panic mitigations=off{clock}"));
     }
 
     fn channels(&mut self, sockets: &Path) {

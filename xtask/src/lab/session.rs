@@ -24,7 +24,7 @@ use super::scratch::Scratch;
 /// How long a companion may go on after the command.
 const COMPANION_GRACE: Duration = Duration::from_secs(5);
 /// Longest wait for the first guest's wire sockets.
-const WIRE_LIMIT: Duration = Duration::from_secs(10);
+const WIRE_LIMIT: Duration = Duration::from_secs(120);
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
