@@ -10,6 +10,8 @@ mod load;
 mod ours;
 #[cfg(feature = "tarpc")]
 mod over_tarpc;
+#[cfg(any(feature = "tarpc", feature = "tonic"))]
+mod over_tokio;
 #[cfg(feature = "tonic")]
 mod over_tonic;
 

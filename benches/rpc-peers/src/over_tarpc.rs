@@ -1,8 +1,8 @@
 //! tarpc over loopback TCP, with bincode.
 
-use crate::load::{Job, Load, median, rate};
-use anyhow::bail;
-use futures::{StreamExt, stream::FuturesUnordered};
+use crate::load::Load;
+use crate::over_tokio::{self, runtime};
+use futures::StreamExt;
 use tarpc::server::{BaseChannel, Channel};
 use tarpc::tokio_serde::formats::Bincode;
 use tarpc::{client, context, serde_transport};
@@ -19,10 +19,6 @@ impl Echo for Server {
     async fn echo(self, _: context::Context, data: Vec<u8>) -> Vec<u8> {
         data
     }
-}
-
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 pub fn serve() -> anyhow::Result<()> {
@@ -51,21 +47,5 @@ pub fn measure(address: &str, load: &Load) -> anyhow::Result<f64> {
         anyhow::ensure!(back.len() == data.len());
         anyhow::Ok(())
     };
-    match load.job {
-        Job::Latency => median(load.length, || runtime.block_on(one())),
-        Job::Rate => rate(load.length, || {
-            runtime.block_on(async {
-                let mut calls: FuturesUnordered<_> = (0..load.flight).map(|_| one()).collect();
-                for _ in load.flight..2000 {
-                    calls.next().await.unwrap_or(Ok(()))?;
-                    calls.push(one());
-                }
-                while let Some(ended) = calls.next().await {
-                    ended?;
-                }
-                Ok(2000)
-            })
-        }),
-        _ => bail!("not measured over tarpc"),
-    }
+    over_tokio::measure(&runtime, load, one)
 }

@@ -1,9 +1,9 @@
 //! tonic over loopback TCP: a unary method of bytes, the codec written by hand so that no protoc is needed.
 
-use crate::load::{Job, Load, median, rate};
-use anyhow::{Context as _, bail};
+use crate::load::Load;
+use crate::over_tokio::{self, runtime};
+use anyhow::Context as _;
 use bytes::{Buf, BufMut, Bytes};
-use futures::{StreamExt, stream::FuturesUnordered};
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
@@ -85,10 +85,6 @@ impl tonic::codegen::Service<http::Request<Body>> for Echo {
     }
 }
 
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
-}
-
 pub fn serve() -> anyhow::Result<()> {
     runtime()?.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
@@ -113,22 +109,5 @@ pub fn measure(address: &str, load: &Load) -> anyhow::Result<f64> {
     let endpoint = Channel::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
     let channel = runtime.block_on(endpoint.connect())?;
     let data = Bytes::from(vec![7u8; load.size]);
-    let one = || one(channel.clone(), data.clone());
-    match load.job {
-        Job::Latency => median(load.length, || runtime.block_on(one())),
-        Job::Rate => rate(load.length, || {
-            runtime.block_on(async {
-                let mut calls: FuturesUnordered<_> = (0..load.flight).map(|_| one()).collect();
-                for _ in load.flight..2000 {
-                    calls.next().await.unwrap_or(Ok(()))?;
-                    calls.push(one());
-                }
-                while let Some(ended) = calls.next().await {
-                    ended?;
-                }
-                Ok(2000)
-            })
-        }),
-        _ => bail!("not measured over tonic"),
-    }
+    over_tokio::measure(&runtime, load, || one(channel.clone(), data.clone()))
 }
