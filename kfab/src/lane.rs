@@ -328,6 +328,7 @@ impl Lane {
             Wait::Adaptive(d) => Some(Instant::now() + d),
             Wait::Sleep => Some(Instant::now()),
         };
+        let mut polls = BATCH;
         loop {
             let mut s = self.lock();
             s.turns += 1;
@@ -335,7 +336,7 @@ impl Lane {
                 return Some(r);
             }
             s.clock_age = 0;
-            for _ in 0..BATCH {
+            for _ in 0..polls {
                 // No pause between polls: on some processors it takes longer than the message does.
                 if s.poll_again()
                     && let Some(r) = s.machine.take(op)
@@ -358,6 +359,8 @@ impl Lane {
                 if let Some(r) = self.sleep(s, op, deadline) {
                     return Some(r);
                 }
+                // What woke us was not for us: back to sleep as soon as it is dealt with.
+                polls = 1;
             } else {
                 self.leave(&mut s);
                 drop(s);
