@@ -1,4 +1,5 @@
-//! The whole stack over RDMA cards: two rails that share the load, one cut and healed, both cut with sockets in their place.
+//! The whole stack over RDMA cards: two rails that share the load, one cut and healed, both cut with sockets in
+//! their place, an idle connection closed.
 //!
 //! Needs two cables with a card at each end, as `cargo xtask lab --cards 4 --wire switch` makes them; elsewhere the tests say what is
 //! missing and do nothing. `KFAB_LAB_RDMA=1` demands them.
@@ -15,9 +16,14 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+use tracing::span;
 
 /// One test at a time: they share the cables.
 static ALONE: Mutex<()> = Mutex::new(());
+/// Seconds that no test takes, whatever the host of the guest does besides.
+const WATCH_S: u64 = 900;
+/// How long single steps may take.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Places in the sink's window, and their length.
 const PLACES: usize = 4;
 const PLACE: usize = 256 << 10;
@@ -64,6 +70,61 @@ fn link(rail: usize, how: &str) {
     assert!(done.success(), "lab link {rail} {how}");
 }
 
+/// What the `rdma` tool says.
+fn rdma(words: &str) -> String {
+    let out = Command::new("rdma").args(words.split(' ')).output().expect("the rdma tool (iproute2)");
+    assert!(out.status.success(), "rdma {words}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// Milliseconds of a clock that all processes share.
+fn now_ms() -> u64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    t.tv_sec as u64 * 1000 + t.tv_nsec as u64 / 1_000_000
+}
+
+/// When a connection of this process first ended on a card since it was last asked, ms; 0: none did.
+static ENDED: AtomicU64 = AtomicU64::new(0);
+
+/// Listens to what provider and protocol trace of connections, and shows it.
+struct Ends;
+
+/// The fields of an event as text.
+struct Fields(String);
+
+impl tracing::field::Visit for Fields {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.0 += &format!(" {}={value:?}", field.name());
+    }
+}
+
+impl tracing::Subscriber for Ends {
+    fn enabled(&self, m: &tracing::Metadata<'_>) -> bool {
+        m.target() == "kfab" || m.name() == "end"
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, e: &tracing::Event<'_>) {
+        let (now, mut fields) = (now_ms(), Fields(String::new()));
+        e.record(&mut fields);
+        eprintln!("  {now} ms, process {}:{}", std::process::id(), fields.0);
+        if e.metadata().name() == "end" {
+            let _ = ENDED.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
 /// All counters of all cards that tell of a receiver that was not ready.
 fn not_ready() -> BTreeMap<PathBuf, String> {
     let mut all = BTreeMap::new();
@@ -95,8 +156,6 @@ fn on_cards(end: char) -> Endpoint {
 struct Pair {
     source: Kid,
     sink: Kid,
-    /// The longest time in which the sink got nothing, ms.
-    gap_ms: u64,
 }
 
 /// What the sink has got so far: messages, and bytes by port (two cards, then tcp).
@@ -113,14 +172,46 @@ impl Pair {
         let (address, window) = ready.split_once(' ').unwrap();
         let source = Kid::start("source", &[address, window]);
         source.says("ready");
-        Pair { source, sink, gap_ms: 0 }
+        Pair { source, sink }
+    }
+
+    /// Does something to the cables, waits until what comes is shared as `is_good` wants, and prints how long that took.
+    fn disturb(&mut self, what: &str, mut it: impl FnMut(), mut is_good: impl FnMut([f64; 3]) -> bool) {
+        self.ask("again");
+        let done_ms = now_ms();
+        it();
+        self.until(what, &mut is_good);
+        let [gap, resumed, sink_saw] = self.ask("gap");
+        self.source.tell("ended");
+        let source_saw: u64 = self.source.says("ended").parse().unwrap();
+        // Either end may have been the first to see it; where nobody did, it was the protocol that gave the rail up.
+        let saw = [source_saw, sink_saw].into_iter().filter(|t| *t > 0);
+        let (first, last) = (saw.clone().min(), saw.max());
+        println!("{what}: done at {done_ms} ms, resumed at {resumed} ms");
+        let after = |t: Option<u64>| t.map_or("-".into(), |t| format!("{} ms", t as i64 - done_ms as i64));
+        let since = |t: Option<u64>| t.map_or("-".into(), |t| format!("{} ms", resumed as i64 - t as i64));
+        println!(
+            "{what}: traffic stood still for at most {gap} ms; the first end saw the error after {}, the last after {}; it went on {} after \
+             the cut, {} and {} after these errors",
+            after(first),
+            after(last),
+            since(Some(done_ms)),
+            since(first),
+            since(last)
+        );
+    }
+
+    /// Tells the sink a word and gets three numbers.
+    fn ask(&mut self, word: &str) -> [u64; 3] {
+        self.sink.tell(word);
+        let n: Vec<u64> = self.sink.says(word).split(' ').map(|n| n.parse().unwrap()).collect();
+        n.try_into().unwrap()
     }
 
     fn got(&mut self) -> Got {
         self.sink.tell("got");
         let said = self.sink.says("got");
         let n: Vec<u64> = said.split(' ').map(|n| n.parse().unwrap()).collect();
-        self.gap_ms = self.gap_ms.max(n[4]);
         Got { messages: n[0], ports: [n[1], n[2], n[3]] }
     }
 
@@ -136,7 +227,7 @@ impl Pair {
     fn more(&mut self, n: u64) -> Duration {
         let (begun, from) = (Instant::now(), self.got().messages);
         while self.got().messages < from + n {
-            assert!(begun.elapsed() < Duration::from_secs(60), "traffic does not go on: {:?}", self.got());
+            assert!(begun.elapsed() < PATIENCE, "traffic does not go on: {:?}", self.got());
             std::thread::sleep(Duration::from_millis(5));
         }
         begun.elapsed()
@@ -153,7 +244,7 @@ impl Pair {
                 println!("{what}: after {:?}, shares {s:.2?}", begun.elapsed());
                 return;
             }
-            assert!(begun.elapsed() < Duration::from_secs(60), "{what}: not so, shares {s:.2?}");
+            assert!(begun.elapsed() < PATIENCE, "{what}: not so, shares {s:.2?}");
         }
     }
 
@@ -165,7 +256,7 @@ impl Pair {
         let sent: u64 = sent.parse().unwrap();
         let begun = Instant::now();
         while self.got().messages < sent {
-            assert!(begun.elapsed() < Duration::from_secs(30), "{:?} of {sent} arrived", self.got());
+            assert!(begun.elapsed() < PATIENCE, "{:?} of {sent} arrived", self.got());
             std::thread::sleep(Duration::from_millis(10));
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -190,11 +281,26 @@ fn child_main() {
 fn sink() {
     let e = Arc::new(on_cards('b'));
     let window = e.window(PLACES * PLACE, Rights::READ | Rights::WRITE).unwrap();
-    let (count, gap) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    tracing::subscriber::set_global_default(Ends).unwrap();
+    let count = Arc::new(AtomicU64::new(0));
+    // The longest time without a message, when it ended, and when the last message came.
+    let gap = Arc::new(Mutex::new((0, 0, now_ms())));
     let (seen_by, seen_gap, seen_e) = (count.clone(), gap.clone(), e.clone());
     // Bytes of connections that are gone count too: a connection's counter that went back is a new one's.
     let (mut last, mut gone) = (HashMap::new(), [0u64; 3]);
-    child::listen(move |_| {
+    child::listen(move |word| {
+        let mut gap = seen_gap.lock().unwrap();
+        let ended = match word {
+            "again" => {
+                *gap = (0, 0, now_ms());
+                ENDED.swap(0, Ordering::Relaxed)
+            }
+            _ => ENDED.load(Ordering::Relaxed),
+        };
+        if word != "got" {
+            return child::say(&format!("{word} {} {} {ended}", gap.0, gap.1));
+        }
+        drop(gap);
         let mut by = gone;
         for r in seen_e.stats().peers.into_iter().flat_map(|p| p.info.rails) {
             let before = last.insert((r.rail, r.port), r.rx_bytes).unwrap_or(0);
@@ -204,17 +310,20 @@ fn sink() {
             }
         }
         last.iter().for_each(|((_, port), bytes)| by[*port] += bytes);
-        let gap = seen_gap.swap(0, Ordering::Relaxed);
         let n = seen_by.load(Ordering::Relaxed);
-        child::say(&format!("got {n} {} {} {} {gap}", by[0], by[1], by[2]));
+        child::say(&format!("got {n} {} {} {}", by[0], by[1], by[2]));
     });
     child::say(&format!("ready {} {}", e.address(), common::node::hex(&window.key().to_bytes())));
     let mut seen = Vec::new();
-    let mut last = Instant::now();
     loop {
         let m = e.recv().wait().unwrap();
-        gap.fetch_max(last.elapsed().as_millis() as u64, Ordering::Relaxed);
-        last = Instant::now();
+        let now = now_ms();
+        let mut g = gap.lock().unwrap();
+        if now - g.2 > g.0 {
+            (g.0, g.1) = (now - g.2, now);
+        }
+        g.2 = now;
+        drop(g);
         let n = u64::from_le_bytes(m[..8].try_into().unwrap()) as usize;
         if seen.len() <= n {
             seen.resize(n + 1, false);
@@ -248,9 +357,13 @@ fn source(address: &str, window: &str) {
     let to = e.peer(address).unwrap();
     let digits = (0..window.len() / 2).map(|i| u8::from_str_radix(&window[2 * i..2 * i + 2], 16).unwrap());
     let key = WindowKey::from_bytes(&digits.collect::<Vec<_>>()).unwrap();
+    tracing::subscriber::set_global_default(Ends).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
-    child::listen(move |_| stopped.store(true, Ordering::Relaxed));
+    child::listen(move |word| match word {
+        "ended" => child::say(&format!("ended {}", ENDED.swap(0, Ordering::Relaxed))),
+        _ => stopped.store(true, Ordering::Relaxed),
+    });
     child::say("ready");
     let (mut under_way, mut n, mut written) = (VecDeque::new(), 0u64, 0u64);
     while !stop.load(Ordering::Relaxed) {
@@ -264,9 +377,6 @@ fn source(address: &str, window: &str) {
             && let Some(oldest) = under_way.pop_front()
         {
             kfab::Op::<()>::wait(oldest).expect("a send");
-        }
-        for event in e.events().0 {
-            eprintln!("source: {event:?}");
         }
     }
     under_way.into_iter().for_each(|o| o.wait().expect("a send"));
@@ -299,7 +409,7 @@ fn write_and_read(e: &Endpoint, to: &Peer, key: &WindowKey, n: u64) {
 #[test]
 fn large_traffic_uses_both_cards_and_survives_the_loss_of_one() {
     let Some(_cables) = Cables::new() else { return };
-    watched_for("two cards", 400, || {
+    watched_for("two cards", WATCH_S, || {
         let before = not_ready();
         let mut pair = Pair::start();
         pair.more(10);
@@ -310,11 +420,8 @@ fn large_traffic_uses_both_cards_and_survives_the_loss_of_one() {
         assert!(s[0] > 0.2 && s[1] > 0.2 && s[2] == 0.0, "{s:?}");
         assert_eq!(not_ready(), before, "a receiver was not ready");
         for (cut, how, cure) in [(0, "down", "up"), (1, "down", "up"), (1, "drop", "pass")] {
-            pair.got();
-            pair.gap_ms = 0;
-            link(cut, how);
-            pair.until(&format!("rail {cut} {how}: the other carries it"), |s| s[1 - cut] > 0.95);
-            println!("rail {cut} {how}: traffic stood still for at most {} ms", pair.gap_ms);
+            let what = format!("rail {cut} {how}: the other carries it");
+            pair.disturb(&what, || link(cut, how), |s| s[1 - cut] > 0.95);
             link(cut, cure);
             pair.until(&format!("rail {cut} {cure}: used again"), |s| s[cut] > 0.2);
         }
@@ -330,16 +437,15 @@ fn large_traffic_uses_both_cards_and_survives_the_loss_of_one() {
 #[test]
 fn sockets_take_over_when_both_cards_are_cut_and_step_back() {
     let Some(_cables) = Cables::new() else { return };
-    watched_for("both cut", 400, || {
+    watched_for("both cut", WATCH_S, || {
         let mut pair = Pair::start();
         pair.until("at first", |s| s[0] > 0.2 && s[1] > 0.2);
         for (how, cure) in [("down", "up"), ("drop", "pass")] {
-            pair.got();
-            pair.gap_ms = 0;
-            link(0, how);
-            link(1, how);
-            pair.until(&format!("both {how}: sockets carry it"), |s| s[2] > 0.95);
-            println!("both {how}: traffic stood still for at most {} ms", pair.gap_ms);
+            let both = || {
+                link(0, how);
+                link(1, how);
+            };
+            pair.disturb(&format!("both {how}: sockets carry it"), both, |s| s[2] > 0.95);
             link(0, cure);
             link(1, cure);
             pair.until(&format!("both {cure}: the cards carry it"), |s| {
@@ -347,5 +453,43 @@ fn sockets_take_over_when_both_cards_are_cut_and_step_back() {
             });
         }
         pair.finish();
+    });
+}
+
+#[test]
+fn an_idle_connection_is_closed_and_made_again() {
+    let Some(_cables) = Cables::new() else { return };
+    watched_for("idle", WATCH_S, || {
+        let open = |card: &str| {
+            let limits = Limits {
+                idle_close: Duration::from_millis(300),
+                peer_timeout: Duration::from_secs(40),
+                ..Default::default()
+            };
+            let (providers, devices) = (vec!["verbs".into()], vec![format!("verbs:{card}")]);
+            let c = EndpointConfig { providers, devices, limits, ..Default::default() };
+            Fabric::new((kfab_verbs::Verbs,)).open(c).unwrap()
+        };
+        let (a, b) = (open("rxe_a0"), open("rxe_b0"));
+        let to = a.peer(&b.address().to_string()).unwrap();
+        // Beside the one that every card has for itself.
+        let queue_pairs = || -> u64 {
+            let said = rdma("resource show");
+            let line = said.lines().find(|l| l.contains("rxe_a0")).unwrap();
+            line.split(' ').skip_while(|w| *w != "qp").nth(1).unwrap().parse().unwrap()
+        };
+        let none = queue_pairs();
+        for round in 0..3u8 {
+            let receive = b.recv();
+            to.send(&[round; 100][..]).wait().unwrap();
+            assert_eq!(&receive.wait().unwrap()[..], [round; 100]);
+            while queue_pairs() > none {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        let (events, _) = a.events();
+        let names: Vec<_> = events.iter().map(kfab::FabricEvent::name).collect();
+        let count = |name: &str| names.iter().filter(|n| **n == name).count();
+        assert_eq!((count("rail_up"), count("peer_lost")), (3, 0), "{events:?}");
     });
 }

@@ -285,7 +285,6 @@ impl VerbsPort {
             gid: self.gid.bytes,
         };
         let Some(l) = self.links.get(conn) else { return Ok(()) };
-        l.provided = true;
         l.own = Some(own);
         self.by_qpn.insert(qp.number(), conn);
         l.qp = Some(qp);
@@ -385,7 +384,7 @@ impl VerbsPort {
         let watch = std::mem::take(&mut self.watch);
         let ends = watch.iter().any(|c| {
             let Some(l) = self.links.get(*c) else { return false };
-            let drained = l.qp.as_ref().is_none_or(|q| q.flying() == 0);
+            let drained = l.qp.as_ref().is_none_or(|q| q.flying() == 0) && !l.dying;
             l.phase == Phase::Ending && drained && (l.qp.is_some() || l.waiting.is_none())
         });
         self.watch = watch;
@@ -440,8 +439,11 @@ impl VerbsPort {
         if l.qp.as_ref().is_some_and(|q| q.flying() > 0) && l.deadline.is_some_and(|d| now < d) {
             return false;
         }
-        self.destroy_queue_pair(conn, events);
+        self.end_queue_pair(conn, events);
         let Some(l) = self.links.get(conn) else { return true };
+        if l.dying {
+            return false;
+        }
         let (reason, detail) = l.end.clone().unwrap_or((DownReason::Broken, String::new()));
         if !l.known || reason == DownReason::Hostile {
             for (slot, _) in std::mem::take(&mut l.backlog) {
@@ -463,29 +465,52 @@ impl VerbsPort {
         true
     }
 
-    /// Everything that was lent to the queue pair comes back; nothing more arrives.
-    fn destroy_queue_pair(&mut self, conn: Conn, events: &mut Vec<Event>) {
+    /// Everything that was lent to the queue pair comes back; nothing more arrives. Where something is still under way on one that
+    /// broke, that takes until the reaper is done.
+    fn end_queue_pair(&mut self, conn: Conn, events: &mut Vec<Event>) {
         let Some(l) = self.links.get(conn) else { return };
         let well = matches!(l.end, Some((DownReason::Closed, _)));
-        let provided = std::mem::take(&mut l.provided);
         let waiting = std::mem::take(&mut l.rma_waiting);
-        let error = || Error::new(Kind::PeerLost, "rma", "the connection ended").with_fate(Fate::Unknown);
-        if let Some(qp) = l.qp.take() {
-            self.by_qpn.remove(&qp.number());
-            let left = qp.flying() + qp.staged();
-            let keeps = qp.destroy();
-            self.requests = self.requests.saturating_sub(left);
-            for keep in keeps {
-                self.dispose(keep, Err(error()), events);
-            }
-        }
         for (rma, token) in waiting {
             let landing = crate::rma::landing_of(rma);
             let result = Err(Error::new(Kind::PeerLost, "rma", "the connection ended"));
             events.push(Event::RmaDone { token, landing, result });
         }
-        if provided {
-            self.memory.withdraw(PROVIDE, well);
+        let Some(l) = self.links.get(conn) else { return };
+        let Some(mut qp) = l.qp.take() else { return };
+        let under_way = qp.flying() > 0;
+        l.dying = under_way && !well;
+        self.by_qpn.remove(&qp.number());
+        if well {
+            let keeps = qp.destroy();
+            self.lost(keeps, events);
+            self.memory.withdraw(PROVIDE, true);
+        } else {
+            let keeps = qp.unstage();
+            self.lost(keeps, events);
+            self.reaper.take(conn, qp);
+        }
+        self.wake_starved();
+    }
+
+    /// Requests of a queue pair that is no more.
+    fn lost(&mut self, keeps: Vec<Keep>, events: &mut Vec<Event>) {
+        self.requests = self.requests.saturating_sub(keeps.len());
+        for keep in keeps {
+            let error = Error::new(Kind::PeerLost, "rma", "the connection ended").with_fate(Fate::Unknown);
+            self.dispose(keep, Err(error), events);
+        }
+    }
+
+    /// Queue pairs that broke are gone.
+    pub(crate) fn reaped(&mut self, events: &mut Vec<Event>) {
+        while let Some((conn, keeps)) = self.reaper.next() {
+            self.lost(keeps, events);
+            self.memory.withdraw(PROVIDE, false);
+            if let Some(l) = self.links.get(conn) {
+                l.dying = false;
+                self.watch.push(conn);
+            }
         }
         self.wake_starved();
     }

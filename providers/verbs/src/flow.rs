@@ -6,11 +6,11 @@
 
 use crate::link::{Link, Phase};
 use crate::port::{EVENTS_MAX, VerbsPort};
-use crate::sys::{For, INLINE_MAX, Keep, Mr, SGE_MAX, Slot, Wc, status_text};
+use crate::sys::{For, INLINE_MAX, Keep, Mr, Qp, SGE_MAX, Slot, Wc, status_text};
 use crate::wire::{self, CREDITS, HEAD_MAX, Kind as What, MAX_BODY, RETURN_AT};
 use crate::{ffi, memory};
 use kfab_core::mem::{Access, Landing, Slice};
-use kfab_core::spi::{Body, Conn, DownReason, Event, Frame, HEADER_LEN, Inline};
+use kfab_core::spi::{Body, Conn, DownReason, Event, Frame, HEADER_LEN, Inline, Next, Small};
 use kfab_core::{Error, Fate, Kind};
 use std::sync::Arc;
 
@@ -38,8 +38,8 @@ impl VerbsPort {
                 return 0;
             }
         }
-        // Credits are told to the peer with these frames: their receives must be posted before.
-        if let Err(e) = self.memory.post() {
+        // Credits are told to the peer with these frames: their receives must be there before.
+        if let Err(e) = self.memory.post_many() {
             self.end(conn, DownReason::Broken, e.to_string());
             return frames.len();
         }
@@ -89,10 +89,11 @@ impl VerbsPort {
             return self.starve(conn);
         }
         if n + body <= qp.inline() {
-            let mut bytes = [0; INLINE_MAX];
-            bytes[..n].copy_from_slice(&head[..n]);
-            copy_body(&f.body, &mut bytes[n..n + body]);
-            qp.send_inline(&bytes[..n + body], false);
+            qp.send_inline(|to| {
+                to[..HEAD_MAX].copy_from_slice(&head);
+                copy_body(&f.body, &mut to[n..n + body]);
+                n + body
+            });
         } else {
             let bodies = in_place(&f.body, &mut self.memory, self.limits.sges);
             let copied = if bodies.is_empty() { body } else { 0 };
@@ -138,14 +139,53 @@ impl VerbsPort {
     }
 
     fn received(&mut self, wc: &Wc, qpn: u32, events: &mut Vec<Event>) {
-        let Some(slot) = self.memory.complete(wc) else { return };
+        let Some((conn, slot, len, m)) = self.arrived(wc, qpn) else { return };
+        let room = events.len() < EVENTS_MAX && self.pending.is_empty();
+        let Some(l) = self.links.get(conn) else { return self.memory.recycle(slot) };
+        if room && l.reports() {
+            self.report(conn, slot, len, &m, events);
+        } else {
+            l.backlog.push_back((slot, len));
+            self.list(conn);
+        }
+    }
+
+    /// The short way up: the next frame, if nothing else is due. A body waits as for [`VerbsPort::deliver`].
+    pub(crate) fn next_frame(&mut self, into: &mut Small) -> Next {
+        let Some(wc) = self.polled.first() else { return Next::Nothing };
+        let For::Recv { qpn } = wc.owner() else { return Next::Poll };
+        self.polled.next();
+        let Some((conn, slot, len, m)) = self.arrived(&wc, qpn) else { return Next::Poll };
+        let Some(l) = self.links.get(conn) else { return Next::Poll };
+        if !l.reports() {
+            l.backlog.push_back((slot, len));
+            self.list(conn);
+            return Next::Poll;
+        }
+        let (words, _) = m.header.as_chunks::<8>();
+        into.header = [u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])];
+        (into.conn, into.inline, into.body_len) = (conn, m.inline, len - m.body_at);
+        if into.body_len > 0 {
+            l.waiting = Some((slot, m.body_at, into.body_len));
+        } else {
+            self.emptied(conn, slot);
+        }
+        Next::Frame
+    }
+
+    /// A receive has ended: the frame in it, if it is one that the caller is to have.
+    #[inline]
+    fn arrived(&mut self, wc: &Wc, qpn: u32) -> Option<(Conn, Slot, usize, wire::Message)> {
+        let slot = self.memory.complete(wc)?;
         if wc.status() != ffi::WC_SUCCESS {
             // Flushed with its queue pair, for which another was posted or will be.
-            return self.memory.returned(slot);
+            self.memory.returned(slot);
+            return None;
         }
         let conn = self.by_qpn.get(&qpn).copied();
         let Some(l) = conn.and_then(|c| self.links.get(c)).filter(|l| l.phase != Phase::Ending) else {
-            return self.memory.recycle(slot);
+            self.memory.recycle(slot);
+            return None;
         };
         let (conn, len) = (l.id, wc.bytes().min(slot.len()));
         l.progress += 1;
@@ -154,38 +194,31 @@ impl VerbsPort {
             other => {
                 let why = other.err().unwrap_or("more credits returned than there are");
                 self.memory.recycle(slot);
-                return self.end(conn, DownReason::Hostile, why);
+                self.end(conn, DownReason::Hostile, why);
+                return None;
             }
         };
         l.credits += m.credits;
         let wake = m.credits > 0 && (l.refused || l.closing);
-        match m.kind {
-            What::Credit => self.memory.recycle(slot),
-            What::Goodbye => {
-                l.peer_goodbye = true;
-                self.memory.recycle(slot);
-                self.said_goodbye(conn);
-            }
-            What::Frame if l.backlog.len() >= usize::from(CREDITS) => {
-                self.memory.recycle(slot);
-                return self.end(conn, DownReason::Hostile, "more frames than the peer had credits for");
-            }
-            What::Frame => {
-                l.backlog.push_back((slot, len));
-                if l.phase == Phase::Up
-                    && l.waiting.is_none()
-                    && events.len() < EVENTS_MAX
-                    && self.pending.is_empty()
-                {
-                    self.deliver(conn, events);
-                } else {
-                    self.list(conn);
-                }
-            }
-        }
+        let full = l.backlog.len() >= usize::from(CREDITS);
         if wake {
             self.list(conn);
         }
+        match m.kind {
+            What::Frame if !full => return Some((conn, slot, len, m)),
+            What::Frame => {
+                self.end(conn, DownReason::Hostile, "more frames than the peer had credits for");
+            }
+            What::Credit => {}
+            What::Goodbye => {
+                if let Some(l) = self.links.get(conn) {
+                    l.peer_goodbye = true;
+                }
+                self.said_goodbye(conn);
+            }
+        }
+        self.memory.recycle(slot);
+        None
     }
 
     /// Reports the frames that may be reported.
@@ -194,13 +227,17 @@ impl VerbsPort {
             let Some(l) = self.links.get(conn).filter(|l| l.known && l.waiting.is_none()) else { return };
             let Some((slot, len)) = l.backlog.pop_front() else { return };
             let Ok(m) = wire::parse(&slot.bytes()[..len]) else { return self.memory.recycle(slot) };
-            let body_len = len - m.body_at;
-            events.push(Event::Frame { conn, header: m.header, inline: m.inline, body_len });
-            if body_len > 0 {
-                l.waiting = Some((slot, m.body_at, body_len));
-                return;
-            }
-            self.emptied(conn, slot);
+            self.report(conn, slot, len, &m, events);
+        }
+    }
+
+    #[inline]
+    fn report(&mut self, conn: Conn, slot: Slot, len: usize, m: &wire::Message, events: &mut Vec<Event>) {
+        let body_len = len - m.body_at;
+        events.push(Event::Frame { conn, header: m.header, inline: m.inline, body_len });
+        match self.links.get(conn) {
+            Some(l) if body_len > 0 => l.waiting = Some((slot, m.body_at, body_len)),
+            _ => self.emptied(conn, slot),
         }
     }
 
@@ -215,32 +252,33 @@ impl VerbsPort {
         }
     }
 
-    pub(crate) fn take_body(&mut self, conn: Conn, landing: Option<Landing>) -> Option<Landing> {
-        let Some(l) = self.links.get(conn) else { return landing };
-        let Some((slot, at, len)) = l.waiting.take() else { return landing };
-        let landing = landing.map(|mut to| {
+    /// Delivers the body that waits; `false`, and nothing has happened, if none does.
+    pub(crate) fn take_body(&mut self, conn: Conn, landing: Option<&mut Landing>) -> bool {
+        let Some(l) = self.links.get(conn) else { return false };
+        let Some((slot, at, len)) = l.waiting.take() else { return false };
+        if let Some(to) = landing {
             to.copy_from(0, &slot.bytes()[at..at + len]);
-            to
-        });
+        }
         let more = !l.backlog.is_empty();
         let ends = l.phase == Phase::Ending;
         self.emptied(conn, slot);
         if more || ends {
             self.list(conn);
         }
-        landing
+        true
     }
 
     fn request_ended(&mut self, wc: &Wc, tag: u32, events: &mut Vec<Event>) {
         let Some(l) = self.links.tagged(tag) else { return };
         let conn = l.id;
         l.progress += 1;
-        let Some(qp) = &mut l.qp else { return };
-        let mut ended = Vec::new();
-        qp.complete(wc, |keep, ok| ended.push((keep, ok)));
-        self.requests = self.requests.saturating_sub(ended.len());
+        let n = l.qp.as_ref().map_or(0, |q| q.ended(wc));
+        self.requests = self.requests.saturating_sub(n);
         let (mut goodbye, refused) = (false, l.refused || !l.rma_waiting.is_empty() || l.closing);
-        for (keep, ok) in ended {
+        for left in (0..n).rev() {
+            let qp = self.links.get(conn).and_then(|l| l.qp.as_mut());
+            let Some(keep) = qp.and_then(Qp::pop) else { break };
+            let ok = left > 0 || wc.status() == ffi::WC_SUCCESS;
             goodbye |= ok && matches!(keep, Keep::Goodbye);
             let result = if ok { Ok(()) } else { Err(rma_error(wc.status())) };
             self.dispose(keep, result, events);
@@ -284,7 +322,7 @@ impl VerbsPort {
         let Some(qp) = l.qp.as_mut().filter(|q| due && q.room() > 0) else { return };
         l.goodbye_sent = true;
         let (head, n) = wire::head(What::Goodbye, 0, &[0; HEADER_LEN], &Inline::EMPTY);
-        qp.send_inline(&head[..n], true);
+        qp.send_goodbye(&head[..n]);
         self.requests += 1;
         self.ring(conn);
     }
@@ -318,14 +356,17 @@ impl VerbsPort {
         if l.phase != Phase::Up || l.qp.as_ref().is_none_or(|q| q.room() == 0) {
             return;
         }
-        if let Err(e) = self.memory.post() {
+        if let Err(e) = self.memory.post_many() {
             return self.end(conn, DownReason::Broken, e.to_string());
         }
         let Some(l) = self.links.get(conn) else { return };
         let Some(qp) = &mut l.qp else { return };
         let (head, n) =
             wire::head(What::Credit, std::mem::take(&mut l.owed), &[0; HEADER_LEN], &Inline::EMPTY);
-        qp.send_inline(&head[..n], false);
+        qp.send_inline(|to| {
+            to[..HEAD_MAX].copy_from_slice(&head);
+            n
+        });
         self.requests += 1;
         self.ring(conn);
     }
@@ -345,6 +386,12 @@ impl VerbsPort {
 }
 
 impl Link {
+    /// Whether the next frame can be reported as soon as it is here.
+    #[inline]
+    fn reports(&self) -> bool {
+        self.phase == Phase::Up && self.known && self.waiting.is_none() && self.backlog.is_empty()
+    }
+
     /// For the one-sided part: requests that may be staged now.
     pub(crate) fn rma_room(&self) -> usize {
         self.qp.as_ref().map_or(0, |q| q.room().saturating_sub(SEND_RESERVE))

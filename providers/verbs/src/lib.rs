@@ -15,7 +15,7 @@
 //! - **Frames are not encrypted**: no card seals them. With a fabric key peers prove that they have it, and where the queue pairs
 //!   are is exchanged sealed.
 //!
-//! The parts: `port` polls and sleeps, `connect` makes and ends connections (`side` their sockets), `flow` moves
+//! The parts: `port` polls and sleeps, `connect` makes and ends connections (`side` their sockets, `reaper` the slow ends), `flow` moves
 //! frames, `rma` memory, `memory` and `cache` hold what is registered, `device` knows the cards, `sys` has all `unsafe`.
 
 #![deny(unsafe_code)]
@@ -31,6 +31,7 @@ mod flow;
 mod link;
 mod memory;
 mod port;
+mod reaper;
 mod rma;
 mod side;
 #[allow(unsafe_code)]

@@ -40,8 +40,8 @@ pub(crate) struct Link {
     pub(crate) greeter: Option<Box<Greeter>>,
     pub(crate) own: Option<Params>,
     pub(crate) qp: Option<Qp>,
-    /// Receives were posted for it.
-    pub(crate) provided: bool,
+    /// Its queue pair is with the reaper, and memory with it.
+    pub(crate) dying: bool,
     /// Messages that the peer has room for.
     pub(crate) credits: u16,
     /// The most of them there can be.
@@ -88,7 +88,7 @@ impl Link {
             greeter: None,
             own: None,
             qp: None,
-            provided: false,
+            dying: false,
             credits: 0,
             credits_max: CREDITS,
             owed: 0,

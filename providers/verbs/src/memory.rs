@@ -20,8 +20,10 @@ const SMALL_CHUNK: usize = 128;
 /// The most slots to send from; then posting has to wait.
 const SEND_MAX: usize = 1024;
 const SMALL_MAX: usize = 4096;
-/// Receives posted beyond what peers were promised: what a connection that breaks takes with it is missed before it can be replaced.
+/// Receives posted beyond what peers were promised: what a connection that breaks takes with it is missed before it can be replaced ...
 const SLACK: usize = 8;
+/// ... and empty ones are posted so many at a time.
+const POST_AT: usize = 8;
 
 /// See the module.
 pub(crate) struct Memory {
@@ -115,7 +117,7 @@ impl Memory {
 
     /// Receives that should be posted or hold a message.
     fn wanted(&self) -> usize {
-        if self.promised == 0 { 0 } else { self.promised + SLACK }
+        if self.promised == 0 { 0 } else { self.promised + SLACK + POST_AT }
     }
 
     fn fill(&mut self) -> Result<()> {
@@ -189,12 +191,17 @@ impl Memory {
         self.spare.push(slot);
     }
 
-    /// Posts what [`Memory::recycle`] gathered: before any peer is told of it.
+    /// Posts what [`Memory::recycle`] gathered, if it is many: before any peer is told of it. The few that wait are not missed while
+    /// all those beyond the promise are there.
     #[inline]
-    pub(crate) fn post(&mut self) -> Result<()> {
-        if self.repost.is_empty() {
+    pub(crate) fn post_many(&mut self) -> Result<()> {
+        if self.repost.is_empty() || (self.repost.len() < POST_AT && self.active >= self.wanted()) {
             return Ok(());
         }
+        self.post()
+    }
+
+    fn post(&mut self) -> Result<()> {
         self.srq
             .post(&mut self.repost)
             .map_err(|e| Error::os("receive", format!("{}: post receives", self.card), e))

@@ -8,13 +8,15 @@ use crate::device::{self, Card, Gid};
 use crate::flow::Look;
 use crate::link::{ByQpn, Link, Phase, Table};
 use crate::memory::Memory;
+use crate::reaper::Reaper;
 use crate::rma::Exposures;
 use crate::side;
-use crate::sys::{Async, Context, Cq, Pd, QpLimits, Wc};
+use crate::sys::{Async, Context, Cq, POLL_BATCH, Pd, Polled, QpLimits};
 use crate::wire::{CREDITS, RESERVE};
 use kfab_core::mem::{Landing, Slice};
 use kfab_core::spi::{
-    Caps, Conn, DownReason, Event, Exposure, Frame, Port, PortConfig, Rights, Rma, RmaStarted, RmaToken, Way,
+    Caps, Conn, DownReason, Event, Exposure, Frame, Next, Port, PortConfig, Rights, Rma, RmaStarted,
+    RmaToken, Small, Way,
 };
 use kfab_core::{Error, Kind, Result};
 use rustix::event::{Timespec, epoll};
@@ -29,8 +31,10 @@ use std::time::{Duration, Instant};
 
 /// Events that one poll reports, about.
 pub(crate) const EVENTS_MAX: usize = 256;
-/// While nothing else calls for it, epoll is asked at every Nth poll.
-const EPOLL_EVERY: u32 = 32;
+/// While nothing else calls for it, epoll is asked so often by the caller's clock, ns ...
+const EPOLL_AFTER_NS: u64 = 100_000;
+/// ... and at every Nth poll at the latest.
+const EPOLL_EVERY: u32 = 256;
 /// Readiness reports taken from epoll at once: each may cost the making of a queue pair.
 const EPOLL_BATCH: usize = 16;
 /// Requests of one queue pair under way.
@@ -48,6 +52,7 @@ const LISTENER: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
 const COMPLETIONS: u64 = u64::MAX - 2;
 const ASYNC: u64 = u64::MAX - 3;
+const REAPER: u64 = u64::MAX - 4;
 
 /// A port over verbs.
 pub(crate) struct VerbsPort {
@@ -66,6 +71,7 @@ pub(crate) struct VerbsPort {
     // Queue pairs before the queues they use.
     pub(crate) links: Table,
     pub(crate) by_qpn: ByQpn,
+    pub(crate) reaper: Reaper,
     pub(crate) memory: Memory,
     pub(crate) exposures: Exposures,
     /// Requests posted by all queue pairs; the completion queue has room for `requests_max`.
@@ -74,8 +80,9 @@ pub(crate) struct VerbsPort {
     pub(crate) cq: Arc<Cq>,
     pub(crate) pd: Arc<Pd>,
     context: Arc<Context>,
-    wcs: Vec<Wc>,
-    /// Completions were polled but not handled (found by `arm`).
+    /// Completions polled and not handled.
+    pub(crate) polled: Polled,
+    /// Events to report with the next poll.
     pub(crate) pending: VecDeque<Event>,
     /// Links to look at.
     pub(crate) list: Vec<Conn>,
@@ -96,6 +103,8 @@ pub(crate) struct VerbsPort {
     timer: OwnedFd,
     armed: bool,
     ticks: u32,
+    /// When epoll was asked last, by the caller's clock.
+    asked_ns: u64,
     stall_look: Instant,
     /// The card said that its port is down.
     pub(crate) down: bool,
@@ -129,6 +138,9 @@ impl VerbsPort {
         let cq = Cq::new(&context, entries).map_err(os("a completion queue"))?;
         let (listener, local) = side::listen(at)?;
         let (epoll, timer) = watch_all(&listener, &cq, &context).map_err(os("an epoll descriptor"))?;
+        let reaper = Reaper::start().map_err(os("a thread"))?;
+        epoll::add(&epoll, reaper.fd(), epoll::EventData::new_u64(REAPER), epoll::EventFlags::IN)
+            .map_err(|e| Error::os("open", "an epoll descriptor", e))?;
         let reads = |n: std::ffi::c_int| u8::try_from(n.clamp(1, 16)).unwrap_or(1);
         Ok(VerbsPort {
             caps,
@@ -145,6 +157,7 @@ impl VerbsPort {
             },
             links: Table::default(),
             by_qpn: ByQpn::default(),
+            reaper,
             memory,
             exposures: Exposures::default(),
             requests: 0,
@@ -152,7 +165,7 @@ impl VerbsPort {
             cq,
             pd,
             context,
-            wcs: Vec::new(),
+            polled: Polled::default(),
             pending: VecDeque::new(),
             list: Vec::new(),
             dirty: Vec::new(),
@@ -167,6 +180,7 @@ impl VerbsPort {
             timer,
             armed: true,
             ticks: 0,
+            asked_ns: 0,
             stall_look: Instant::now(),
             down: false,
             card,
@@ -187,8 +201,9 @@ impl VerbsPort {
         if l.end.is_some() {
             return;
         }
-        let before = l.phase;
-        l.end = Some((reason, detail.into()));
+        let (before, detail) = (l.phase, detail.into());
+        tracing::debug!(name: "end", card = self.card.name, conn = conn.0, ?reason, detail, "a connection ends");
+        l.end = Some((reason, detail));
         l.phase = Phase::Ending;
         l.deadline = Some(Instant::now() + DRAIN);
         l.greeter = None;
@@ -200,22 +215,27 @@ impl VerbsPort {
         self.left_attempt(before, ours);
     }
 
+    /// Handles completions. Whether there were any, and whether there are none left.
     fn completions(&mut self, events: &mut Vec<Event>) -> (bool, bool) {
         let mut busy = false;
+        let mut more = true;
         loop {
-            if self.wcs.is_empty() && self.cq.poll(&mut self.wcs).is_err() {
-                self.end_all("the completion queue cannot be polled");
-                return (busy, true);
-            }
-            if self.wcs.is_empty() {
-                return (busy, true);
-            }
-            busy = true;
-            for wc in std::mem::take(&mut self.wcs) {
+            while let Some(wc) = self.polled.next() {
+                busy = true;
                 self.completed(&wc, events);
+            }
+            if !more {
+                return (busy, true);
             }
             if events.len() >= EVENTS_MAX {
                 return (busy, false);
+            }
+            match self.cq.poll(&mut self.polled) {
+                Ok(n) => more = n == POLL_BATCH,
+                Err(e) => {
+                    self.end_all(&e.to_string());
+                    return (busy, true);
+                }
             }
         }
     }
@@ -240,7 +260,7 @@ impl VerbsPort {
         busy
     }
 
-    fn descriptors(&mut self) -> bool {
+    fn descriptors(&mut self, events: &mut Vec<Event>) -> bool {
         let mut ready = Vec::with_capacity(EPOLL_BATCH);
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&zero)).is_err() {
@@ -255,6 +275,7 @@ impl VerbsPort {
                 }
                 COMPLETIONS => self.cq.take_events(),
                 ASYNC => self.asynchronous(),
+                REAPER => self.reaped(events),
                 id => self.side_ready(Conn(id)),
             }
         }
@@ -271,7 +292,11 @@ impl VerbsPort {
                     self.end_all(&why);
                 }
                 Async::PortUp(p) if p == port => self.down = false,
-                Async::Fatal => self.end_all("the card reported a fatal error"),
+                Async::Fatal => {
+                    // Unplugged, or beyond help: nobody is connected here any more.
+                    self.down = true;
+                    self.end_all("the card reported a fatal error");
+                }
                 _ => {}
             }
         }
@@ -328,7 +353,7 @@ impl VerbsPort {
 }
 
 /// How long what is under way may take to be flushed.
-const DRAIN: Duration = Duration::from_secs(1);
+const DRAIN: Duration = Duration::from_millis(200);
 /// Between the end of the side channel and the verdict that the peer is dead: its last words may still be in the card.
 const LAST_WORDS: Duration = Duration::from_millis(2);
 
@@ -386,7 +411,7 @@ impl Port for VerbsPort {
         self.ring_dirty();
     }
 
-    fn poll(&mut self, _now_ns: u64, events: &mut Vec<Event>) -> bool {
+    fn poll(&mut self, now_ns: u64, events: &mut Vec<Event>) -> bool {
         let had = events.len();
         events.extend(self.pending.drain(..));
         self.ring_dirty();
@@ -395,9 +420,11 @@ impl Port for VerbsPort {
         self.ticks = self.ticks.wrapping_add(1);
         let ask = std::mem::take(&mut self.armed)
             || !self.watch.is_empty()
-            || self.ticks.is_multiple_of(EPOLL_EVERY);
+            || self.ticks.is_multiple_of(EPOLL_EVERY)
+            || now_ns.wrapping_sub(self.asked_ns) >= EPOLL_AFTER_NS;
         if ask {
-            let more = self.descriptors();
+            self.asked_ns = now_ns;
+            let more = self.descriptors(events);
             busy |= more;
             let now = Instant::now();
             // Completions that came before a side channel ended are handled before the end.
@@ -407,7 +434,7 @@ impl Port for VerbsPort {
                 self.memory.cache.sweep();
             }
         }
-        if let Err(e) = self.memory.post() {
+        if let Err(e) = self.memory.post_many() {
             self.end_all(&e.to_string());
         }
         self.ring_dirty();
@@ -415,8 +442,25 @@ impl Port for VerbsPort {
         busy || events.len() > had
     }
 
-    fn take(&mut self, conn: Conn, landing: Option<Landing>) -> Option<Option<Landing>> {
-        Some(self.take_body(conn, landing))
+    fn next_small(&mut self, _now_ns: u64, into: &mut Small) -> Next {
+        let due = self.armed
+            || !self.pending.is_empty()
+            || !self.list.is_empty()
+            || !self.dirty.is_empty()
+            || !self.watch.is_empty();
+        if due || (self.polled.is_empty() && self.cq.poll(&mut self.polled).is_err()) {
+            return Next::Poll;
+        }
+        self.next_frame(into)
+    }
+
+    fn take(&mut self, conn: Conn, mut landing: Option<Landing>) -> Option<Option<Landing>> {
+        self.take_body(conn, landing.as_mut());
+        Some(landing)
+    }
+
+    fn take_now(&mut self, conn: Conn, into: &mut Landing) -> bool {
+        self.take_body(conn, Some(into))
     }
 
     fn expose(&mut self, memory: &Slice, rights: Rights) -> Result<Exposure> {
@@ -437,11 +481,11 @@ impl Port for VerbsPort {
 
     fn arm(&mut self) -> bool {
         self.ring_dirty();
-        if !self.pending.is_empty() || !self.list.is_empty() || !self.wcs.is_empty() || self.has_ends() {
+        if !self.pending.is_empty() || !self.list.is_empty() || !self.polled.is_empty() || self.has_ends() {
             return false;
         }
         self.cq.take_events();
-        if self.cq.request_event().is_err() || self.cq.poll(&mut self.wcs).is_err() || !self.wcs.is_empty() {
+        if self.cq.request_event().is_err() || !matches!(self.cq.poll(&mut self.polled), Ok(0)) {
             return false;
         }
         self.set_timer();

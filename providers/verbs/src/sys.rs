@@ -117,6 +117,12 @@ fn done(rc: c_int) -> io::Result<()> {
     }
 }
 
+/// As [`done`], for the end of an object. A card that was taken out (EIO) has let go of everything: the kernel ended all that was
+/// made on it (uverbs calls that "disassociate").
+fn ended(rc: c_int) -> io::Result<()> {
+    done(rc).or_else(|e| if e.raw_os_error() == Some(libc::EIO) { Ok(()) } else { Err(e) })
+}
+
 fn nonblocking(fd: c_int) -> io::Result<()> {
     // SAFETY: the descriptor belongs to an object of libibverbs that the caller holds.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
@@ -326,7 +332,7 @@ impl Mr {
     pub(crate) fn end(self) -> Result<(), (Mr, io::Error)> {
         let this = std::mem::ManuallyDrop::new(self);
         // SAFETY: registered once; deregistered here, or, if that failed, by the next attempt or `drop`.
-        match done(unsafe { (loaded().ibv_dereg_mr)(this.raw.as_ptr()) }) {
+        match ended(unsafe { (loaded().ibv_dereg_mr)(this.raw.as_ptr()) }) {
             Ok(()) => {
                 // SAFETY: `this` is not dropped, so its Arc is moved out exactly once.
                 drop(unsafe { std::ptr::read(&this._pd) });
@@ -340,15 +346,44 @@ impl Mr {
 impl Drop for Mr {
     fn drop(&mut self) {
         // SAFETY: registered once, deregistered once (`end` forgets the value when it succeeded).
-        let rc = unsafe { (loaded().ibv_dereg_mr)(self.raw.as_ptr()) };
-        if rc != 0 {
-            tracing::warn!(rc, "a memory registration could not be ended");
+        if let Err(e) = ended(unsafe { (loaded().ibv_dereg_mr)(self.raw.as_ptr()) }) {
+            tracing::warn!(%e, "a memory registration could not be ended");
         }
     }
 }
 
 /// A completion, as polled. Made by [`Cq::poll`] only.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
 pub(crate) struct Wc(ffi::Wc);
+
+/// Completions polled and not handled yet, oldest first.
+#[derive(Default)]
+pub(crate) struct Polled {
+    wcs: Vec<Wc>,
+    handled: usize,
+}
+
+impl Polled {
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.handled == self.wcs.len()
+    }
+
+    /// The oldest, which stays.
+    #[inline]
+    pub(crate) fn first(&self) -> Option<Wc> {
+        self.wcs.get(self.handled).copied()
+    }
+
+    /// Takes the oldest.
+    #[inline]
+    pub(crate) fn next(&mut self) -> Option<Wc> {
+        let first = self.first();
+        self.handled += usize::from(first.is_some());
+        first
+    }
+}
 
 /// Whom a completion is for.
 pub(crate) enum For {
@@ -403,17 +438,23 @@ impl Cq {
         }
     }
 
-    /// Appends up to [`POLL_BATCH`] completions; their number, or an error that makes the queue useless.
+    /// Fills an empty `into` with up to [`POLL_BATCH`] completions; their number, or an error that makes the queue useless.
     #[inline]
-    pub(crate) fn poll(&self, out: &mut Vec<Wc>) -> io::Result<usize> {
-        let mut batch = [ffi::Wc::default(); POLL_BATCH];
-        // SAFETY: a live queue; `batch` has room for as many entries as are asked for.
+    pub(crate) fn poll(&self, into: &mut Polled) -> io::Result<usize> {
+        debug_assert!(into.is_empty());
+        into.handled = 0;
+        into.wcs.clear();
+        into.wcs.reserve(POLL_BATCH);
+        let room = into.wcs.spare_capacity_mut().as_mut_ptr().cast();
+        // SAFETY: a live queue; there is room for as many entries as are asked for, and `Wc` is laid out as the call writes it.
         let n = unsafe {
             let poll = (*self.raw.as_ref().context).ops.poll_cq;
-            poll(self.raw.as_ptr(), POLL_BATCH as c_int, batch.as_mut_ptr())
+            poll(self.raw.as_ptr(), POLL_BATCH as c_int, room)
         };
-        let n = usize::try_from(n).map_err(|_| io::Error::other("the completion queue cannot be polled"))?;
-        out.extend(batch.into_iter().take(n).map(Wc));
+        let n = usize::try_from(n).ok().filter(|n| *n <= POLL_BATCH);
+        let n = n.ok_or_else(|| io::Error::other("the completion queue cannot be polled"))?;
+        // SAFETY: the call has written so many entries, and there was room for them.
+        unsafe { into.wcs.set_len(n) };
         Ok(n)
     }
 
@@ -525,26 +566,24 @@ impl Srq {
 
     /// Posts slots, with one doorbell for as many as possible; those that did not fit stay in `slots`.
     pub(crate) fn post(&mut self, slots: &mut Vec<Slot>) -> io::Result<()> {
-        const CHAIN: usize = 32;
+        const CHAIN: usize = 16;
+        let empty = ffi::RecvWr { wr_id: 0, next: null_mut(), sg_list: null_mut(), num_sge: 1 };
+        let (mut sges, mut wrs) = ([ffi::Sge::default(); CHAIN], [empty; CHAIN]);
+        let (first_sge, first) = (sges.as_mut_ptr(), wrs.as_mut_ptr());
         while !slots.is_empty() && !self.free.is_empty() {
-            let mut sges = [ffi::Sge::default(); CHAIN];
-            let mut wrs =
-                [ffi::RecvWr { wr_id: 0, next: null_mut(), sg_list: null_mut(), num_sge: 1 }; CHAIN];
             let n = CHAIN.min(slots.len()).min(self.free.len());
             for i in 0..n {
                 let slot = slots.pop().expect("n slots are there");
                 let place = self.free.pop().expect("n places are free");
-                sges[i] = slot.sge(slot.len);
-                wrs[i].wr_id = RECV | self.generation | u64::from(place);
-                self.posted[place as usize] = Some(slot);
-            }
-            let (first_sge, first) = (sges.as_mut_ptr(), wrs.as_mut_ptr());
-            for (i, wr) in wrs.iter_mut().enumerate().take(n) {
                 // SAFETY: `i` and, where it is used, `i + 1` are below `n`, inside both arrays.
                 unsafe {
+                    *first_sge.add(i) = slot.sge(slot.len);
+                    let wr = &mut *first.add(i);
+                    wr.wr_id = RECV | self.generation | u64::from(place);
                     wr.sg_list = first_sge.add(i);
                     wr.next = if i + 1 < n { first.add(i + 1) } else { null_mut() };
                 }
+                self.posted[place as usize] = Some(slot);
             }
             let mut bad = null_mut();
             // SAFETY: a live queue and a chain of `n` requests in arrays that outlive the call. The memory they name is owned by

@@ -6,6 +6,7 @@ use kfab_core::Result;
 use kfab_core::spi::{Port, PortConfig, Provider, Way};
 use kfab_verbs::Verbs;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// Ports on the first two cards in turn, so that frames cross the wire.
 #[derive(Default)]
@@ -41,6 +42,11 @@ impl Rig for CardRig {
 
     fn spawn_peer(&self) -> Option<Victim> {
         Victim::child("verbs").ok()
+    }
+
+    /// Guests of the lab stand on busy hosts.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(300)
     }
 }
 

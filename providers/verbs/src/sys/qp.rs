@@ -1,6 +1,6 @@
 //! Queue pairs: requests are staged, posted in chains with one doorbell, and own their memory until they have ended.
 
-use super::{Cq, INLINE_MAX, Mr, Pd, RECV, SGE_MAX, Slot, Srq, Wc, done, loaded, made};
+use super::{Cq, INLINE_MAX, Mr, Pd, RECV, SGE_MAX, Slot, Srq, Wc, done, ended, loaded, made};
 use crate::ffi;
 use kfab_core::mem::{Landing, Slice};
 use kfab_core::spi::RmaToken;
@@ -35,18 +35,38 @@ enum Verb {
     Read { remote: u64, rkey: u32 },
 }
 
-struct Staged {
-    verb: Verb,
-    sges: [ffi::Sge; SGE_MAX],
-    n: usize,
-    /// Bytes to copy into the request; the pieces then do not count.
-    inline: [u8; INLINE_MAX],
-    inline_len: usize,
-    keep: Keep,
+/// Requests posted with one doorbell.
+const CHAIN: usize = 16;
+
+/// Requests that wait for the doorbell, in the driver's own form. They point at one another only while it reads them.
+struct Chain {
+    wrs: [ffi::SendWr; CHAIN],
+    sges: [[ffi::Sge; SGE_MAX]; CHAIN],
+    /// Bytes to copy into a request.
+    inline: [[u8; INLINE_MAX]; CHAIN],
 }
 
+impl Chain {
+    fn new() -> Box<Chain> {
+        let empty = ffi::SendWr {
+            wr_id: 0,
+            next: null_mut(),
+            sg_list: null_mut(),
+            num_sge: 0,
+            opcode: 0,
+            send_flags: 0,
+            imm_data: 0,
+            remote_addr: 0,
+            rkey: 0,
+            room: [0; 9],
+        };
+        let sges = [[ffi::Sge::default(); SGE_MAX]; CHAIN];
+        Box::new(Chain { wrs: [empty; CHAIN], sges, inline: [[0; INLINE_MAX]; CHAIN] })
+    }
+}
+
+/// The memory of a request that is staged or posted.
 struct Flying {
-    seq: u32,
     signalled: bool,
     keep: Keep,
 }
@@ -85,8 +105,8 @@ const SIGNAL_EVERY: usize = 16;
 handle! {
     /// A reliable connection's queue pair, with the memory of everything under way on it.
     Qp {
-        raw: NonNull<ffi::Qp>, tag: u32, depth: usize, inline: usize, staged: Vec<Staged>, flying: VecDeque<Flying>,
-        next: u32, unsignalled: usize, in_error: bool, _cq: Arc<Cq>, _pd: Arc<Pd>
+        raw: NonNull<ffi::Qp>, tag: u32, depth: usize, inline: usize, chain: Box<Chain>, staged: usize, failed: Option<io::Error>,
+        flying: VecDeque<Flying>, next: u32, unsignalled: usize, in_error: bool, gone: bool, _cq: Arc<Cq>, _pd: Arc<Pd>
     }
 }
 
@@ -119,11 +139,14 @@ impl Qp {
                         tag: tag & !(1 << 31),
                         depth: limits.depth,
                         inline: inline.min(init.cap.max_inline_data as usize),
-                        staged: Vec::new(),
+                        chain: Chain::new(),
+                        staged: 0,
+                        failed: None,
                         flying: VecDeque::new(),
                         next: 0,
                         unsignalled: 0,
                         in_error: false,
+                        gone: false,
                         _cq: cq.clone(),
                         _pd: pd.clone(),
                     });
@@ -147,17 +170,12 @@ impl Qp {
 
     /// Requests that can be staged or posted now.
     pub(crate) fn room(&self) -> usize {
-        self.depth.saturating_sub(self.staged.len() + self.flying.len())
+        self.depth.saturating_sub(self.flying.len())
     }
 
     /// Requests posted and not known to have ended.
     pub(crate) fn flying(&self) -> usize {
-        self.flying.len()
-    }
-
-    /// Requests that wait for [`Qp::ring`].
-    pub(crate) fn staged(&self) -> usize {
-        self.staged.len()
+        self.flying.len() - self.staged
     }
 
     /// `true` if a request that will surely be completed is under way.
@@ -224,36 +242,83 @@ impl Qp {
         }
     }
 
-    fn stage(&mut self, verb: Verb, sges: &[ffi::Sge], inline: &[u8], keep: Keep) {
-        let mut s = Staged {
-            verb,
-            sges: [ffi::Sge::default(); SGE_MAX],
-            n: sges.len().min(SGE_MAX),
-            inline: [0; INLINE_MAX],
-            inline_len: inline.len().min(INLINE_MAX),
-            keep,
-        };
-        s.sges[..s.n].copy_from_slice(&sges[..s.n]);
-        s.inline[..s.inline_len].copy_from_slice(&inline[..s.inline_len]);
-        self.staged.push(s);
+    /// Stages a request of `n` pieces of memory, which `pieces` names.
+    fn stage(&mut self, verb: Verb, keep: Keep, pieces: impl FnOnce(&mut [ffi::Sge; SGE_MAX]) -> usize) {
+        self.stage_flagged(verb, keep, 0, |chain, at| pieces(&mut chain.sges[at]));
     }
 
-    /// Stages a message of at most [`Qp::inline`] bytes.
-    pub(crate) fn send_inline(&mut self, bytes: &[u8], goodbye: bool) {
-        debug_assert!(bytes.len() <= self.inline && !bytes.is_empty());
-        self.stage(Verb::Send, &[], bytes, if goodbye { Keep::Goodbye } else { Keep::Nothing });
+    /// Stages a request whose bytes `fill` writes; it returns how many.
+    fn stage_inline(&mut self, verb: Verb, keep: Keep, fill: impl FnOnce(&mut [u8; INLINE_MAX]) -> usize) {
+        self.stage_flagged(verb, keep, ffi::SEND_INLINE, |chain, at| {
+            let len = fill(&mut chain.inline[at]).min(INLINE_MAX);
+            chain.sges[at][0] =
+                ffi::Sge { addr: chain.inline[at].as_ptr() as u64, length: len as u32, lkey: 0 };
+            1
+        });
+    }
+
+    #[inline]
+    fn stage_flagged(
+        &mut self,
+        verb: Verb,
+        keep: Keep,
+        flags: c_uint,
+        pieces: impl FnOnce(&mut Chain, usize) -> usize,
+    ) {
+        if self.staged == CHAIN
+            && let Err(e) = self.post_chain()
+        {
+            self.failed = Some(e);
+        }
+        let at = self.staged;
+        let n = pieces(&mut self.chain, at);
+        let wr = &mut self.chain.wrs[at];
+        wr.num_sge = n.min(SGE_MAX) as c_int;
+        (wr.opcode, wr.remote_addr, wr.rkey) = match verb {
+            Verb::Send => (ffi::WR_SEND, 0, 0),
+            Verb::Write { remote, rkey } => (ffi::WR_RDMA_WRITE, remote, rkey),
+            Verb::Read { remote, rkey } => (ffi::WR_RDMA_READ, remote, rkey),
+        };
+        wr.wr_id = (u64::from(self.tag) << 32) | u64::from(self.next);
+        self.unsignalled += 1;
+        let ends = matches!(keep, Keep::Read(..) | Keep::Write(..) | Keep::Goodbye);
+        let signalled = ends || self.unsignalled >= SIGNAL_EVERY;
+        if signalled {
+            self.unsignalled = 0;
+        }
+        wr.send_flags = flags | if signalled { ffi::SEND_SIGNALED } else { 0 };
+        self.flying.push_back(Flying { signalled, keep });
+        self.next = self.next.wrapping_add(1);
+        self.staged += 1;
+    }
+
+    /// Stages a message of at most [`Qp::inline`] bytes, which `fill` writes; it returns how many.
+    #[inline]
+    pub(crate) fn send_inline(&mut self, fill: impl FnOnce(&mut [u8; INLINE_MAX]) -> usize) {
+        self.stage_inline(Verb::Send, Keep::Nothing, fill);
+    }
+
+    /// Stages the goodbye.
+    pub(crate) fn send_goodbye(&mut self, bytes: &[u8]) {
+        self.stage_inline(Verb::Send, Keep::Goodbye, |to| {
+            to[..bytes.len()].copy_from_slice(bytes);
+            bytes.len()
+        });
     }
 
     /// Stages a message: the first `len` bytes of the slot, then the bodies (at most [`SGE_MAX`] - 1).
     pub(crate) fn send(&mut self, slot: Slot, len: usize, bodies: Vec<(Slice, Arc<Mr>)>) {
-        let mut sges = [ffi::Sge::default(); SGE_MAX];
-        sges[0] = slot.sge(len);
-        let mut n = 1;
-        for (s, mr) in bodies.iter().take(SGE_MAX - 1) {
-            sges[n] = mr.sge(s.as_ptr(), s.len());
-            n += 1;
+        let first = slot.sge(len);
+        let mut rest = [ffi::Sge::default(); SGE_MAX - 1];
+        for (to, (s, mr)) in rest.iter_mut().zip(&bodies) {
+            *to = mr.sge(s.as_ptr(), s.len());
         }
-        self.stage(Verb::Send, &sges[..n], &[], Keep::Frame(slot, bodies));
+        let n = 1 + bodies.len().min(rest.len());
+        self.stage(Verb::Send, Keep::Frame(slot, bodies), |sges| {
+            sges[0] = first;
+            sges[1..].copy_from_slice(&rest);
+            n
+        });
     }
 
     /// Stages a read in pieces of at most `piece` bytes; the token comes back with the last.
@@ -270,16 +335,12 @@ impl Qp {
         let mut at = 0;
         while len - at > piece {
             let sge = mr.sge(base.wrapping_add(at), piece);
-            self.stage(Verb::Read { remote: remote.wrapping_add(at as u64), rkey }, &[sge], &[], Keep::Piece);
+            self.stage_one(Verb::Read { remote: remote.wrapping_add(at as u64), rkey }, Keep::Piece, sge);
             at += piece;
         }
         let sge = mr.sge(base.wrapping_add(at), len - at);
-        self.stage(
-            Verb::Read { remote: remote.wrapping_add(at as u64), rkey },
-            &[sge],
-            &[],
-            Keep::Read(landing, mr, token),
-        );
+        let keep = Keep::Read(landing, mr, token);
+        self.stage_one(Verb::Read { remote: remote.wrapping_add(at as u64), rkey }, keep, sge);
     }
 
     /// Stages a write in pieces of at most `piece` bytes; the token comes back with the last.
@@ -296,141 +357,109 @@ impl Qp {
         let mut at = 0;
         while len - at > piece {
             let sge = mr.sge(base.wrapping_add(at), piece);
-            self.stage(
-                Verb::Write { remote: remote.wrapping_add(at as u64), rkey },
-                &[sge],
-                &[],
-                Keep::Piece,
-            );
+            self.stage_one(Verb::Write { remote: remote.wrapping_add(at as u64), rkey }, Keep::Piece, sge);
             at += piece;
         }
         let sge = mr.sge(base.wrapping_add(at), len - at);
         let keep = Keep::Write(source, Some(mr), token);
-        self.stage(Verb::Write { remote: remote.wrapping_add(at as u64), rkey }, &[sge], &[], keep);
+        self.stage_one(Verb::Write { remote: remote.wrapping_add(at as u64), rkey }, keep, sge);
+    }
+
+    fn stage_one(&mut self, verb: Verb, keep: Keep, sge: ffi::Sge) {
+        self.stage(verb, keep, |sges| {
+            sges[0] = sge;
+            1
+        });
     }
 
     /// Stages a write of at most [`Qp::inline`] bytes, copied now.
     pub(crate) fn write_inline(&mut self, source: Slice, remote: u64, rkey: u32, token: RmaToken) {
-        let mut bytes = [0; INLINE_MAX];
-        let n = source.copy_to(0, &mut bytes);
-        debug_assert!(n <= self.inline);
-        self.stage(Verb::Write { remote, rkey }, &[], &bytes[..n], Keep::Write(source, None, token));
+        debug_assert!(source.len() <= self.inline);
+        let keep = Keep::Write(source.clone(), None, token);
+        self.stage_inline(Verb::Write { remote, rkey }, keep, |to| source.copy_to(0, to));
     }
 
     /// Posts what is staged, with one doorbell. On an error nothing of what was not posted will ever be: the connection is broken.
     pub(crate) fn ring(&mut self) -> io::Result<()> {
-        while !self.staged.is_empty() {
-            self.ring_some()?;
-        }
-        Ok(())
+        let posted = self.post_chain();
+        self.failed.take().map_or(posted, Err)
     }
 
-    fn ring_some(&mut self) -> io::Result<()> {
-        const CHAIN: usize = 16;
-        let n = self.staged.len().min(CHAIN);
-        let empty = ffi::SendWr {
-            wr_id: 0,
-            next: null_mut(),
-            sg_list: null_mut(),
-            num_sge: 0,
-            opcode: 0,
-            send_flags: 0,
-            imm_data: 0,
-            remote_addr: 0,
-            rkey: 0,
-            room: [0; 9],
-        };
-        let mut wrs = [empty; CHAIN];
-        let mut inline_sges = [ffi::Sge::default(); CHAIN];
-        let first = wrs.as_mut_ptr();
-        let keeps = self.staged[..n].iter().any(|s| !matches!(s.keep, Keep::Nothing));
-        let mut signals = [false; CHAIN];
-        for (i, s) in self.staged[..n].iter_mut().enumerate() {
-            let wr = &mut wrs[i];
-            self.unsignalled += 1;
-            let ends = matches!(s.keep, Keep::Read(..) | Keep::Write(..) | Keep::Goodbye);
-            signals[i] = ends || self.unsignalled >= SIGNAL_EVERY || (keeps && i + 1 == n);
-            if signals[i] {
-                self.unsignalled = 0;
-                wr.send_flags |= ffi::SEND_SIGNALED;
-            }
-            wr.wr_id = (u64::from(self.tag) << 32) | u64::from(self.next.wrapping_add(i as u32));
-            (wr.opcode, wr.remote_addr, wr.rkey) = match s.verb {
-                Verb::Send => (ffi::WR_SEND, 0, 0),
-                Verb::Write { remote, rkey } => (ffi::WR_RDMA_WRITE, remote, rkey),
-                Verb::Read { remote, rkey } => (ffi::WR_RDMA_READ, remote, rkey),
-            };
-            if s.inline_len > 0 {
-                wr.send_flags |= ffi::SEND_INLINE;
-                inline_sges[i] =
-                    ffi::Sge { addr: s.inline.as_ptr() as u64, length: s.inline_len as u32, lkey: 0 };
-                wr.sg_list = &mut inline_sges[i];
-                wr.num_sge = 1;
-            } else {
-                wr.sg_list = s.sges.as_mut_ptr();
-                wr.num_sge = s.n as c_int;
-            }
-            // SAFETY: `i + 1 < n` is inside the array.
-            wr.next = if i + 1 < n { unsafe { first.add(i + 1) } } else { null_mut() };
+    fn post_chain(&mut self) -> io::Result<()> {
+        let n = std::mem::take(&mut self.staged);
+        let Some(last) = n.checked_sub(1) else { return Ok(()) };
+        let staged = self.flying.len() - n..;
+        if self.unsignalled > 0 && self.flying.range(staged).any(|f| !matches!(f.keep, Keep::Nothing)) {
+            // Memory is to come back soon.
+            self.unsignalled = 0;
+            self.chain.wrs[last].send_flags |= ffi::SEND_SIGNALED;
+            self.flying.back_mut().expect("n are staged").signalled = true;
         }
-        // From here on the memory belongs to the queue pair, whatever the call says about how far it came.
+        let (first, sges) = (self.chain.wrs.as_mut_ptr(), self.chain.sges.as_mut_ptr());
+        for i in 0..n {
+            // SAFETY: `i` and, where it is used, `i + 1` are below `n`, inside both arrays.
+            unsafe {
+                (*first.add(i)).sg_list = sges.add(i).cast();
+                (*first.add(i)).next = if i < last { first.add(i + 1) } else { null_mut() };
+            }
+        }
         let mut bad = null_mut();
         // SAFETY: a live queue pair and a chain of `n` requests in arrays that outlive the call, which copies inline bytes.
-        // The other memory they name is moved to `flying` below and stays there until completion or destruction.
-        let rc =
-            done(unsafe { ((*self.raw.as_ref().context).ops.post_send)(self.raw.as_ptr(), first, &mut bad) });
-        for (i, s) in self.staged.drain(..n).enumerate() {
-            self.flying.push_back(Flying { seq: self.next, signalled: signals[i], keep: s.keep });
-            self.next = self.next.wrapping_add(1);
-        }
-        rc
+        // The other memory they name is in `flying` and stays there until completion or destruction, whatever the call says about
+        // how far it came.
+        done(unsafe { ((*self.raw.as_ref().context).ops.post_send)(self.raw.as_ptr(), first, &mut bad) })
     }
 
-    /// Takes the completion of a request: hands out the memory of it and of all before it, which have ended too. With an error
-    /// only this one has ended for sure in this way, and those before it well.
-    pub(crate) fn complete(&mut self, wc: &Wc, mut each: impl FnMut(Keep, bool)) {
-        let seq = wc.0.wr_id as u32;
+    /// How many requests a completion ends: the one it tells of and all before it, which [`Qp::pop`] then hands out. Only the one
+    /// it tells of can have failed: those before it went well, as a queue that is flushed reports each, signalled or not.
+    #[inline]
+    pub(crate) fn ended(&self, wc: &Wc) -> usize {
         if wc.0.wr_id & RECV != 0 || (wc.0.wr_id >> 32) as u32 != self.tag {
-            return;
+            return 0;
         }
-        let Some(first) = self.flying.front() else { return };
-        if seq.wrapping_sub(first.seq) as usize >= self.flying.len() {
-            return;
-        }
-        while let Some(f) = self.flying.pop_front() {
-            let this = f.seq == seq;
-            // A flushed queue reports each request, a signalled or not; those skipped before a success went well.
-            each(f.keep, !this || wc.0.status == ffi::WC_SUCCESS);
-            if this {
-                return;
-            }
-        }
+        let first = self.next.wrapping_sub(self.flying.len() as u32);
+        let at = (wc.0.wr_id as u32).wrapping_sub(first) as usize;
+        if at < self.flying() { at + 1 } else { 0 }
     }
 
-    /// Destroys the queue pair and hands out the memory of all that never ended, in order.
+    /// The memory of the oldest request, which has ended.
+    #[inline]
+    pub(crate) fn pop(&mut self) -> Option<Keep> {
+        self.flying.pop_front().map(|f| f.keep)
+    }
+
+    /// The memory of what was staged and never posted.
+    pub(crate) fn unstage(&mut self) -> Vec<Keep> {
+        let staged = self.flying.split_off(self.flying());
+        self.staged = 0;
+        staged.into_iter().map(|f| f.keep).collect()
+    }
+
+    /// Destroys the queue pair and hands out the memory of all that never ended, in order. May take long if it broke.
     pub(crate) fn destroy(mut self) -> Vec<Keep> {
+        let staged = self.unstage();
+        self.end().into_iter().map(|f| f.keep).chain(staged).collect()
+    }
+
+    /// Destroys it, once; the memory of what was posted.
+    fn end(&mut self) -> VecDeque<Flying> {
         let flying = std::mem::take(&mut self.flying);
-        let staged = std::mem::take(&mut self.staged);
-        // SAFETY: made once; `self` is forgotten below, so that it is destroyed once.
-        let rc = unsafe { (loaded().ibv_destroy_qp)(self.raw.as_ptr()) };
-        // SAFETY: the fields are moved out of a value that is not dropped.
-        let (cq, pd) = unsafe { (std::ptr::read(&self._cq), std::ptr::read(&self._pd)) };
-        std::mem::forget(self);
-        if rc != 0 {
-            // The card may still use the memory: it is lost, and what hangs on it.
-            tracing::warn!(rc, "a queue pair could not be destroyed");
-            std::mem::forget((flying, cq, pd));
-            return staged.into_iter().map(|s| s.keep).collect();
+        if std::mem::replace(&mut self.gone, true) {
+            return flying;
         }
-        flying.into_iter().map(|f| f.keep).chain(staged.into_iter().map(|s| s.keep)).collect()
+        // SAFETY: made once, and destroyed once: `gone` says so.
+        if let Err(e) = ended(unsafe { (loaded().ibv_destroy_qp)(self.raw.as_ptr()) }) {
+            // The card may still use the memory: it is lost, and what hangs on it.
+            tracing::warn!(%e, "a queue pair could not be destroyed");
+            std::mem::forget((flying, self._cq.clone(), self._pd.clone()));
+            return VecDeque::new();
+        }
+        flying
     }
 }
 
 impl Drop for Qp {
     fn drop(&mut self) {
-        // SAFETY: made once; `destroy` forgets the value.
-        if unsafe { (loaded().ibv_destroy_qp)(self.raw.as_ptr()) } != 0 {
-            std::mem::forget(std::mem::take(&mut self.flying));
-        }
+        self.end();
     }
 }

@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Nothing here takes that long, whatever else the machine does.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 /// Bytes of the child's window.
 pub(crate) const WINDOW: usize = 4 << 20;
 const CHILD: &str = "KFAB_VERBS_CHILD";
@@ -32,6 +32,7 @@ pub(crate) struct Node {
     /// The bytes read and the outcome, by token.
     pub(crate) rma: HashMap<u64, Ended>,
     pub(crate) writable: usize,
+    born: Instant,
 }
 
 impl Node {
@@ -52,12 +53,13 @@ impl Node {
             down: HashMap::new(),
             rma: HashMap::new(),
             writable: 0,
+            born: Instant::now(),
         }
     }
 
     pub(crate) fn poll(&mut self) -> bool {
-        let mut events = Vec::new();
-        let busy = self.port.poll(1, &mut events);
+        let (mut events, now) = (Vec::new(), self.born.elapsed().as_nanos() as u64);
+        let busy = self.port.poll(now, &mut events);
         events.into_iter().for_each(|e| self.on(e));
         busy
     }

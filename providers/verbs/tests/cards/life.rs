@@ -170,7 +170,7 @@ pub(crate) fn peers_killed_in_mid_write() {
         until("every operation ends", &mut [&mut a], |n| {
             n[0].rma.len() as u64 == WRITES && n[0].down.contains_key(&conn)
         });
-        assert!(killed.elapsed() < Duration::from_secs(20), "the end took {:?}", killed.elapsed());
+        assert!(killed.elapsed() < Duration::from_secs(100), "the end took {:?}", killed.elapsed());
         let (reason, why) = &a.down[&conn];
         assert!(matches!(reason, DownReason::PeerDead | DownReason::Broken), "{reason:?} {why}");
         cut += u32::from(a.rma.values().any(|r| r.1.is_err()));

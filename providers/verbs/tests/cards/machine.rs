@@ -50,7 +50,7 @@ pub(crate) fn expect_resources(before: &[String]) {
 
 /// Waits until `now` is what it was: the kernel takes its time with objects of processes that died.
 pub(crate) fn expect(before: &[String], now: impl Fn() -> Vec<String>) {
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(100);
     while now() != before {
         assert!(Instant::now() < until, "left behind: {:?}, before: {before:?}", now());
         std::thread::sleep(Duration::from_millis(50));
