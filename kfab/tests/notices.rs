@@ -179,13 +179,14 @@ fn rails_that_break_double_nothing_and_lose_nothing() {
         let t = std::thread::spawn(move || {
             for i in 0..160 {
                 let port = i / 5 % 2;
-                let cut = (i % 5 == 3).then(|| FaultRule {
+                let rule = FaultRule {
                     peer: None,
                     port: Some(port),
                     action: FaultAction::Cut,
                     chance: 1.0,
                     seed: 1,
-                });
+                };
+                let cut = (i % 5 == 3).then_some(rule);
                 // Several under way, each into a place of its own.
                 let at = (i % 8 * each) as u64;
                 let written = to_b.write_notify(&key, at, &pattern(each, i)[..], i as u64);
