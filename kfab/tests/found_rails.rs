@@ -55,7 +55,7 @@ fn each_rail_gets_a_port_and_what_cannot_be_used_is_named() {
     let [why] = e.unavailable() else { panic!("{:?}", e.unavailable()) };
     assert!(why.starts_with("tcp: ") && why.contains("no-such-card"), "{why}");
 
-    let refused = open(&["no-such-card", "nor-this"], all.clone()).err().expect("opened on nothing");
+    let refused = open(&["no-such-card", "nor-this"], all.clone()).expect_err("opened on nothing");
     assert!(refused.to_string().contains("no-such-card"), "{refused}");
     assert_eq!(refused.kind(), Kind::Unavailable);
 
@@ -74,7 +74,7 @@ fn all_rails_listen_where_it_is_said() {
     let first = open(&["lo"], any).unwrap();
     let port = ways(&first)[0].rsplit(':').next().unwrap().to_owned();
     let same = EndpointConfig { listen: vec![format!("tcp:0.0.0.0:{port}")], ..Default::default() };
-    let taken = open(&["no-such-card", "lo"], same.clone()).err().expect("opened twice");
+    let taken = open(&["no-such-card", "lo"], same.clone()).expect_err("opened twice");
     assert_eq!(taken.kind(), Kind::AddressInUse, "{taken}");
     drop(first);
     assert_eq!(ways(&open(&["lo"], same).unwrap()), [format!("tcp:127.0.0.1:{port}")]);
