@@ -8,11 +8,11 @@ use super::super::error::Result;
 use super::super::outbox::{COPY_MAX, Outbox, Packet, RECORDS_MAX, tailed};
 use super::super::session::{Admission, Answer, Session};
 use super::super::wire::*;
-use super::ServerLimits;
+use super::clients::{Clients, Known};
 use kfab::Message;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 /// How packets leave: implemented by a lane, and by tests. Must not call the desk.
 pub(crate) trait Post {
@@ -70,65 +70,6 @@ pub(crate) struct Arrival {
     pub(crate) deadline: u64,
     pub(crate) extension: Extension,
     pub(crate) body: Body,
-}
-
-/// What lanes share: the clients and their sessions.
-#[derive(Debug)]
-pub(crate) struct Clients {
-    pub(crate) incarnation: u64,
-    pub(crate) limits: ServerLimits,
-    known: Mutex<HashMap<u64, Arc<Known>>>,
-    sessions: Mutex<u64>,
-}
-
-/// A client's session.
-#[derive(Debug)]
-struct Known {
-    number: u64,
-    session: Mutex<Session>,
-}
-
-impl Known {
-    #[inline]
-    fn lock(&self) -> MutexGuard<'_, Session> {
-        self.session.lock().unwrap_or_else(|e| e.into_inner())
-    }
-}
-
-impl Clients {
-    pub(crate) fn new(incarnation: u64, limits: ServerLimits) -> Clients {
-        Clients { incarnation, limits, known: Mutex::default(), sessions: Mutex::new(incarnation) }
-    }
-
-    /// Clients known now, and bytes kept of replies to them.
-    pub(crate) fn counts(&self) -> (usize, usize) {
-        let known = self.known.lock().unwrap_or_else(|e| e.into_inner());
-        (known.len(), known.values().map(|k| k.lock().cached()).sum())
-    }
-
-    /// The client's session, or a new one; `None` without room.
-    fn enter(&self, client: u64, now: u64) -> Option<Arc<Known>> {
-        let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(k) = known.get(&client) {
-            return Some(k.clone());
-        }
-        if known.len() >= self.limits.clients {
-            return None;
-        }
-        let number =
-            super::super::faults::split_mix(&mut self.sessions.lock().unwrap_or_else(|e| e.into_inner()));
-        let session = Session::new(self.limits.slots, self.limits.cache_bytes, now);
-        let k = Arc::new(Known { number: number.max(1), session: Mutex::new(session) });
-        known.insert(client, k.clone());
-        Some(k)
-    }
-
-    fn leave(&self, client: u64, number: u64) {
-        let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());
-        if known.get(&client).is_some_and(|k| k.number == number) {
-            known.remove(&client);
-        }
-    }
 }
 
 /// A client on this lane.

@@ -1,5 +1,6 @@
 //! The server: services on lanes.
 
+mod clients;
 mod desk;
 mod inbox;
 mod lane;
@@ -8,10 +9,11 @@ mod request;
 mod service;
 mod stats;
 
+pub(crate) use clients::Clients;
 pub use desk::DeskCounts;
 #[cfg(test)]
 pub(crate) use desk::Ticket;
-pub(crate) use desk::{Arrived, Clients, Desk, Post};
+pub(crate) use desk::{Arrived, Desk, Post};
 pub use request::{Bulk, DEPTH, PIECE, Request};
 pub use service::Service;
 pub use stats::ServiceStats;
