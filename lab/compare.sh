@@ -47,13 +47,17 @@ pingpong() {
 	took "$1" fi_pingpong "$(echo "$said" | awk -v c="$2" 'NF >= 8 { v = $c } END { sub(/[^0-9.].*/, "", v); print v }')"
 }
 
-# ours LINE FIELD FACTOR WORDS...: the field of `kfab perf --json` times the factor.
+# ours LINE WAIT FIELD FACTOR WORDS...: the field of `kfab perf --json` times the factor. The server waits as perftest's does: it spins where
+# it has to answer, and where it only lends its memory it leaves its processor to the card.
 ours() {
-	line=$1 field=$2 factor=$3
-	shift 3
-	kill -CONT $server
+	line=$1 wait=$2 field=$3 factor=$4
+	shift 4
+	taskset -c 1 "$kfab" serve --provider verbs --listen verbs:$there:7000 --wait "$wait" >/dev/null 2>&1 &
+	server=$!
+	lab wait-port 7000 60
 	said=$($on0 "$kfab" perf "$@" --device verbs:rxe_a0 --pin none --json verbs:$there:7000 2>&1)
-	kill -STOP $server
+	kill -INT $server
+	wait $server
 	took "$line" kfab "$(echo "$said" | sed -n "s/.*\"$field\": *\([0-9.e+]*\).*/\1/p" | awk -v f="$factor" 'NR == 1 { print $1 * f }')"
 }
 
@@ -64,19 +68,19 @@ one_line() {
 	case $1 in
 	send-lat-*)
 		perftest "$1" ib_send_lat 5 -s $size -n $count
-		ours "$1" p50_ns 0.001 lat $same
+		ours "$1" spin p50_ns 0.001 lat $same
 		pingpong "$1" 7 $size $count
 		;;
 	write-bw-*)
 		perftest "$1" ib_write_bw 4 -s $size -n $count
-		ours "$1" bytes_per_s $mib write $same
+		ours "$1" adaptive bytes_per_s $mib write $same
 		;;
 	read-bw-*)
 		perftest "$1" ib_read_bw 4 -s $size -n $count
-		ours "$1" bytes_per_s $mib read $same
+		ours "$1" adaptive bytes_per_s $mib read $same
 		;;
 	send-bw-*)
-		ours "$1" bytes_per_s $mib bw $same
+		ours "$1" spin bytes_per_s $mib bw $same
 		pingpong "$1" 6 $size $count
 		;;
 	*) echo "no line $1" >&2 ;;
@@ -84,19 +88,11 @@ one_line() {
 }
 
 mib=9.5367431640625e-7
-taskset -c 1 "$kfab" serve --provider verbs --listen verbs:$there:7000 --wait spin >/dev/null 2>&1 &
-server=$!
-lab wait-port 7000 30
-kill -STOP $server
-
 round=0
 while [ $round -lt "$rounds" ]; do
 	round=$((round + 1))
 	for line_of_table in $chosen; do one_line "$line_of_table"; done
 done
-kill -CONT $server
-kill -INT $server
-wait $server
 
 # Medians; ours over the others'. A latency is better when the ratio is low, a bandwidth when it is high.
 sort -k1,1 -k2,2 -k3,3g "$results" | awk '

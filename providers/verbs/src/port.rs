@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 /// Events that one poll reports, about.
 pub(crate) const EVENTS_MAX: usize = 256;
 /// While nothing else calls for it, epoll is asked so often by the caller's clock, ns ...
-const EPOLL_AFTER_NS: u64 = 100_000;
+const EPOLL_AFTER_NS: u64 = 500_000;
 /// ... and at every Nth poll at the latest.
 const EPOLL_EVERY: u32 = 256;
 /// Readiness reports taken from epoll at once: each may cost the making of a queue pair.
