@@ -55,7 +55,7 @@ ours() {
 	taskset -c 1 "$kfab" serve --provider verbs --listen verbs:$there:7000 --wait "$wait" >/dev/null 2>&1 &
 	server=$!
 	lab wait-port 7000 60
-	said=$($on0 "$kfab" perf "$@" --device verbs:rxe_a0 --pin none --json verbs:$there:7000 2>&1)
+	said=$($on0 "$kfab" perf "$@" --provider verbs --device verbs:rxe_a0 --pin none --json verbs:$there:7000 2>&1)
 	kill -INT $server
 	wait $server
 	took "$line" kfab "$(echo "$said" | sed -n "s/.*\"$field\": *\([0-9.e+]*\).*/\1/p" | awk -v f="$factor" 'NR == 1 { print $1 * f }')"
