@@ -3,9 +3,9 @@
 mod common;
 
 use common::*;
-use kfab::{EndpointConfig, Kind, Progress, Rights, SendOptions};
+use kfab::{EndpointConfig, FabricEvent, Kind, Limits, Progress, Rights, SendOptions};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn messages_of_all_sizes_arrive_whole() {
@@ -273,6 +273,41 @@ fn delivered_means_the_peer_has_it_and_credit_defers() {
         // Over shm the ring may be full before the credits are used up.
         assert!(totals.credit_stalls > 0 || s != "tcp");
         assert!(totals.coalesced > 0 || s != "tcp", "messages that waited left one by one");
+    });
+}
+
+#[test]
+fn a_peer_that_sends_without_credit_is_given_up() {
+    on_all("no credit", |s| {
+        let b = open(s);
+        let mut events = b.subscribe();
+        // Eight units there, one by its own count: it has used up its credit long before it thinks so.
+        let limits = Limits { credit_bytes: 8 << 10, ..Default::default() };
+        let liar = fabric().open(EndpointConfig { limits, ..config(s) }).unwrap();
+        let to_b = liar.peer(&b.address().to_string()).unwrap();
+        let ordered = SendOptions { ordered: true, ..Default::default() };
+        let body = vec![7; 8 << 10];
+        let ops = (0..400).map(|i| match i % 2 {
+            0 => to_b.send(&body[..]),
+            _ => to_b.send_with(&body[..], ordered),
+        });
+        let ops: Vec<_> = ops.collect();
+        let lied =
+            |e: &FabricEvent| matches!(e, FabricEvent::PeerLost { reason, .. } if reason.contains("credit"));
+        while !events.read().0.iter().any(lied) {
+            assert!(b.stats().lane.unexpected <= 1024 / 8, "{}", b.stats().lane.unexpected);
+            b.progress();
+            liar.progress();
+        }
+        drop(ops);
+        drop(liar);
+        // An honest one is served, and its messages come after nothing that was left.
+        let honest = open(s);
+        honest.peer(&b.address().to_string()).unwrap().send(b"hello").wait().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while &b.recv().wait().unwrap()[..] != b"hello" {
+            assert!(Instant::now() < deadline);
+        }
     });
 }
 

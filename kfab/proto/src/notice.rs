@@ -155,13 +155,11 @@ impl Machine {
             self.finish(op, Ok(Outcome::Notice(notice)));
             return self.consume(pi, 1);
         }
-        let noticed = &mut self.peers[pi as usize].rx.noticed;
-        if *noticed == self.limits.credits {
-            let why = "the peer broke the protocol: more notices than it has credit";
-            return self.reset_peer(io, pi, None, Kind::Protocol, why);
+        if self.may_wait(io, pi, 1)
+            && let Some(queue) = self.windows.notices(notice.window)
+        {
+            queue.here.push_back((notice, 1));
         }
-        *noticed += 1;
-        queue.here.push_back((notice, 1));
     }
 
     /// A notice that was handed over to nobody goes to the next that waits for one, or waits before all others.
@@ -192,9 +190,10 @@ impl Machine {
         }
     }
 
-    fn give_units(&mut self, to: PeerId, units: u32) {
+    /// What waited of a peer is the user's now, or gone: its units go back.
+    pub(crate) fn give_units(&mut self, to: PeerId, units: u32) {
         if let Some(p) = self.peers.get_mut(to.index as usize).filter(|p| p.name == to && units > 0) {
-            p.rx.noticed = p.rx.noticed.saturating_sub(units);
+            p.rx.waiting = p.rx.waiting.saturating_sub(units);
             self.consume(to.index, units);
         }
     }

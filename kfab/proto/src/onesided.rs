@@ -611,7 +611,10 @@ impl Machine {
         let ok = status == Status::Ok;
         let rx = &mut self.peers[pi as usize].rx;
         if ok && ordered && !seq_before(seq, rx.dedup.next()) {
-            return rx.held.push((seq, Held::Notice(notice)));
+            if self.may_wait(io, pi, 1) {
+                self.peers[pi as usize].rx.held.push((seq, Held::Notice(notice)));
+            }
+            return;
         }
         self.notice_here(io, pi, ok.then_some(notice));
     }

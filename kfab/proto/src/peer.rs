@@ -142,8 +142,8 @@ pub(crate) struct Rx {
     /// Units consumed since the start (wrapping), and what of it the peer was told.
     pub(crate) consumed: u32,
     pub(crate) told_consumed: u32,
-    /// Credit units of notices that nobody has taken yet. An honest peer never has more than it was given.
-    pub(crate) noticed: u32,
+    /// Credit units of messages and notices that nobody has taken yet. An honest peer never has more than it was given.
+    pub(crate) waiting: u32,
     /// The sequence number that the peer was told has not arrived yet.
     pub(crate) told_next: u32,
     /// An acknowledgement must leave in this round.

@@ -292,7 +292,10 @@ impl Machine {
         let p = &mut self.peers[pi as usize];
         let from = p.name;
         if flags & ORDERED != 0 && !seq_before(seq, p.rx.dedup.next()) {
-            p.rx.held.push((seq, Held::Message(Unexpected { from, tag, what, units })));
+            if self.may_wait(io, pi, units) {
+                let held = Held::Message(Unexpected { from, tag, what, units });
+                self.peers[pi as usize].rx.held.push((seq, held));
+            }
             return;
         }
         self.offer(io, pi, Unexpected { from, tag, what, units });
@@ -310,6 +313,9 @@ impl Machine {
         // Stable: messages of one batch share a number and keep their order.
         due.sort_by_key(|(s, _)| seq_ahead(next, *s));
         for (_, held) in due {
+            let rx = &mut self.peers[pi as usize].rx;
+            let units = if let Held::Message(u) = &held { u.units } else { 1 };
+            rx.waiting = rx.waiting.saturating_sub(units);
             match held {
                 Held::Message(u) => self.offer(io, pi, u),
                 Held::Notice(n) => self.notice_here(io, pi, Some(n)),
@@ -323,7 +329,10 @@ impl Machine {
         p.counters.rx_messages += 1;
         p.counters.rx_bytes += u.len();
         let Some((op, _)) = self.matcher.take_posted(u.from, u.tag) else {
-            return self.matcher.push(u);
+            if self.may_wait(io, pi, u.units) {
+                self.matcher.push(u);
+            }
+            return;
         };
         let into = match self.ops.proto(op) {
             Some(Proto::Recv { into, .. }) => into.take(),
@@ -339,6 +348,20 @@ impl Machine {
                 self.fetch(io, op, u, into);
             }
         }
+    }
+
+    /// Something of a peer begins to wait for its user. `false`: an honest peer would have no credit for it, so this one is given up,
+    /// with all of it that waits.
+    #[inline]
+    pub(crate) fn may_wait(&mut self, io: &mut Io<'_>, pi: u32, units: u32) -> bool {
+        let waiting = &mut self.peers[pi as usize].rx.waiting;
+        *waiting = waiting.saturating_add(units);
+        if *waiting <= self.limits.credits {
+            return true;
+        }
+        let why = "the peer broke the protocol: more waits here than it has credit";
+        self.reset_peer(io, pi, None, Kind::Protocol, why);
+        false
     }
 
     /// A whole message whose receive was withdrawn goes to the next that waits for it, or to the head of the queue.
@@ -363,17 +386,17 @@ impl Machine {
         want: Want,
         into: Option<Buffer>,
     ) -> Result<Started> {
-        let pi = u.from.index;
         match u.what {
             Arrived::Whole(d) => {
-                if self.peers.get(pi as usize).is_some_and(|p| p.name == u.from) {
-                    self.consume(pi, u.units);
-                }
+                self.give_units(u.from, u.units);
                 Ok(Started::Done(Outcome::Message(message(u.from, u.tag, fit(d, into)?))))
             }
             Arrived::Promise { .. } => {
                 let op =
                     self.ops.insert(Proto::Recv { want: Want { from: None, ..want }, into: None }, "recv")?;
+                if let Some(p) = self.peers.get_mut(u.from.index as usize).filter(|p| p.name == u.from) {
+                    p.rx.waiting = p.rx.waiting.saturating_sub(u.units);
+                }
                 self.fetch(io, op, u, into);
                 self.started(op)
             }
@@ -636,6 +659,7 @@ impl Machine {
 
     /// Delivers the messages of a batch; `None` if it does not parse.
     fn unpack(&mut self, io: &mut Io<'_>, pi: u32, seq: u32, body: &Buffer) -> Option<()> {
+        let from = self.peers[pi as usize].name;
         let mut at = 0;
         while at < body.len() {
             let r = Record::parse(body.get(at..at + size_of::<Record>())?)?;
@@ -647,6 +671,10 @@ impl Machine {
                 _ => Data::Buffer { buffer: body.slice(at..at + len), len },
             };
             at += len;
+            if self.peers[pi as usize].name != from || self.peers[pi as usize].rails.is_empty() {
+                // It was given up for one of these messages.
+                return Some(());
+            }
             let tag = (r.flags & TAGGED != 0).then(|| r.tag.get());
             self.message_here(io, pi, seq, tag, r.flags, Arrived::Whole(d), self.limits.units(len));
         }

@@ -232,9 +232,7 @@ impl Machine {
         let Arrived::Whole(data) = u.what else { return false };
         (out.from, out.tag) = (u.from, u.tag);
         out.put_data(data);
-        if self.peers.get(u.from.index as usize).is_some_and(|p| p.name == u.from) {
-            self.consume(u.from.index, u.units);
-        }
+        self.give_units(u.from, u.units);
         true
     }
 
