@@ -9,6 +9,7 @@ pub struct Limits {
     /// Credit units a peer may have in use here: memory that messages without a posted receive may hold (default 1024).
     pub credits: u32,
     /// Bytes per credit unit (default 1 KiB): a message costs one unit per started unit, at least one.
+    /// Both ends must count alike: who counts less is given up as a peer that sends without credit.
     pub credit_bytes: u32,
     /// The largest single message, bytes (default 1 GiB).
     pub max_message: u64,
