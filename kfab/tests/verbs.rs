@@ -178,6 +178,8 @@ impl Pair {
     /// Does something to the cables, waits until what comes is shared as `is_good` wants, and prints how long that took.
     fn disturb(&mut self, what: &str, mut it: impl FnMut(), mut is_good: impl FnMut([f64; 3]) -> bool) {
         self.ask("again");
+        self.source.tell("ended");
+        self.source.says("ended");
         let done_ms = now_ms();
         it();
         self.until(what, &mut is_good);
