@@ -15,6 +15,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+/// Waits of at least this long begin on the short way.
+const SHORT_LIMIT: Duration = Duration::from_millis(1);
+
 /// What an operation hands over at its end: `()`, a [`Message`], a [`Buffer`] or a [`Notice`].
 pub trait Finish: sealed::Finish {}
 
@@ -166,15 +169,15 @@ impl<T: Finish> Op<T> {
 
     /// Waits for at most `limit`; then the operation is ended as `TimedOut`, and the error's fate tells whether the peer may
     /// have seen it.
+    #[inline(always)]
     pub fn wait_timeout(mut self, limit: Duration) -> Result<T> {
         match std::mem::replace(&mut self.state, State::Taken) {
             State::Ready(r) => r,
-            State::Pending(lane, id) => {
-                let r = lane
-                    .wait_for(id, Some(Instant::now() + limit))
-                    .unwrap_or_else(|| end_early(&lane, id, Kind::TimedOut));
-                r.and_then(|o| T::finish(o, || lane))
+            // The short way spins for a small part of that, and reads no clock.
+            State::Pending(lane, id) if limit >= SHORT_LIMIT => {
+                T::wait_shortly(lane, id).or_else(|lane| wait_until(lane, id, limit))
             }
+            State::Pending(lane, id) => wait_until(lane, id, limit),
             State::Taken => Err(Lane::closed()),
         }
     }
@@ -214,6 +217,13 @@ fn wait_long<T: Finish>(lane: T::Hold, id: OpId) -> Result<T> {
         Some(r) => r.and_then(|o| T::finish(o, || lane)),
         None => Err(Lane::closed()),
     }
+}
+
+#[inline(never)]
+fn wait_until<T: Finish>(lane: T::Hold, id: OpId, limit: Duration) -> Result<T> {
+    let r = lane.wait_for(id, Some(Instant::now() + limit));
+    let r = r.unwrap_or_else(|| end_early(&lane, id, Kind::TimedOut));
+    r.and_then(|o| T::finish(o, || lane))
 }
 
 fn end_early(lane: &Lane, id: OpId, kind: Kind) -> Result<Outcome> {
