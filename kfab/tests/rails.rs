@@ -452,10 +452,16 @@ fn a_rail_with_more_delay_one_way_than_the_other_loses_nothing() {
             pair.finish();
             let mut pair = net.run("0,1");
             let start = pair.got();
-            let took = pair.more(200);
+            let took = pair.more(10);
             let s = pair.shares(start);
-            println!("20 messages over rail 1 alone in {alone:?}; 200 over both in {took:?}, shares {s:.2?}");
-            assert!(s.iter().all(|s| *s > 0.0), "neither is taken for dead: {s:?}");
+            println!("20 messages over rail 1 alone in {alone:?}; 10 over both in {took:?}, shares {s:.2?}");
+            // The slow one may have had nothing to do. It is not taken for dead: without the other, which breaks in the middle of a
+            // piece, it carries the rest.
+            net.link(0, "down");
+            pair.more(5);
+            let start = pair.got();
+            pair.more(10);
+            assert!(pair.shares(start)[1] > 0.95);
             pair.finish();
         }
     });

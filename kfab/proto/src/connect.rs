@@ -406,6 +406,9 @@ impl Machine {
         let resent = self.strand(pi, ci);
         let c = &mut self.conns[ci as usize];
         (c.up, c.unacked_bytes) = (false, 0);
+        if c.taking.is_some() {
+            self.leaving.push(ci);
+        }
         self.close_conn(io, ci);
         let p = &mut self.peers[pi as usize];
         p.rails.retain(|r| *r != ci);

@@ -115,6 +115,8 @@ pub struct Machine {
     pub(crate) late: Vec<(u64, u32, u32)>,
     pub(crate) timed: Vec<u32>,
     pub(crate) dirty: Vec<u32>,
+    /// Rails that were given up in the middle of a body, until their ports say that they are down.
+    pub(crate) leaving: Vec<u32>,
     /// Frames whose twin is still being taken from a dying connection.
     pub(crate) parked: Vec<crate::receive::Parked>,
     /// Counts polls.
@@ -226,6 +228,7 @@ impl Machine {
             late: Vec::new(),
             timed: Vec::new(),
             dirty: Vec::new(),
+            leaving: Vec::new(),
             parked: Vec::new(),
             round: 1,
             unflushed: false,
@@ -712,6 +715,7 @@ impl Machine {
         c.live = false;
         c.up = false;
         self.conn_index.remove(&(c.port, c.conn));
+        self.leaving.retain(|l| *l != ci);
         if self.last_conn.2 == ci {
             self.last_conn.2 = NO_CONN;
         }

@@ -419,16 +419,17 @@ impl Machine {
 
     fn is_taking(&self, pi: u32, seq: u32) -> bool {
         let p = &self.peers[pi as usize];
-        p.rails.len() > 1
-            && p.rails.iter().any(|ci| match &self.conns[*ci as usize].taking {
-                Some(
-                    Taking::Message { seq: s, .. }
-                    | Taking::Batch { seq: s, .. }
-                    | Taking::Piece { seq: s, .. },
-                ) => *s == seq,
-                Some(Taking::Write { seq: s, .. } | Taking::Discard { seq: Some(s) }) => *s == seq,
-                _ => false,
-            })
+        if p.rails.len() <= 1 && self.leaving.is_empty() {
+            return false;
+        }
+        let left = self.leaving.iter().filter(|ci| self.conns[**ci as usize].peer == Some(pi));
+        p.rails.iter().chain(left).any(|ci| match &self.conns[*ci as usize].taking {
+            Some(
+                Taking::Message { seq: s, .. } | Taking::Batch { seq: s, .. } | Taking::Piece { seq: s, .. },
+            ) => *s == seq,
+            Some(Taking::Write { seq: s, .. } | Taking::Discard { seq: Some(s) }) => *s == seq,
+            _ => false,
+        })
     }
 
     /// The frame is also on its way over another connection, which its sender has given up: wait until that one has ended.

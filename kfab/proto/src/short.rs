@@ -259,7 +259,9 @@ impl Machine {
         };
         let (few, many) = (out.small.inline.len(), out.small.body_len);
         // The twin of a body may be on its way over another rail.
-        let Some(into) = into.filter(|_| many == 0 || p.rails.len() == 1) else { return false };
+        let Some(into) = into.filter(|_| many == 0 || (p.rails.len() == 1 && self.leaving.is_empty())) else {
+            return false;
+        };
         let Some(landing) = place(io.pool, into, few, many) else { return false };
         if let Taker::Op(op) = taker {
             self.ops.end_bare_recv(op);
