@@ -17,8 +17,8 @@ use kfab_core::{Error, Fate, Kind, Result};
 /// What the body being taken from a connection belongs to.
 #[derive(Debug)]
 pub(crate) enum Taking {
-    /// A message; `op` is the receive it was matched to.
-    Message { seq: u32, tag: Option<u64>, flags: u8, len: usize, op: Option<(OpId, Want)> },
+    /// A message; `op` is the receive it was matched to, `fresh`: which brought no buffer.
+    Message { seq: u32, tag: Option<u64>, flags: u8, len: usize, op: Option<(OpId, Want)>, fresh: bool },
     /// Several messages.
     Batch { seq: u32, len: usize },
     /// A piece for a receive or read.
@@ -536,26 +536,23 @@ impl Machine {
             _ => None,
         };
         let flags = h.kind_flags;
-        let taking = Taking::Message { seq, tag, flags, len, op };
-        match into {
-            // Too short: the bytes are dropped and the receive fails when they are.
-            Some(b) if b.len() < len => {
-                Some((Taking::Message { seq, tag, flags, len: usize::MAX, op }, None))
-            }
-            Some(b) => match Landing::prefix(b, len) {
-                Ok(l) => Some((taking, Some(l))),
-                Err(_) => Some((Taking::Message { seq, tag, flags, len: usize::MAX, op }, None)),
-            },
-            None => match io.pool.alloc(len).ok().and_then(|b| Landing::prefix(b, len).ok()) {
-                Some(l) => Some((taking, Some(l))),
-                None => {
+        let fresh = into.is_none();
+        let landing = match into {
+            Some(b) if b.len() >= len => Landing::prefix(b, len).ok(),
+            Some(_) => None,
+            None => match io.pool.landing(len) {
+                Ok(l) => Some(l),
+                Err(_) => {
                     if let Some((op, want)) = op {
                         self.matcher.repost(op, want);
                     }
-                    None
+                    return None;
                 }
             },
-        }
+        };
+        // A buffer too short, or not the receive's alone: the bytes are dropped and the receive fails when they are.
+        let len = if landing.is_some() { len } else { usize::MAX };
+        Some((Taking::Message { seq, tag, flags, len, op, fresh }, landing))
     }
 
     /// A body has been taken (`ok`) or its connection broke before it was whole.
@@ -581,7 +578,7 @@ impl Machine {
                     self.arrived(io.now, ci, pi, seq, false);
                 }
             }
-            Taking::Message { seq, tag, flags, len, op } => {
+            Taking::Message { seq, tag, flags, len, op, .. } => {
                 self.arrived(io.now, ci, pi, seq, flags & URGENT_ACK != 0);
                 self.message_taken(io, pi, seq, tag, flags, len, op, landing);
             }
@@ -606,9 +603,10 @@ impl Machine {
     /// What had been set aside for a body goes back: the frame will come again, or the peer is lost.
     fn take_failed(&mut self, t: Taking, landing: Option<Landing>) {
         match t {
-            Taking::Message { op: Some((op, want)), .. } => {
+            Taking::Message { op: Some((op, want)), fresh, .. } => {
                 if let Some(Proto::Recv { into, .. }) = self.ops.proto(op) {
-                    *into = landing.and_then(Landing::into_buffer);
+                    // Memory made for this message may be too short for the next.
+                    *into = landing.filter(|_| !fresh).and_then(Landing::into_buffer);
                     self.matcher.repost(op, want);
                 }
             }
