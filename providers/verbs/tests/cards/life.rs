@@ -145,12 +145,13 @@ pub(crate) fn nothing_is_written_after_revoke() {
 
 pub(crate) fn peers_killed_in_mid_write() {
     const ROUNDS: u64 = 50;
-    const WRITES: u64 = 24;
+    // Far more than a card moves while a process dies.
+    const WRITES: u64 = 64;
     let c = cards().expect("checked before");
     let before = resources();
     let mut a = Node::open(&c[0]);
     let pool = Pool::new(Default::default());
-    let source = pool.copy_from(&vec![0x77; 256 << 10]).expect("memory").as_source();
+    let source = pool.copy_from(&vec![0x77; 512 << 10]).expect("memory").as_source();
     let with_port = resources();
     let (mut cut, mut registrations) = (0, Vec::new());
     for round in 0..ROUNDS {
