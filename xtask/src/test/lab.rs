@@ -131,11 +131,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<Outcome> {
         for job in JOBS.iter().filter(|job| job.runs.on(at, options.full)) {
             println!("  {kernel}: {}", job.what);
             let start = Instant::now();
-            let counts = boot(kernel, job, &programs).or_else(|error| {
-                // An emulated machine on a busy host: one failure is shown and tried again, a second one counts.
-                println!("!! {kernel}: {} failed and is run once more: {error:#}", job.what);
-                boot(kernel, job, &programs)
-            })?;
+            let counts = boot(kernel, job, &programs)?;
             ensure!(counts.passed > 0, "{kernel}: no test ran: {}", job.what);
             println!("  {kernel}: {}: {counts}, {:.0} s", job.what, start.elapsed().as_secs_f64());
             sum.add(&counts);
