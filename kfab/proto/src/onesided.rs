@@ -1,5 +1,6 @@
-//! Windows and one-sided access (what goes with it: `notice`). A port that can do it serves the access alone; else the owner's machine does, by messages. Either
-//! way rights and range are checked by whoever serves, and a dropped window is closed before the drop returns.
+//! Windows and one-sided access (what its owner is told of it: `notice`). A port that can do it serves the access alone; else the owner's
+//! machine does, by messages. Either way rights and range are checked by whoever serves, and a dropped window is closed before the
+//! drop returns.
 
 use crate::machine::{ConnState, Io, Machine};
 use crate::message::*;
