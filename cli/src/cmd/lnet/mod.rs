@@ -42,6 +42,7 @@ enum Command {
     Book(Book),
     /// Ask a node about itself
     Ping {
+        #[arg(value_parser = nid_text)]
         nid: String,
         /// Seconds
         #[arg(long, value_name = "S", default_value_t = 5.0)]
@@ -49,6 +50,7 @@ enum Command {
     },
     /// Find out about a peer, and tell it about us
     Discover {
+        #[arg(value_parser = nid_text)]
         nid: String,
         /// Even if we know
         #[arg(long)]
@@ -59,6 +61,11 @@ enum Command {
     /// Faults on purpose
     #[command(subcommand)]
     Fault(Fault),
+}
+
+/// A NID as the node will read it: what is none is said before a node is looked for.
+fn nid_text(text: &str) -> std::result::Result<String, String> {
+    text.parse::<lnet_shim::nid::Nid>().map(|_| text.to_owned()).map_err(|e| e.to_string())
 }
 
 /// What every question has: which node, and for whom the answer is.
@@ -80,7 +87,10 @@ enum Net {
         net: NetWords,
     },
     /// Remove an interface
-    Del { nid: String },
+    Del {
+        #[arg(value_parser = nid_text)]
+        nid: String,
+    },
     /// All interfaces
     Show,
 }
@@ -89,6 +99,7 @@ enum Net {
 enum Peer {
     /// All peers, or one
     Show {
+        #[arg(value_parser = nid_text)]
         nid: Option<String>,
         /// Credits, health and counters of each interface, and connections
         #[arg(short, long)]
