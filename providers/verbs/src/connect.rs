@@ -7,10 +7,12 @@
 //! ```text
 //! connector                          acceptor
 //! greeting                <->        greeting (see `kfab_core::auth::greeting`)
-//! Params                   ->        makes its queue pair, ready to receive and send
+//! Params                   ->        makes its queue pair and connects it, ready to receive and send
 //!                          <-        Params
+//! connects its queue pair
 //! confirmation             ->        only now is the connection reported
 //! ```
+//! By hand, here, or through the connection manager (`manager`): if either side wants that.
 //! With a key all after the greeting is sealed, so a replayed proof gets no queue pair and nobody between the two can put in
 //! another's. Frames are not encrypted: no card seals them.
 
@@ -226,7 +228,12 @@ impl VerbsPort {
                 }
                 Err(why) => self.end(conn, DownReason::Hostile, why),
             },
-            Outcome::Confirmed => self.is_up(conn),
+            Outcome::Confirmed => {
+                if let Some(l) = self.links.get(conn) {
+                    l.confirmed = true;
+                }
+                self.is_up(conn);
+            }
             Outcome::Refuse => self.end(conn, DownReason::Denied, "we refused"),
             Outcome::Denied(why) => self.end(conn, DownReason::Denied, why),
             Outcome::Full => {
@@ -239,7 +246,7 @@ impl VerbsPort {
     /// Both sides agree: the connector tells first where its queue pair is.
     fn agreed(&mut self, conn: Conn) -> Result<()> {
         if self.links.get(conn).is_some_and(|l| l.ours) {
-            self.make_queue_pair(conn)?;
+            self.make_queue_pair(conn, self.managed)?;
             self.tell(conn);
         }
         if let Some(g) = self.links.get(conn).and_then(|l| l.greeter.as_mut()) {
@@ -259,8 +266,9 @@ impl VerbsPort {
         self.say(conn, &out);
     }
 
-    fn make_queue_pair(&mut self, conn: Conn) -> Result<()> {
+    fn make_queue_pair(&mut self, conn: Conn, managed: bool) -> Result<()> {
         let failed = |what: &str, e: std::io::Error| Error::os("connect", what, e);
+        let manager = if managed { self.manager_port()? } else { 0 };
         let mut qp = Qp::new(&self.pd, &self.cq, &self.memory.srq, tag(conn), &self.limits)
             .map_err(|e| failed("a queue pair (its number is limited by the card)", e))?;
         if qp.inline() < crate::wire::HEAD_MAX {
@@ -273,7 +281,8 @@ impl VerbsPort {
         }
         self.memory.provide(PROVIDE)?;
         let psn = random_u64()? as u32 & 0xff_ffff;
-        let own = Params {
+        let Some(l) = self.links.get(conn) else { return Ok(()) };
+        l.own = Some(Params {
             qpn: qp.number().into(),
             psn: psn.into(),
             max_body: (MAX_BODY as u32).into(),
@@ -281,29 +290,44 @@ impl VerbsPort {
             lid: self.lid.into(),
             mtu: self.mtu,
             reads: self.reads.0,
-            reserved: 0.into(),
-            gid: self.gid.bytes,
-        };
-        let Some(l) = self.links.get(conn) else { return Ok(()) };
-        l.own = Some(own);
+            manager: manager.into(),
+            place: if managed && !l.ours { crate::manager::new_pass()? } else { self.gid.bytes },
+        });
         self.by_qpn.insert(qp.number(), conn);
         l.qp = Some(qp);
         Ok(())
     }
 
-    /// Connects the queue pair to the peer's.
+    /// Connects the queue pair to the peer's, or has it connected.
     fn join(&mut self, conn: Conn, peer: &Params) -> Result<()> {
-        let ours = self.links.get(conn).is_some_and(|l| l.ours);
+        let Some(l) = self.links.get(conn) else { return Ok(()) };
+        let ours = l.ours;
+        let managed = peer.manager.get() != 0 || (!ours && self.managed);
         if !ours {
-            self.make_queue_pair(conn)?;
+            self.make_queue_pair(conn, managed)?;
         }
+        let Some(l) = self.links.get(conn) else { return Ok(()) };
+        (l.credits, l.credits_max) = (peer.credits.get(), peer.credits.get());
+        if !managed {
+            self.join_by_hand(conn, peer)?;
+        } else if ours {
+            return self.ask_manager(conn, peer);
+        }
+        if !ours {
+            self.tell(conn);
+        }
+        self.confirm(conn);
+        Ok(())
+    }
+
+    fn join_by_hand(&mut self, conn: Conn, peer: &Params) -> Result<()> {
         let Some(l) = self.links.get(conn) else { return Ok(()) };
         let (Some(qp), Some(own)) = (&mut l.qp, &l.own) else { return Ok(()) };
         let route = Route {
             qpn: peer.qpn.get(),
             own_psn: own.psn.get(),
             psn: peer.psn.get(),
-            gid: peer.gid,
+            gid: peer.place,
             lid: peer.lid.get(),
             mtu: i32::from(self.mtu.min(peer.mtu)),
             reads_out: self.reads.1.min(peer.reads),
@@ -311,23 +335,25 @@ impl VerbsPort {
             port: self.card.port,
             gid_index: self.gid.index,
         };
-        qp.connect(&route)
-            .map_err(|e| Error::os("connect", format!("connect the queue pair: {route:?}"), e))?;
-        l.credits = peer.credits.get();
-        l.credits_max = l.credits;
-        if !ours {
-            self.tell(conn);
-        }
+        l.ready = true;
+        qp.connect(&route).map_err(|e| Error::os("connect", format!("connect the queue pair: {route:?}"), e))
+    }
+
+    /// The last word of the greeting: said by the connector, awaited by the acceptor.
+    pub(crate) fn confirm(&mut self, conn: Conn) {
         let mut out = Vec::new();
-        let Some(g) = self.links.get(conn).and_then(|l| l.greeter.as_mut()) else { return Ok(()) };
+        let Some(g) = self.links.get(conn).and_then(|l| l.greeter.as_mut()) else { return };
         let last = g.confirm(&mut out);
         self.say(conn, &out);
         self.greeted(conn, last);
-        Ok(())
     }
 
-    fn is_up(&mut self, conn: Conn) {
+    /// Reports the connection, if all that makes it one has come.
+    pub(crate) fn is_up(&mut self, conn: Conn) {
         let Some(l) = self.links.get(conn).filter(|l| l.phase == Phase::Greeting) else { return };
+        if !l.ready || !l.confirmed {
+            return;
+        }
         l.phase = Phase::Up;
         l.greeter = None;
         l.deadline = None;
@@ -426,6 +452,10 @@ impl VerbsPort {
                 (true, ..) | (_, true, _) => (DownReason::Closed, ""),
                 (.., true) => (DownReason::Broken, "the peer's port ended the connection"),
                 _ => (DownReason::PeerDead, "the peer's side channel ended without a goodbye"),
+            },
+            _ if l.disconnected.is_some() => match l.peer_goodbye || l.goodbye_acked {
+                true => (DownReason::Closed, ""),
+                false => (DownReason::Broken, "the connection manager says that the peer's queue pair is gone"),
             },
             _ if l.goodbye_acked => (DownReason::Closed, "the peer did not say goodbye"),
             _ => (DownReason::Broken, "the goodbye was not acknowledged"),

@@ -52,11 +52,13 @@ pub(crate) struct Card {
     pub(crate) port: u8,
     /// What people call this port: the card's name, with `/PORT` (as `rdma link` has it) where it has several.
     pub(crate) label: String,
+    /// It speaks iWARP: only the connection manager connects it.
+    pub(crate) iwarp: bool,
     /// Network interface below a RoCE port.
     pub(crate) netdev: Option<String>,
     /// `ACTIVE`, `DOWN`, ...
     pub(crate) state: String,
-    /// Best first.
+    /// Best first. An iWARP card's are made of its IP addresses, too, which the manager knows: what sysfs has are hardware addresses.
     pub(crate) gids: Vec<Gid>,
     /// Mbit/s.
     pub(crate) speed: u32,
@@ -88,6 +90,9 @@ fn line(path: impl AsRef<Path>) -> Option<String> {
 /// addresses: the first rail here and the first rail of a peer are then likely to be on one network.
 pub(crate) fn cards() -> Result<Vec<Card>, String> {
     let mut all: Vec<Card> = sys::card_names()?.iter().flat_map(|n| ports_of(n)).collect();
+    if all.iter().any(|c| c.iwarp) {
+        find_addresses(&mut all);
+    }
     if all.is_empty() {
         return Err("no RDMA card (`rdma link` lists them)".to_owned());
     }
@@ -113,6 +118,7 @@ fn read_port(name: &str, base: &Path, port: u8, label: String) -> Card {
     let state = line(dir.join("state")).unwrap_or_default();
     let state = state.split(':').next_back().unwrap_or("").trim().to_owned();
     Card {
+        iwarp: line(base.join("node_type")).is_some_and(|t| t.ends_with("RNIC")),
         name: name.to_owned(),
         port,
         label,
@@ -122,6 +128,33 @@ fn read_port(name: &str, base: &Path, port: u8, label: String) -> Card {
         gids,
         speed: line(dir.join("rate")).and_then(|r| speed_of(&r)).unwrap_or(DEFAULT_SPEED),
     }
+}
+
+/// Gives iWARP cards the addresses that lead to them.
+fn find_addresses(cards: &mut [Card]) {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let all: Vec<(IpAddr, String)> = interfaces.filter_map(|i| Some((address(i.address.as_ref()?)?, i.interface_name))).collect();
+    let ips: Vec<IpAddr> = all.iter().map(|(ip, _)| *ip).filter(|ip| !ip.is_loopback()).collect();
+    let known = sys::manager::cards_with(&ips).unwrap_or_else(|why| {
+        tracing::warn!(why, "iWARP cards without addresses");
+        Vec::new()
+    });
+    for card in cards.iter_mut().filter(|c| c.iwarp) {
+        let mine = known.iter().filter(|(_, name, port)| *name == card.name && *port == card.port);
+        let gid = |ip: &IpAddr| match ip {
+            IpAddr::V4(a) => Gid { index: 0, bytes: a.to_ipv6_mapped().octets(), v2: true },
+            IpAddr::V6(a) => Gid { index: 0, bytes: a.octets(), v2: true },
+        };
+        card.gids = mine.map(|(ip, ..)| gid(ip)).collect();
+        card.gids.sort_by_key(Gid::rank);
+        let first = card.gids.first().map(Gid::ip);
+        card.netdev = all.iter().find(|(ip, _)| Some(*ip) == first).map(|(_, name)| name.clone());
+    }
+}
+
+fn address(a: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
+    let v4 = a.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+    v4.or_else(|| a.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
 }
 
 fn gids_of(dir: &Path) -> Vec<Gid> {

@@ -7,16 +7,17 @@
 //! - **libibverbs is loaded at run time** (`libloading`) and bound by hand (`ffi`, about 30 calls and 20 structures): no build
 //!   dependency, no cargo feature, no rdma-core needed to start. The ready-made bindings want cmake and libclang to build, which
 //!   the default workspace must not. The layouts are checked against the C compiler and the installed header by `tests/layout.rs`.
-//! - **Connections are made over TCP**, on the address that the card's GID is made of, not by `rdma_cm`: the way is
-//!   `verbs:ADDRESS:PORT`. The key handshake fits there; the kernel tells at once when the peer process dies; and it does not depend on
-//!   a connection manager that some devices lose when their link goes down. iWARP cards, which need one, are not served.
+//! - **Connections are greeted over TCP**, on the card's IP address: the way is `verbs:ADDRESS:PORT`. The key handshake fits there, and
+//!   the kernel tells at once when the peer process dies. The queue pair is then connected by hand, which depends on no connection
+//!   manager (some devices lose theirs when their link goes down), or through `rdma_cm`: always for iWARP cards, which have no other
+//!   way, and for others where a device is named `CARD+cm`.
 //! - **Receiver-not-ready cannot happen**: frames cost credits (`flow`, `memory`). Retries are bounded, queues never
 //!   over-filled, and work that neither ends nor fails is given up by a deadline of our own.
 //! - **Frames are not encrypted**: no card seals them. With a fabric key peers prove that they have it, and where the queue pairs
 //!   are is exchanged sealed.
 //!
-//! The parts: `port` polls and sleeps, `connect` makes and ends connections (`side` their sockets, `reaper` the slow ends), `flow` moves
-//! frames, `rma` memory, `memory` and `cache` hold what is registered, `device` knows the cards, `sys` has all `unsafe`.
+//! The parts: `port` polls and sleeps, `connect` makes and ends connections (`side` their sockets, `manager` the kernel's connection manager,
+//! `reaper` the slow ends), `flow` moves frames, `rma` memory, `memory` and `cache` hold what is registered, `device` knows the cards, `sys` has all `unsafe`.
 
 #![deny(unsafe_code)]
 
@@ -29,6 +30,7 @@ mod device;
 pub mod ffi;
 mod flow;
 mod link;
+mod manager;
 mod memory;
 mod port;
 mod reaper;
@@ -61,7 +63,8 @@ fn caps(card: &Card, weight: u32) -> Caps {
         max_body: wire::MAX_BODY,
         eager_max: wire::MAX_BODY,
         fragment: FRAGMENT,
-        rma: true,
+        // The sink of an iWARP read must be open to the peer's writes, and a write has "ended" before it has arrived.
+        rma: !card.iwarp,
         zero_copy: true,
         sees_death: true,
         weight,
@@ -106,16 +109,26 @@ impl Provider for Verbs {
     }
 
     /// `listen` is `ADDRESS:PORT` with an address of a card; `device` names a card (with `/PORT` where it has several) or its
-    /// interface. With neither, the fastest card whose port is up, at any port.
+    /// interface; with `+cm` after it (or alone) queue pairs are connected through the connection manager. With neither, the fastest
+    /// card whose port is up, at any port.
     fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>> {
-        let (card, gid, at) = choose(config)?;
+        let (card, managed) = asked(config);
+        let (card, gid, at) = choose(config, card)?;
         let caps = caps(&card, config.weight(card.speed, card.node));
-        Ok(Box::new(port::VerbsPort::open(config, card, gid, at, caps)?))
+        let managed = managed || card.iwarp;
+        Ok(Box::new(port::VerbsPort::open(config, card, gid, at, caps, managed)?))
     }
 }
 
+/// The card that is asked for, if one is, and whether the connection manager is.
+fn asked(config: &PortConfig) -> (Option<&str>, bool) {
+    let device = config.device.as_deref().unwrap_or_default();
+    let (name, managed) = device.strip_suffix("+cm").map_or((device, false), |name| (name, true));
+    ((!name.is_empty()).then_some(name), managed)
+}
+
 /// Which card, by which of its addresses, and where to listen.
-fn choose(config: &PortConfig) -> Result<(Card, Gid, SocketAddr)> {
+fn choose(config: &PortConfig, device: Option<&str>) -> Result<(Card, Gid, SocketAddr)> {
     let unavailable = |why: String| Error::new(Kind::Unavailable, "open", why);
     let listen = match &config.listen {
         Some(text) => Some(text.parse::<SocketAddr>().map_err(|_| {
@@ -124,7 +137,7 @@ fn choose(config: &PortConfig) -> Result<(Card, Gid, SocketAddr)> {
         None => None,
     };
     let mut cards = device::cards().map_err(unavailable)?;
-    if let Some(name) = &config.device {
+    if let Some(name) = device {
         let all: Vec<String> = cards.iter().map(|c| c.label.clone()).collect();
         cards.retain(|c| c.is_called(name));
         if cards.is_empty() {
@@ -137,7 +150,7 @@ fn choose(config: &PortConfig) -> Result<(Card, Gid, SocketAddr)> {
     for card in cards {
         let gid = card.gids.iter().find(|g| wanted.is_none_or(|a| g.ip() == a.ip())).cloned();
         // A card whose GID is no IP address (InfiniBand) may be named together with an address to listen at.
-        let gid = gid.or_else(|| card.gids.first().filter(|_| config.device.is_some()).cloned());
+        let gid = gid.or_else(|| card.gids.first().filter(|_| device.is_some()).cloned());
         let Some(gid) = gid else { continue };
         if !card.active() {
             why = format!("{} port {} is {}", card.name, card.port, card.state);

@@ -1,5 +1,6 @@
 //! One connection: its state, from the first look at the side channel to the last event. Called by the parts of `port`.
 
+use crate::sys::manager::Pass;
 use crate::sys::{Qp, Slot};
 use crate::wire::{CREDITS, Params};
 use kfab_core::auth::greeting::Greeter;
@@ -39,7 +40,15 @@ pub(crate) struct Link {
     pub(crate) socket: Option<OwnedFd>,
     pub(crate) greeter: Option<Box<Greeter>>,
     pub(crate) own: Option<Params>,
+    /// What our request to the peer's connection manager is to carry.
+    pub(crate) pass: Pass,
     pub(crate) qp: Option<Qp>,
+    /// Its queue pair is connected ...
+    pub(crate) ready: bool,
+    /// ... and the greeting has ended well.
+    pub(crate) confirmed: bool,
+    /// The connection manager said that the peer's queue pair is gone.
+    pub(crate) disconnected: Option<Instant>,
     /// Its queue pair is with the reaper, and memory with it.
     pub(crate) dying: bool,
     /// Messages that the peer has room for.
@@ -87,7 +96,11 @@ impl Link {
             socket: None,
             greeter: None,
             own: None,
+            pass: Pass::default(),
             qp: None,
+            ready: false,
+            confirmed: false,
+            disconnected: None,
             dying: false,
             credits: 0,
             credits_max: CREDITS,

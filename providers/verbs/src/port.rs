@@ -7,6 +7,7 @@
 use crate::device::{self, Card, Gid};
 use crate::flow::Look;
 use crate::link::{ByQpn, Link, Phase, Table};
+use crate::manager::Manager;
 use crate::memory::Memory;
 use crate::reaper::Reaper;
 use crate::rma::Exposures;
@@ -53,6 +54,7 @@ const TIMER: u64 = u64::MAX - 1;
 const COMPLETIONS: u64 = u64::MAX - 2;
 const ASYNC: u64 = u64::MAX - 3;
 const REAPER: u64 = u64::MAX - 4;
+const MANAGER: u64 = u64::MAX - 5;
 
 /// A port over verbs.
 pub(crate) struct VerbsPort {
@@ -72,6 +74,10 @@ pub(crate) struct VerbsPort {
     pub(crate) links: Table,
     pub(crate) by_qpn: ByQpn,
     pub(crate) reaper: Reaper,
+    /// The connection manager, where there is one ...
+    pub(crate) manager: Option<Manager>,
+    /// ... and whether our queue pairs are to be connected through it.
+    pub(crate) managed: bool,
     pub(crate) memory: Memory,
     pub(crate) exposures: Exposures,
     /// Requests posted by all queue pairs; the completion queue has room for `requests_max`.
@@ -120,6 +126,7 @@ impl VerbsPort {
         gid: Gid,
         at: SocketAddr,
         caps: Caps,
+        managed: bool,
     ) -> Result<VerbsPort> {
         let unavailable = |why: String| Error::new(Kind::Unavailable, "open", why);
         let os = |what: &'static str| move |e: std::io::Error| Error::os("open", what, e);
@@ -141,6 +148,18 @@ impl VerbsPort {
         let reaper = Reaper::start().map_err(os("a thread"))?;
         epoll::add(&epoll, reaper.fd(), epoll::EventData::new_u64(REAPER), epoll::EventFlags::IN)
             .map_err(|e| Error::os("open", "an epoll descriptor", e))?;
+        let manager = match Manager::open(&card, local.ip()) {
+            Ok(m) => Some(m),
+            Err(why) if managed => return Err(unavailable(format!("{}: {why}", card.name))),
+            Err(why) => {
+                tracing::debug!(card = card.name, why, "a port without a connection manager");
+                None
+            }
+        };
+        if let Some(m) = &manager {
+            epoll::add(&epoll, m, epoll::EventData::new_u64(MANAGER), epoll::EventFlags::IN)
+                .map_err(|e| Error::os("open", "an epoll descriptor", e))?;
+        }
         let reads = |n: std::ffi::c_int| u8::try_from(n.clamp(1, 16)).unwrap_or(1);
         Ok(VerbsPort {
             caps,
@@ -158,6 +177,8 @@ impl VerbsPort {
             links: Table::default(),
             by_qpn: ByQpn::default(),
             reaper,
+            manager,
+            managed,
             memory,
             exposures: Exposures::default(),
             requests: 0,
@@ -240,7 +261,7 @@ impl VerbsPort {
         }
     }
 
-    fn end_all(&mut self, why: &str) {
+    pub(crate) fn end_all(&mut self, why: &str) {
         for conn in self.links.names() {
             self.end(conn, DownReason::Broken, why);
         }
@@ -276,6 +297,7 @@ impl VerbsPort {
                 COMPLETIONS => self.cq.take_events(),
                 ASYNC => self.asynchronous(),
                 REAPER => self.reaped(events),
+                MANAGER => self.manager_says(),
                 id => self.side_ready(Conn(id)),
             }
         }
@@ -356,13 +378,17 @@ impl VerbsPort {
 const DRAIN: Duration = Duration::from_millis(200);
 /// Between the end of the side channel and the verdict that the peer is dead: its last words may still be in the card.
 const LAST_WORDS: Duration = Duration::from_millis(2);
+/// After the manager has said that the peer's queue pair is gone: the side channel may know why.
+const BETTER_WORDS: Duration = Duration::from_millis(200);
 
 impl Link {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let eof = self.eof.filter(|_| self.phase != Phase::Ending).map(|t| t + LAST_WORDS);
+        let alive = self.phase != Phase::Ending;
+        let eof = self.eof.filter(|_| alive).map(|t| t + LAST_WORDS);
+        let gone = self.disconnected.filter(|_| alive).map(|t| t + BETTER_WORDS);
         // An end that waits for the caller's `take` needs no timer.
         let drains = self.phase != Phase::Ending || self.qp.is_some();
-        self.deadline.filter(|_| drains).into_iter().chain(eof).min()
+        self.deadline.filter(|_| drains).into_iter().chain(eof).chain(gone).min()
     }
 }
 

@@ -1,5 +1,5 @@
-//! All `unsafe` of this provider: libibverbs, loaded when first asked for, behind types that keep memory alive for as long as
-//! the card may touch it. Called by every other module.
+//! All `unsafe` of this provider: libibverbs (and librdmacm, in `manager`), loaded when first asked for, behind types that keep memory
+//! alive for as long as the card may touch it. Called by every other module.
 //!
 //! Invariants:
 //! - Memory named in a posted work request is owned by the [`Qp`] (as [`Keep`]) or the [`Srq`] (as [`Slot`]) until its completion
@@ -29,9 +29,6 @@ macro_rules! handle {
     };
 }
 
-mod qp;
-
-pub(crate) use qp::{Keep, Qp, QpLimits, Route};
 
 /// The most pieces of memory in one work request.
 pub(crate) const SGE_MAX: usize = 6;
@@ -40,8 +37,9 @@ pub(crate) const INLINE_MAX: usize = 256;
 /// Marks the work-request number of a receive.
 const RECV: u64 = 1 << 63;
 
+/// Declares `Lib`: the functions of a library that is loaded at run time.
 macro_rules! library {
-    ($($name:ident: fn($($arg:ty),*) -> $ret:ty;)*) => {
+    ($soname:literal, $packages:literal; $($name:ident: fn($($arg:ty),*) -> $ret:ty;)*) => {
         struct Lib {
             $($name: unsafe extern "C" fn($($arg),*) -> $ret,)*
             _library: libloading::Library,
@@ -50,15 +48,14 @@ macro_rules! library {
         impl Lib {
             fn load() -> Result<Lib, String> {
                 // SAFETY: loading runs the initialisers of rdma-core's library, which have no preconditions.
-                let library = unsafe { libloading::Library::new("libibverbs.so.1") }
-                    .map_err(|e| {
+                let library = unsafe { libloading::Library::new($soname) }.map_err(|e| {
                     let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
-                    format!("no libibverbs.so.1 (Debian: libibverbs1, ibverbs-providers): {why}")
+                    format!(concat!("no ", $soname, " (", $packages, "): {}"), why)
                 })?;
                 $(
-                    // SAFETY: the symbol's type is the one of `infiniband/verbs.h`; the pointer lives no longer than `_library`.
+                    // SAFETY: the symbol's type is the one of the library's header; the pointer lives no longer than `_library`.
                     let $name = *unsafe { library.get::<unsafe extern "C" fn($($arg),*) -> $ret>(stringify!($name)) }
-                        .map_err(|e| format!("libibverbs.so.1 is too old: {e}"))?;
+                        .map_err(|e| format!(concat!($soname, " is too old: {}"), e))?;
                 )*
                 Ok(Lib { $($name,)* _library: library })
             }
@@ -66,7 +63,13 @@ macro_rules! library {
     };
 }
 
+pub(crate) mod manager;
+mod qp;
+
+pub(crate) use qp::{Keep, Qp, QpLimits, Route};
+
 library! {
+    "libibverbs.so.1", "Debian: libibverbs1, ibverbs-providers";
     ibv_get_device_list: fn(*mut c_int) -> *mut *mut ffi::Opaque;
     ibv_free_device_list: fn(*mut *mut ffi::Opaque) -> ();
     ibv_get_device_name: fn(*mut ffi::Opaque) -> *const c_char;
@@ -212,6 +215,12 @@ impl Context {
         // SAFETY: the context is open.
         nonblocking(unsafe { (*raw.as_ptr()).async_fd }).map_err(|e| format!("{name}: {e}"))?;
         Ok(Arc::new(context))
+    }
+
+    /// The name of the card that a context of libibverbs belongs to.
+    fn name_of(raw: NonNull<ffi::Context>) -> String {
+        // SAFETY: the context is open; its card has a name that lives as long.
+        unsafe { CStr::from_ptr((loaded().ibv_get_device_name)((*raw.as_ptr()).device)) }.to_string_lossy().into_owned()
     }
 
     pub(crate) fn attr(&self) -> io::Result<ffi::DeviceAttr> {

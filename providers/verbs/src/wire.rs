@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// How greetings begin, and the version of everything in this file.
 pub(crate) static DIALECT: Dialect = Dialect {
     magic: *b"kfab-rc1",
-    version: 1,
+    version: 2,
     seals: false,
     statuses: &[Status::Welcome, Status::OtherVersion, Status::WrongKey, Status::Full],
 };
@@ -125,8 +125,10 @@ pub(crate) struct Params {
     pub(crate) mtu: u8,
     /// Reads that it serves at a time.
     pub(crate) reads: u8,
-    pub(crate) reserved: U16,
-    pub(crate) gid: [u8; 16],
+    /// The connection manager is to connect it: the port at which ours listens. 0: by hand.
+    pub(crate) manager: U16,
+    /// Its GID; where the acceptor's manager awaits a request, what that has to carry.
+    pub(crate) place: [u8; 16],
 }
 
 const _: () = assert!(size_of::<Params>() == PARAMS_LEN && PARAMS_LEN <= MAX_WORD);
@@ -135,11 +137,7 @@ impl Params {
     /// Checks every field against its bound.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Params, &'static str> {
         let p = Params::read_from_bytes(bytes).map_err(|_| "parameters of another length")?;
-        if p.qpn.get() >= 1 << 24
-            || p.psn.get() >= 1 << 24
-            || !(1..=5).contains(&p.mtu)
-            || p.reserved.get() != 0
-        {
+        if p.qpn.get() >= 1 << 24 || p.psn.get() >= 1 << 24 || !(1..=5).contains(&p.mtu) {
             return Err("parameters out of bounds");
         }
         if (p.max_body.get() as usize) < MAX_BODY || p.credits.get() == 0 || p.credits.get() > 4096 {
@@ -164,7 +162,7 @@ mod tests {
         let mut g = Vec::new();
         let terms = Terms { dialect: &DIALECT, key: None, seal: false };
         Greeter::connector(&terms, &mut g).unwrap();
-        assert_eq!(g, b"kfab-rc1\x01\0\0\0\0\0\0\0");
+        assert_eq!(g, b"kfab-rc1\x02\0\0\0\0\0\0\0");
     }
 
     #[test]
@@ -192,8 +190,8 @@ mod tests {
             lid: 0.into(),
             mtu: 5,
             reads: 16,
-            reserved: 0.into(),
-            gid: [1; 16],
+            manager: 0.into(),
+            place: [1; 16],
         };
         assert_eq!(Params::parse(good.as_bytes()), Ok(good));
         assert!((0..PARAMS_LEN).all(|n| Params::parse(&good.as_bytes()[..n]).is_err()));
@@ -203,7 +201,6 @@ mod tests {
             Params { mtu: 6, ..good },
             Params { credits: 0.into(), ..good },
             Params { max_body: 100.into(), ..good },
-            Params { reserved: 1.into(), ..good },
         ] {
             assert!(Params::parse(bad.as_bytes()).is_err(), "{bad:?}");
         }

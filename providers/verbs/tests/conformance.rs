@@ -1,4 +1,5 @@
-//! The conformance suite on this machine's RDMA cards, two of them where there are two. `KFAB_LAB_RDMA=1` demands cards: without
+//! The conformance suite on this machine's RDMA cards, two of them where there are two; once as a card is connected by itself, once through
+//! the connection manager. `KFAB_LAB_RDMA=1` demands cards: without
 //! it a machine that has none skips the suite and says why.
 
 use kfab_conformance::{Maker, Rig, Victim};
@@ -9,8 +10,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Ports on the first two cards in turn, so that frames cross the wire.
-#[derive(Default)]
-struct CardRig(AtomicUsize);
+struct CardRig {
+    turn: AtomicUsize,
+    /// Comes after the card's name: `+cm`, or nothing.
+    manner: &'static str,
+}
+
+impl CardRig {
+    fn new(manner: &'static str) -> CardRig {
+        CardRig { turn: AtomicUsize::new(0), manner }
+    }
+}
 
 fn cards() -> std::result::Result<Vec<String>, String> {
     Verbs.probe().map(|all| all.into_iter().map(|d| d.name).take(2).collect()).map_err(|u| u.reason)
@@ -20,8 +30,9 @@ impl Rig for CardRig {
     fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>> {
         let mut config = config.clone();
         if config.listen.is_none() && config.device.is_none() {
-            let turn = self.0.fetch_add(1, Ordering::Relaxed);
-            config.device = cards().ok().and_then(|c| c.get(turn % c.len().max(1)).cloned());
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+            let card = cards().ok().and_then(|c| c.get(turn % c.len().max(1)).cloned());
+            config.device = card.map(|c| c + self.manner);
         }
         Verbs.open(&config)
     }
@@ -51,7 +62,7 @@ impl Rig for CardRig {
 }
 
 fn main() {
-    kfab_conformance::serve_if_child("verbs", || CardRig::default().open(&PortConfig::default()));
+    kfab_conformance::serve_if_child("verbs", || CardRig::new("").open(&PortConfig::default()));
     match cards() {
         Ok(names) => eprintln!("on {}", names.join(" and ")),
         Err(why) if std::env::var_os("KFAB_LAB_RDMA").is_some() => {
@@ -60,6 +71,6 @@ fn main() {
         }
         Err(why) => eprintln!("skipped: {why}"),
     }
-    let maker: Maker = Box::new(|| -> Box<dyn Rig> { Box::new(CardRig::default()) });
-    kfab_conformance::main(vec![("verbs", maker)]);
+    let maker = |manner| -> Maker { Box::new(move || -> Box<dyn Rig> { Box::new(CardRig::new(manner)) }) };
+    kfab_conformance::main(vec![("verbs", maker("")), ("verbs-cm", maker("+cm"))]);
 }

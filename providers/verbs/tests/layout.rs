@@ -1,5 +1,5 @@
-//! The hand-written structures of `ffi` against the C compiler and the header of rdma-core that is installed: every size, every
-//! offset. Skipped, and said so, where there is no compiler or no header (Debian: libibverbs-dev).
+//! The hand-written structures of `ffi` against the C compiler and the headers of rdma-core that are installed: every size, every
+//! offset. Skipped, and said so, where there is no compiler or no header (Debian: libibverbs-dev, librdmacm-dev).
 
 use kfab_verbs::ffi;
 use std::fmt::Write;
@@ -81,6 +81,36 @@ fn structures(v: &mut Vec<Check>) {
         rnr_retry, rate_limit);
 }
 
+/// Of `rdma/rdma_cma.h`.
+fn manager(v: &mut Vec<Check>) {
+    layout!(v, "struct rdma_event_channel" = ffi::EventChannel: fd);
+    layout!(v, "struct rdma_cm_id" = ffi::CmId: verbs, channel, context, qp, route, ps, port_num);
+    layout!(v, size "struct rdma_conn_param" = ffi::ConnParam);
+    layout!(v, "struct rdma_conn_param" = ffi::ConnParam: private_data, private_data_len, responder_resources, initiator_depth,
+        flow_control, retry_count, rnr_retry_count, srq, qp_num);
+    layout!(v, "struct rdma_cm_event" = ffi::CmEvent: id, listen_id, event, status);
+    v.push(Check {
+        c: "offsetof(struct rdma_cm_event, param.conn)".to_owned(),
+        rust: offset_of!(ffi::CmEvent, conn),
+    });
+    constants!(
+        v,
+        "RDMA_PS_TCP" = PS_TCP,
+        "RDMA_CM_EVENT_ADDR_RESOLVED" = CM_ADDR_RESOLVED,
+        "RDMA_CM_EVENT_ADDR_ERROR" = CM_ADDR_ERROR,
+        "RDMA_CM_EVENT_ROUTE_RESOLVED" = CM_ROUTE_RESOLVED,
+        "RDMA_CM_EVENT_ROUTE_ERROR" = CM_ROUTE_ERROR,
+        "RDMA_CM_EVENT_CONNECT_REQUEST" = CM_CONNECT_REQUEST,
+        "RDMA_CM_EVENT_CONNECT_RESPONSE" = CM_CONNECT_RESPONSE,
+        "RDMA_CM_EVENT_CONNECT_ERROR" = CM_CONNECT_ERROR,
+        "RDMA_CM_EVENT_UNREACHABLE" = CM_UNREACHABLE,
+        "RDMA_CM_EVENT_REJECTED" = CM_REJECTED,
+        "RDMA_CM_EVENT_ESTABLISHED" = CM_ESTABLISHED,
+        "RDMA_CM_EVENT_DISCONNECTED" = CM_DISCONNECTED,
+        "RDMA_CM_EVENT_DEVICE_REMOVAL" = CM_DEVICE_REMOVAL
+    );
+}
+
 fn parts(v: &mut Vec<Check>) {
     layout!(v, "struct ibv_context" = ffi::Context: device, ops, cmd_fd, async_fd);
     layout!(v, "struct ibv_context_ops" = ffi::Ops: poll_cq, req_notify_cq, post_srq_recv, post_send);
@@ -131,18 +161,23 @@ fn parts(v: &mut Vec<Check>) {
 }
 
 /// The numbers that the C compiler says; `None` where it cannot be asked.
-fn ask_c(checks: &[Check]) -> Option<Vec<usize>> {
-    if !std::path::Path::new("/usr/include/infiniband/verbs.h").exists() {
+fn ask_c(header: &str, checks: &[Check]) -> Option<Vec<usize>> {
+    if !std::path::Path::new("/usr/include").join(header).exists() {
         return None;
     }
-    let mut source = String::from(
-        "#include <infiniband/verbs.h>\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {\n",
+    let mut source = format!("#include <{header}>\n");
+    source.push_str(
+        "#include <stddef.h>\n#include <stdio.h>\nint main(void) {\n",
     );
     for c in checks {
         writeln!(source, "printf(\"%zu\\n\", (size_t)({}));", c.c).expect("into a String");
     }
     source.push_str("return 0; }\n");
-    let dir = std::env::temp_dir().join(format!("kfab-verbs-layout-{}", std::process::id()));
+    let dir = std::env::temp_dir().join(format!(
+        "kfab-verbs-layout-{}-{}",
+        std::process::id(),
+        header.replace('/', "-")
+    ));
     std::fs::create_dir_all(&dir).expect("a temporary folder");
     let (file, program) = (dir.join("layout.c"), dir.join("layout"));
     std::fs::write(&file, source).expect("the source is written");
@@ -153,13 +188,10 @@ fn ask_c(checks: &[Check]) -> Option<Vec<usize>> {
     Some(String::from_utf8(said).expect("numbers").lines().map(|l| l.parse().expect("a number")).collect())
 }
 
-#[test]
-fn structures_and_constants_are_those_of_the_header() {
-    let mut checks = Vec::new();
-    structures(&mut checks);
-    parts(&mut checks);
-    let Some(c) = ask_c(&checks) else {
-        return eprintln!("skipped: no C compiler, or no infiniband/verbs.h (Debian: libibverbs-dev)");
+/// Compares with the header, where it can be.
+fn agree(header: &str, package: &str, checks: &[Check]) {
+    let Some(c) = ask_c(header, checks) else {
+        return eprintln!("skipped: no C compiler, or no {header} (Debian: {package})");
     };
     assert_eq!(c.len(), checks.len());
     let wrong: Vec<String> = checks
@@ -169,5 +201,15 @@ fn structures_and_constants_are_those_of_the_header() {
         .map(|(check, c)| format!("{}: {c} in C, {} here", check.c, check.rust))
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    eprintln!("{} sizes, offsets and constants agree", checks.len());
+    eprintln!("{header}: {} sizes, offsets and constants agree", checks.len());
+}
+
+#[test]
+fn structures_and_constants_are_those_of_the_headers() {
+    let (mut verbs, mut cm) = (Vec::new(), Vec::new());
+    structures(&mut verbs);
+    parts(&mut verbs);
+    manager(&mut cm);
+    agree("infiniband/verbs.h", "libibverbs-dev", &verbs);
+    agree("rdma/rdma_cma.h", "librdmacm-dev", &cm);
 }

@@ -1,7 +1,7 @@
-//! The part of libibverbs' binary interface that this provider uses, by hand: structures, constants, function types.
+//! The part of libibverbs' and librdmacm's binary interface that this provider uses, by hand: structures, constants, function types.
 //!
-//! Source: `infiniband/verbs.h` of rdma-core 44 (the `IBVERBS_1.1` symbol versions, unchanged since 2006 but for appended
-//! fields). `tests/layout.rs` compares every size and offset with what the C compiler says. Used by `sys` only.
+//! Source: `infiniband/verbs.h` and `rdma/rdma_cma.h` of rdma-core 44 (the `IBVERBS_1.1` and `RDMACM_1.0` symbol versions, unchanged
+//! since 2006 but for appended fields). `tests/layout.rs` compares every size and offset with what the C compiler says. Used by `sys` only.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
@@ -299,6 +299,65 @@ pub struct QpAttr {
     pub alt_timeout: u8,
     pub rate_limit: u32,
 }
+
+/// `struct rdma_event_channel`.
+#[repr(C)]
+pub struct EventChannel {
+    pub fd: c_int,
+}
+
+/// `struct rdma_cm_id`, up to what is used.
+#[repr(C)]
+pub struct CmId {
+    pub verbs: *mut Context,
+    pub channel: *mut EventChannel,
+    pub context: *mut c_void,
+    pub qp: *mut Qp,
+    pub route: [u64; 39],
+    pub ps: c_int,
+    pub port_num: u8,
+}
+
+/// `struct rdma_conn_param`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ConnParam {
+    pub private_data: *const c_void,
+    pub private_data_len: u8,
+    pub responder_resources: u8,
+    pub initiator_depth: u8,
+    pub flow_control: u8,
+    pub retry_count: u8,
+    pub rnr_retry_count: u8,
+    pub srq: u8,
+    pub qp_num: u32,
+}
+
+/// `struct rdma_cm_event`, with the `conn` member of its union.
+#[repr(C)]
+pub struct CmEvent {
+    pub id: *mut CmId,
+    pub listen_id: *mut CmId,
+    pub event: c_int,
+    pub status: c_int,
+    pub conn: ConnParam,
+}
+
+/// `RDMA_PS_TCP`.
+pub const PS_TCP: c_int = 0x0106;
+/// `enum rdma_cm_event_type`.
+pub const CM_ADDR_RESOLVED: c_int = 0;
+pub const CM_ADDR_ERROR: c_int = 1;
+pub const CM_ROUTE_RESOLVED: c_int = 2;
+pub const CM_ROUTE_ERROR: c_int = 3;
+pub const CM_CONNECT_REQUEST: c_int = 4;
+pub const CM_CONNECT_RESPONSE: c_int = 5;
+pub const CM_CONNECT_ERROR: c_int = 6;
+pub const CM_UNREACHABLE: c_int = 7;
+pub const CM_REJECTED: c_int = 8;
+pub const CM_ESTABLISHED: c_int = 9;
+pub const CM_DISCONNECTED: c_int = 10;
+pub const CM_DEVICE_REMOVAL: c_int = 11;
 
 /// `IBV_QPT_RC`.
 pub const QPT_RC: c_int = 2;

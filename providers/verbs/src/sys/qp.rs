@@ -1,5 +1,6 @@
 //! Queue pairs: requests are staged, posted in chains with one doorbell, and own their memory until they have ended.
 
+use super::manager::{Id, Pass};
 use super::{Cq, INLINE_MAX, Mr, Pd, RECV, SGE_MAX, Slot, Srq, Wc, done, ended, loaded, made};
 use crate::ffi;
 use kfab_core::mem::{Landing, Slice};
@@ -106,7 +107,8 @@ handle! {
     /// A reliable connection's queue pair, with the memory of everything under way on it.
     Qp {
         raw: NonNull<ffi::Qp>, tag: u32, depth: usize, inline: usize, chain: Box<Chain>, staged: usize, failed: Option<io::Error>,
-        flying: VecDeque<Flying>, next: u32, unsignalled: usize, in_error: bool, gone: bool, _cq: Arc<Cq>, _pd: Arc<Pd>
+        flying: VecDeque<Flying>, next: u32, unsignalled: usize, in_error: bool, gone: bool, id: Option<Id>,
+        _cq: Arc<Cq>, _pd: Arc<Pd>
     }
 }
 
@@ -147,6 +149,7 @@ impl Qp {
                         unsignalled: 0,
                         in_error: false,
                         gone: false,
+                        id: None,
                         _cq: cq.clone(),
                         _pd: pd.clone(),
                     });
@@ -229,6 +232,65 @@ impl Qp {
         };
         let mask = ffi::QP_STATE | ffi::QP_TIMEOUT | ffi::QP_RETRY_CNT | ffi::QP_RNR_RETRY;
         self.modify(&mut rts, mask | ffi::QP_SQ_PSN | ffi::QP_MAX_QP_RD_ATOMIC)
+    }
+
+    /// The identifier under which the connection manager connects it.
+    pub(crate) fn id(&mut self) -> &mut Option<Id> {
+        &mut self.id
+    }
+
+    /// Moves into a state with the attributes that the manager says; `false` where the card does that by itself.
+    fn follow(&mut self, state: c_int) -> io::Result<bool> {
+        let (mut attr, mask) = self.named()?.attributes(state)?;
+        if mask & ffi::QP_STATE == 0 {
+            return Ok(false);
+        }
+        // Rights and patience are ours.
+        attr.qp_access_flags = (ffi::ACCESS_REMOTE_READ | ffi::ACCESS_REMOTE_WRITE) as c_uint;
+        attr.min_rnr_timer = MIN_RNR_TIMER;
+        (attr.timeout, attr.retry_cnt, attr.rnr_retry) = (ACK_TIMEOUT, RETRIES, RNR_RETRIES);
+        self.modify(&mut attr, mask)?;
+        Ok(true)
+    }
+
+    fn named(&self) -> io::Result<&Id> {
+        self.id.as_ref().ok_or_else(|| io::Error::other("the connection manager has no name for it"))
+    }
+
+    /// What the managers tell each other: `reads` served and started at a time.
+    fn terms(&self, reads: (u8, u8)) -> ffi::ConnParam {
+        ffi::ConnParam {
+            private_data: std::ptr::null(),
+            private_data_len: 0,
+            responder_resources: reads.0,
+            initiator_depth: reads.1,
+            flow_control: 0,
+            retry_count: RETRIES,
+            rnr_retry_count: RNR_RETRIES,
+            srq: 1,
+            qp_num: self.number(),
+        }
+    }
+
+    /// Asks the peer's manager to connect it.
+    pub(crate) fn request(&mut self, pass: &Pass, reads: (u8, u8)) -> io::Result<()> {
+        self.follow(ffi::QPS_INIT)?;
+        self.named()?.connect(self.terms(reads), pass)
+    }
+
+    /// Grants the request that its identifier came with; `true` if it can be used now.
+    pub(crate) fn accept(&mut self, reads: (u8, u8)) -> io::Result<bool> {
+        self.follow(ffi::QPS_INIT)?;
+        let ready = self.follow(ffi::QPS_RTR)? && self.follow(ffi::QPS_RTS)?;
+        self.named()?.accept(self.terms(reads))?;
+        Ok(ready)
+    }
+
+    /// The peer has granted the request.
+    pub(crate) fn accepted(&mut self) -> io::Result<()> {
+        self.follow(ffi::QPS_RTR)?;
+        self.follow(ffi::QPS_RTS)?;
+        self.named()?.establish()
     }
 
     /// Moves to the error state: what is under way is flushed, peers are refused.
