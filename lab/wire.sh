@@ -1,7 +1,7 @@
 # Cables and cards of the guest. Sourced by setup.sh.
 #
 # Cable N joins the network interfaces aN (10.8.N.1) and bN (10.8.N.2); the cards on them are rxe_aN and
-# rxe_bN. Three kinds (LAB_WIRE):
+# rxe_bN (siw_aN and siw_bN where LAB_CARD is siw). Three kinds (LAB_WIRE):
 #   veth    aN and bN are the two ends of one veth pair
 #   switch  aN--pN and qN--bN are veth pairs, pN and qN ports of bridge sN: a cable that can be pulled out in
 #           the middle, so that both ends lose their carrier and neither is switched off
@@ -86,7 +86,8 @@ lay_wires() {
 	echo 1 >$net/all/accept_local
 	echo 1 >$net/all/arp_ignore
 	[ "$LAB_WIRE" = pci ] && driver=virtio_net || driver=veth
-	modprobe -a $driver rdma_rxe rdma_ucm sch_ingress cls_matchall act_gact || return 1
+	[ "$LAB_CARD" = siw ] && card=siw || card=rdma_rxe
+	modprobe -a $driver $card rdma_ucm sch_ingress cls_matchall act_gact || return 1
 	{
 		[ "$LAB_SIDE" = one ] && printf '%s\n' "rule add pref 1000 lookup local" "rule del pref 0" "rule add pref 20 lookup 100"
 		for rail in $(rails); do
@@ -104,7 +105,7 @@ lay_wires() {
 	cards=0
 	for rail in $(rails); do
 		for side in $(sides); do
-			[ $cards -lt "$LAB_CARDS" ] && echo "link add rxe_$side$rail type rxe netdev $side$rail"
+			[ $cards -lt "$LAB_CARDS" ] && echo "link add ${LAB_CARD}_$side$rail type $LAB_CARD netdev $side$rail"
 			cards=$((cards + 1))
 		done
 	done | rdma -b - || return 1

@@ -63,7 +63,8 @@ fn caps(card: &Card, weight: u32) -> Caps {
         max_body: wire::MAX_BODY,
         eager_max: wire::MAX_BODY,
         fragment: FRAGMENT,
-        // The sink of an iWARP read must be open to the peer's writes, and a write has "ended" before it has arrived.
+        // iWARP cards check and place a write segment by segment (RFC 5041): one that is refused for its end has changed the memory before
+        // it. And the sink of a read must be open to the peer's writes. There access is served by messages, whole or not at all.
         rma: !card.iwarp,
         zero_copy: true,
         sees_death: true,

@@ -75,6 +75,7 @@ fn env(plan: &Plan, side: Side, kernel_root: &Path) -> String {
         ("LAB_SIDE", side.name().to_owned()),
         ("LAB_HOSTNAME", hostname.to_owned()),
         ("LAB_WIRE", plan.wiring.wire.name().to_owned()),
+        ("LAB_CARD", if plan.wiring.iwarp { "siw" } else { "rxe" }.to_owned()),
         ("LAB_CARDS", plan.wiring.cards.to_string()),
         ("LAB_RAILS", plan.wiring.rails.to_string()),
         ("LAB_MTU", plan.wiring.mtu.to_string()),

@@ -120,7 +120,7 @@ fn build(work: &Path, package: &str, release: &str) -> Result<()> {
 ///
 /// # Errors
 /// With what it said, if it fails.
-fn call(command: &mut Command) -> Result<Vec<u8>> {
+pub(super) fn call(command: &mut Command) -> Result<Vec<u8>> {
     let out =
         command.stdin(Stdio::null()).output().with_context(|| format!("{:?}", command.get_program()))?;
     if !out.status.success() {

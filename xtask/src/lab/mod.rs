@@ -1,7 +1,7 @@
 //! The machine lab: `cargo xtask lab -- COMMAND` runs a command in a virtual machine with RDMA cards.
 //!
 //! The guest is a stock Debian kernel under QEMU on top of this machine's own files, with soft-RoCE
-//! (`rdma_rxe`) cards on cables of its own. `docs/LAB.md` is the manual. What happens where:
+//! (`rdma_rxe`) or soft-iWARP ([`siw`]) cards on cables of its own. `docs/LAB.md` is the manual. What happens where:
 //! [`options`] reads the command line; [`packages`] and [`kernel`] fill the cache; [`accel`] picks KVM or TCG;
 //! [`session`] runs guests, each a [`machine`] with the arguments of [`qemu`] and the files of [`job`]. The
 //! guest's part is in the repository's `lab/` folder.
@@ -20,6 +20,7 @@ mod qemu;
 mod scratch;
 mod selftest;
 mod session;
+mod siw;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -66,6 +67,9 @@ pub(crate) fn run(args: Vec<String>) -> Result<ExitCode> {
 fn carry_out(options: &Options) -> Result<ExitCode> {
     packages::ensure_installed()?;
     let kernel = kernel::prepare(&cache(), options.kernel, options.renew)?;
+    if options.iwarp {
+        siw::add(&kernel)?;
+    }
     if options.prepare {
         println!("{} is ready in {}", kernel.release()?, kernel.root.display());
         return Ok(ExitCode::SUCCESS);
@@ -92,10 +96,11 @@ fn carry_out(options: &Options) -> Result<ExitCode> {
 ///
 /// # Errors
 /// With [`Unobtainable`] where Debian, its packages or the kernel cannot be had; without, something is wrong.
-pub(crate) fn prepare(line: &str) -> Result<()> {
+pub(crate) fn prepare(line: &str, iwarp: bool) -> Result<()> {
     let options = Options::read(["--kernel", line, "--prepare"])?;
     packages::ensure_installed()?;
-    kernel::prepare(&cache(), options.kernel, false).map(drop)
+    let kernel = kernel::prepare(&cache(), options.kernel, false)?;
+    if iwarp { siw::add(&kernel) } else { Ok(()) }
 }
 
 /// Where kernels are kept: `$KFAB_LAB_DIR`, or `target/lab` in the repository.

@@ -84,6 +84,9 @@ pub(crate) struct Options {
     /// Soft-RoCE cards: two to a rail (rxe_a0 and rxe_b0 on rail 0, ...); with --two one to a rail and guest
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub(crate) cards: u32,
+    /// Soft-iWARP cards (siw_a0, ...) instead: their driver is built at the first use
+    #[arg(long)]
+    pub(crate) iwarp: bool,
     /// How a rail's two ends are joined [default: veth; switch with --cut; pci with --two or --card-nodes]
     #[arg(long, value_enum)]
     pub(crate) wire: Option<Wire>,
@@ -182,6 +185,8 @@ pub(crate) struct Wiring {
     pub(crate) wire: Wire,
     /// Cards in a guest; 0 for a guest without RDMA.
     pub(crate) cards: u32,
+    /// They speak iWARP, not RoCE.
+    pub(crate) iwarp: bool,
     /// Rails; 0 when there is no card.
     pub(crate) rails: u32,
     /// Bytes.
@@ -299,7 +304,8 @@ impl Options {
             }
             Some(wire) => wire,
         };
-        Ok(Wiring { wire, cards: self.cards, rails, mtu: self.mtu, card_nodes: self.card_nodes.clone() })
+        let (cards, iwarp, mtu) = (self.cards, self.iwarp, self.mtu);
+        Ok(Wiring { wire, cards, iwarp, rails, mtu, card_nodes: self.card_nodes.clone() })
     }
 
     /// The command as one line for a shell.

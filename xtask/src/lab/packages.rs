@@ -40,6 +40,9 @@ pub(crate) const PACKAGES: [Package; 14] = [
     package("hwloc-nox", "lstopo"),
 ];
 
+/// What it takes to build a module for a guest.
+const COMPILER: [Package; 2] = [package("make", "builds a kernel module"), package("gcc-12", "as Debian built its kernels")];
+
 /// The context of an error that says: what the lab is made of cannot be had here. All other errors are defects.
 #[derive(Debug)]
 pub(crate) struct Unobtainable;
@@ -55,11 +58,19 @@ impl fmt::Display for Unobtainable {
 /// # Errors
 /// [`Unobtainable`] when something is missing and cannot be installed; says the command that would.
 pub(crate) fn ensure_installed() -> Result<()> {
-    install_missing().context(Unobtainable)
+    install_missing(&PACKAGES).context(Unobtainable)
 }
 
-fn install_missing() -> Result<()> {
-    let missing = missing()?;
+/// Makes sure that modules can be built, in the same way.
+///
+/// # Errors
+/// As [`ensure_installed`].
+pub(crate) fn ensure_compiler() -> Result<()> {
+    install_missing(&COMPILER).context(Unobtainable)
+}
+
+fn install_missing(packages: &[Package]) -> Result<()> {
+    let missing = missing(packages)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -74,15 +85,15 @@ fn install_missing() -> Result<()> {
     install().or_else(|why| renew_lists(why).and_then(|()| install()))
 }
 
-fn missing() -> Result<Vec<&'static str>> {
+fn missing(packages: &[Package]) -> Result<Vec<&'static str>> {
     let query = Command::new("dpkg-query")
         .args(["-W", "-f", "${db:Status-Status} ${Package}\n"])
-        .args(PACKAGES.iter().map(|package| package.name))
+        .args(packages.iter().map(|package| package.name))
         .output()
         .context("dpkg-query: the lab is made of Debian packages and needs Debian, or a relative of it")?;
     let known = String::from_utf8_lossy(&query.stdout);
     let installed: Vec<_> = known.lines().filter_map(|line| line.strip_prefix("installed ")).collect();
-    Ok(PACKAGES.iter().map(|package| package.name).filter(|name| !installed.contains(name)).collect())
+    Ok(packages.iter().map(|package| package.name).filter(|name| !installed.contains(name)).collect())
 }
 
 fn is_root() -> Result<bool> {
@@ -119,6 +130,31 @@ pub(crate) fn download(package: &str, folder: &Path) -> Result<()> {
     fetch().or_else(|why| renew_lists(why).and_then(|()| fetch())).context(Unobtainable)
 }
 
+/// The version of a package that apt would fetch.
+///
+/// # Errors
+/// [`Unobtainable`] when apt knows none: old packages vanish from the archive.
+pub(crate) fn version(package: &str) -> Result<String> {
+    let said = cache("show", package)?;
+    let first = said.lines().find_map(|line| line.strip_prefix("Version: "));
+    first.map(str::to_owned).with_context(|| format!("apt knows no {package}")).context(Unobtainable)
+}
+
+/// The packages that another needs, of those whose names begin so.
+///
+/// # Errors
+/// When apt cannot be asked.
+pub(crate) fn needed_by(package: &str, prefixes: &[&str]) -> Result<Vec<String>> {
+    let said = cache("depends", package)?;
+    let names = said.lines().filter_map(|text| text.trim().strip_prefix("Depends: "));
+    Ok(names.filter(|name| prefixes.iter().any(|p| name.starts_with(p))).map(str::to_owned).collect())
+}
+
+fn cache(question: &str, package: &str) -> Result<String> {
+    let out = Command::new("apt-cache").args([question, package]).output().context("apt-cache")?;
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
 /// `apt-get update`, where we may; else the reason why it is wanted.
 fn renew_lists(why: anyhow::Error) -> Result<()> {
     if is_root()? { apt(&["update", "-qq"], Path::new("/")) } else { Err(why) }
@@ -126,8 +162,7 @@ fn renew_lists(why: anyhow::Error) -> Result<()> {
 
 fn known_kernel(line: KernelLine) -> Result<String> {
     for meta in ["linux-image-amd64".to_owned(), format!("linux-image-{}-amd64", line.version())] {
-        let depends = Command::new("apt-cache").args(["depends", &meta]).output().context("apt-cache")?;
-        if let Some(name) = kernel_in(&String::from_utf8_lossy(&depends.stdout), line) {
+        if let Some(name) = kernel_in(&cache("depends", &meta)?, line) {
             return Ok(name);
         }
     }

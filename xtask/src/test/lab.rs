@@ -88,6 +88,13 @@ const JOBS: &[Job] = &[
         runs: Runs::Everywhere,
     },
     Job {
+        what: "conformance on cards that only the connection manager connects",
+        options: "--cards 2 --iwarp",
+        script: "@kfab-verbs/conformance --test-threads 1 verbs::",
+        limit_s: 1200,
+        runs: Runs::Full,
+    },
+    Job {
         what: "two rails, one and both cut and healed, under the whole stack",
         options: "--cards 4 --wire switch --memory 1536",
         script: "@kfab/verbs --test-threads 1 --nocapture && @kfab/found_rails --test-threads 1 --nocapture",
@@ -117,8 +124,9 @@ const KERNELS: [&str; 2] = ["6.1", "6.12"];
 pub(super) fn run(options: &Options) -> anyhow::Result<Outcome> {
     let kernels = if options.full { &KERNELS[..] } else { &KERNELS[..1] };
     // All of them first: a machine without network should not find out after minutes.
-    for kernel in kernels {
-        match lab::prepare(kernel) {
+    for (at, kernel) in kernels.iter().enumerate() {
+        let iwarp = JOBS.iter().any(|job| job.options.contains("--iwarp") && job.runs.on(at, options.full));
+        match lab::prepare(kernel, iwarp) {
             Err(why) if why.is::<lab::Unobtainable>() => {
                 return Ok(Outcome::Skipped(format!("kernel {kernel}: {why:#}")));
             }
