@@ -157,6 +157,12 @@ fn address(a: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
     v4.or_else(|| a.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
 }
 
+/// Where an address is in the port's table now.
+pub(crate) fn index_of(card: &Card, gid: &Gid) -> Option<u8> {
+    let dir = Path::new("/sys/class/infiniband").join(&card.name).join("ports").join(card.port.to_string());
+    gids_of(&dir).into_iter().find(|g| (g.bytes, g.v2) == (gid.bytes, gid.v2)).map(|g| g.index)
+}
+
 fn gids_of(dir: &Path) -> Vec<Gid> {
     let one = |index: u8| -> Option<Gid> {
         let bytes = gid_bytes(&line(dir.join(format!("gids/{index}")))?)?;

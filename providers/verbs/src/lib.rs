@@ -16,7 +16,7 @@
 //! - **Frames are not encrypted**: no card seals them. With a fabric key peers prove that they have it, and where the queue pairs
 //!   are is exchanged sealed.
 //!
-//! The parts: `port` polls and sleeps, `connect` makes and ends connections (`side` their sockets, `manager` the kernel's connection manager,
+//! The parts: `rail` outlives its card, `port` polls and sleeps, `connect` makes and ends connections (`side` their sockets, `manager` the kernel's connection manager,
 //! `reaper` the slow ends), `flow` moves frames, `rma` memory, `memory` and `cache` hold what is registered, `device` knows the cards, `sys` has all `unsafe`.
 
 #![deny(unsafe_code)]
@@ -33,6 +33,7 @@ mod link;
 mod manager;
 mod memory;
 mod port;
+mod rail;
 mod reaper;
 mod rma;
 mod side;
@@ -116,8 +117,8 @@ impl Provider for Verbs {
         let (card, managed) = asked(config);
         let (card, gid, at) = choose(config, card)?;
         let caps = caps(&card, config.weight(card.speed, card.node));
-        let managed = managed || card.iwarp;
-        Ok(Box::new(port::VerbsPort::open(config, card, gid, at, caps, managed)?))
+        let plan = rail::Plan { config: config.clone(), caps, managed: managed || card.iwarp };
+        Ok(Box::new(rail::Rail::open(plan, card, gid, at)?))
     }
 }
 
@@ -153,7 +154,8 @@ fn choose(config: &PortConfig, device: Option<&str>) -> Result<(Card, Gid, Socke
         // A card whose GID is no IP address (InfiniBand) may be named together with an address to listen at.
         let gid = gid.or_else(|| card.gids.first().filter(|_| device.is_some()).cloned());
         let Some(gid) = gid else { continue };
-        if !card.active() {
+        // A port that was named and is down is opened: it is used when it comes up.
+        if !card.active() && device.is_none() {
             why = format!("{} port {} is {}", card.name, card.port, card.state);
             continue;
         }

@@ -149,6 +149,16 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    /// None; the names used so far are not used again.
+    pub(crate) fn after(tenant: u64) -> Table {
+        Table { tenant, ..Default::default() }
+    }
+
+    /// What [`Table::after`] wants to know.
+    pub(crate) fn last(&self) -> u64 {
+        self.tenant
+    }
+
     /// Adds a link under a new name; `None` if there are [`LINKS_MAX`].
     pub(crate) fn insert(&mut self, make: impl FnOnce(Conn) -> Link) -> Option<Conn> {
         let slot = match self.free.pop() {

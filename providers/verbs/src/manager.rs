@@ -112,7 +112,7 @@ impl VerbsPort {
             let conn = Conn(about);
             match said {
                 Said::Request(id, pass) => self.requested(id, &pass),
-                Said::Removed => self.removed(),
+                Said::Removed => self.lose("the card is taken out"),
                 Said::Disconnected => self.disconnected(conn),
                 Said::Established => self.queue_pair_ready(conn),
                 Said::Failed(why) => self.end(conn, DownReason::Refused, why),
@@ -179,10 +179,5 @@ impl VerbsPort {
             l.disconnected = Some(Instant::now());
             self.watch.push(conn);
         }
-    }
-
-    fn removed(&mut self) {
-        self.down = true;
-        self.end_all("the card is taken out");
     }
 }

@@ -1,30 +1,28 @@
-//! The port: one card's port, its connections, one completion queue, one shared receive queue, one epoll descriptor. Called by the
-//! lane that drives it, one thread at a time.
+//! The port of a card that is there: one card's port, its connections, one completion queue, one shared receive queue, one epoll descriptor. Called by `rail`
+//! for the lane that drives it, one thread at a time.
 //!
 //! How a poll goes: the completion queue until it is empty or the batch is full (`flow`), then the links with something to do,
 //! then (every few polls, or after a sleep) epoll for the side channels (`connect`), then links with a deadline or an end.
 
 use crate::device::{self, Card, Gid};
+use crate::ffi;
 use crate::flow::Look;
 use crate::link::{ByQpn, Link, Phase, Table};
 use crate::manager::Manager;
 use crate::memory::Memory;
+use crate::rail::{Numbers, Plan};
 use crate::reaper::Reaper;
 use crate::rma::Exposures;
 use crate::side;
-use crate::sys::{Async, Context, Cq, POLL_BATCH, Pd, Polled, QpLimits};
+use crate::sys::{self, Async, Context, Cq, POLL_BATCH, Pd, Polled, QpLimits};
 use crate::wire::{CREDITS, RESERVE};
-use kfab_core::mem::{Landing, Slice};
-use kfab_core::spi::{
-    Caps, Conn, DownReason, Event, Exposure, Frame, Next, Port, PortConfig, Rights, Rma, RmaStarted,
-    RmaToken, Small, Way,
-};
+use kfab_core::spi::{Conn, DownReason, Event, Next, PortConfig, Small};
 use kfab_core::{Error, Kind, Result};
 use rustix::event::{Timespec, epoll};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -58,7 +56,6 @@ const MANAGER: u64 = u64::MAX - 5;
 
 /// A port over verbs.
 pub(crate) struct VerbsPort {
-    pub(crate) caps: Caps,
     pub(crate) config: PortConfig,
     pub(crate) card: Card,
     pub(crate) gid: Gid,
@@ -105,15 +102,17 @@ pub(crate) struct VerbsPort {
     pub(crate) heard: usize,
     pub(crate) listener: OwnedFd,
     pub(crate) listening: bool,
-    pub(crate) epoll: OwnedFd,
+    pub(crate) epoll: Arc<OwnedFd>,
     timer: OwnedFd,
     armed: bool,
     ticks: u32,
     /// When epoll was asked last, by the caller's clock.
     asked_ns: u64,
     stall_look: Instant,
-    /// The card said that its port is down.
+    /// The card said that its port is down ...
     pub(crate) down: bool,
+    /// ... or is taken out, or of no use any more.
+    pub(crate) lost: bool,
 }
 
 /// Receives that a connection needs.
@@ -121,13 +120,14 @@ pub(crate) const PROVIDE: usize = (CREDITS + RESERVE) as usize;
 
 impl VerbsPort {
     pub(crate) fn open(
-        config: &PortConfig,
+        plan: &Plan,
         card: Card,
         gid: Gid,
         at: SocketAddr,
-        caps: Caps,
-        managed: bool,
+        epoll: Arc<OwnedFd>,
+        numbers: Numbers,
     ) -> Result<VerbsPort> {
+        let (config, managed) = (&plan.config, plan.managed);
         let unavailable = |why: String| Error::new(Kind::Unavailable, "open", why);
         let os = |what: &'static str| move |e: std::io::Error| Error::os("open", what, e);
         let context = device::open(&card.name).map_err(unavailable)?;
@@ -141,10 +141,10 @@ impl VerbsPort {
         if depth < PROVIDE {
             return Err(unavailable(format!("{} has no shared receive queues", card.name)));
         }
-        let memory = Memory::new(&pd, &card.name, caps.node, depth)?;
+        let memory = Memory::new(&pd, &card.name, plan.caps.node, depth)?;
         let cq = Cq::new(&context, entries).map_err(os("a completion queue"))?;
         let (listener, local) = side::listen(at)?;
-        let (epoll, timer) = watch_all(&listener, &cq, &context).map_err(os("an epoll descriptor"))?;
+        let timer = watch_all(&epoll, &listener, &cq, &context).map_err(os("an epoll descriptor"))?;
         let reaper = Reaper::start().map_err(os("a thread"))?;
         epoll::add(&epoll, reaper.fd(), epoll::EventData::new_u64(REAPER), epoll::EventFlags::IN)
             .map_err(|e| Error::os("open", "an epoll descriptor", e))?;
@@ -162,11 +162,10 @@ impl VerbsPort {
         }
         let reads = |n: std::ffi::c_int| u8::try_from(n.clamp(1, 16)).unwrap_or(1);
         Ok(VerbsPort {
-            caps,
             config: config.clone(),
             gid,
             max_message: (port.max_msg_sz as usize).clamp(4096, 1 << 30),
-            mtu: u8::try_from(port.active_mtu.clamp(1, 5)).unwrap_or(1),
+            mtu: mtu_of(&port),
             lid: port.lid,
             reads: (reads(attr.max_qp_rd_atom), reads(attr.max_qp_init_rd_atom)),
             local,
@@ -174,13 +173,13 @@ impl VerbsPort {
                 depth: SEND_DEPTH.min(positive(attr.max_qp_wr)),
                 sges: SGES.min(positive(attr.max_sge)),
             },
-            links: Table::default(),
+            links: Table::after(numbers.conns),
             by_qpn: ByQpn::default(),
             reaper,
             manager,
             managed,
             memory,
-            exposures: Exposures::default(),
+            exposures: Exposures::after(numbers.exposures),
             requests: 0,
             requests_max: entries - depth - 1,
             cq,
@@ -203,7 +202,8 @@ impl VerbsPort {
             ticks: 0,
             asked_ns: 0,
             stall_look: Instant::now(),
-            down: false,
+            down: port.state != ffi::PORT_ACTIVE,
+            lost: false,
             card,
         })
     }
@@ -313,15 +313,43 @@ impl VerbsPort {
                     let why = format!("{} port {port} went down", self.card.name);
                     self.end_all(&why);
                 }
-                Async::PortUp(p) if p == port => self.down = false,
-                Async::Fatal => {
-                    // Unplugged, or beyond help: nobody is connected here any more.
-                    self.down = true;
-                    self.end_all("the card reported a fatal error");
-                }
+                Async::PortUp(p) if p == port => self.came_up(),
+                Async::Fatal => self.lose("the card reported a fatal error"),
                 _ => {}
             }
         }
+    }
+
+    /// The port is up. What a cable brings along may have changed since it was last looked at.
+    fn came_up(&mut self) {
+        self.down = self.lost;
+        if let Ok(port) = self.context.port(self.card.port) {
+            (self.mtu, self.lid) = (mtu_of(&port), port.lid);
+        }
+        if let Some(index) = device::index_of(&self.card, &self.gid) {
+            self.gid.index = index;
+        }
+    }
+
+    /// The card is taken out, or beyond help: nobody is connected here any more.
+    pub(crate) fn lose(&mut self, why: &str) {
+        (self.down, self.lost) = (true, true);
+        self.end_all(why);
+    }
+
+    /// `true` when the card is lost and nobody waits for anything that has to do with it.
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        self.lost && self.links.len() == 0 && self.pending.is_empty()
+    }
+
+    /// Gives up everything made on the card; the numbers used, and the exposures that were not revoked.
+    pub(crate) fn close(self) -> (Numbers, HashSet<u64>) {
+        let numbers = Numbers { conns: self.links.last(), exposures: self.exposures.last() };
+        let open = self.exposures.names();
+        drop(self);
+        sys::manager::forget_lost_cards();
+        (numbers, open)
     }
 
     /// Ends links whose work got no completion for too long.
@@ -359,15 +387,10 @@ impl VerbsPort {
         let next = self
             .next_deadline()
             .map(|d| d.saturating_duration_since(Instant::now()) + Duration::from_micros(100));
-        let d = next.unwrap_or_default();
-        let value = Timespec { tv_sec: d.as_secs() as i64, tv_nsec: i64::from(d.subsec_nanos()) };
-        let spec = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
-        if let Err(e) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec) {
-            tracing::warn!(%e, "the timer of a port cannot be set");
-        }
+        set(&self.timer, next.unwrap_or_default());
     }
 
-    fn ring_dirty(&mut self) {
+    pub(crate) fn ring_dirty(&mut self) {
         for conn in std::mem::take(&mut self.dirty) {
             self.ring(conn);
         }
@@ -392,15 +415,32 @@ impl Link {
     }
 }
 
-fn watch_all(listener: &OwnedFd, cq: &Cq, context: &Context) -> std::io::Result<(OwnedFd, OwnedFd)> {
-    let e = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+/// Sets a timer, once; zero: not at all.
+pub(crate) fn set(timer: &OwnedFd, after: Duration) {
+    let value = Timespec { tv_sec: after.as_secs() as i64, tv_nsec: i64::from(after.subsec_nanos()) };
+    let spec = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+    if let Err(e) = timerfd_settime(timer, TimerfdTimerFlags::empty(), &spec) {
+        tracing::warn!(%e, "the timer of a port cannot be set");
+    }
+}
+
+fn mtu_of(port: &ffi::PortAttr) -> u8 {
+    u8::try_from(port.active_mtu.clamp(1, 5)).unwrap_or(1)
+}
+
+fn watch_all(
+    epoll: &OwnedFd,
+    listener: &OwnedFd,
+    cq: &Cq,
+    context: &Context,
+) -> std::io::Result<OwnedFd> {
     let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-    let add = |fd: BorrowedFd<'_>, n| epoll::add(&e, fd, epoll::EventData::new_u64(n), epoll::EventFlags::IN);
+    let add = |fd: BorrowedFd<'_>, n| epoll::add(epoll, fd, epoll::EventData::new_u64(n), epoll::EventFlags::IN);
     add(listener.as_fd(), LISTENER)?;
     add(timer.as_fd(), TIMER)?;
     add(cq.as_fd(), COMPLETIONS)?;
     add(context.async_fd(), ASYNC)?;
-    Ok((e, timer))
+    Ok(timer)
 }
 
 /// For pausing and resuming the listener.
@@ -412,32 +452,9 @@ pub(crate) fn watch_listener(epoll: &OwnedFd, listener: &OwnedFd, on: bool) -> r
     }
 }
 
-impl Port for VerbsPort {
-    fn caps(&self) -> &Caps {
-        &self.caps
-    }
-
-    fn ways(&self) -> Vec<Way> {
-        vec![Way::new(crate::SCHEME, self.local.to_string())]
-    }
-
-    fn connect(&mut self, way: &Way) -> Result<Conn> {
-        self.dial(way)
-    }
-
-    fn close(&mut self, conn: Conn) {
-        self.begin_close(conn);
-    }
-
-    fn post(&mut self, conn: Conn, frames: &[Frame<'_>]) -> usize {
-        self.post_frames(conn, frames)
-    }
-
-    fn flush(&mut self) {
-        self.ring_dirty();
-    }
-
-    fn poll(&mut self, now_ns: u64, events: &mut Vec<Event>) -> bool {
+/// What `rail` hands on: see [`kfab_core::spi::Port`].
+impl VerbsPort {
+    pub(crate) fn poll(&mut self, now_ns: u64, events: &mut Vec<Event>) -> bool {
         let had = events.len();
         events.extend(self.pending.drain(..));
         self.ring_dirty();
@@ -468,7 +485,8 @@ impl Port for VerbsPort {
         busy || events.len() > had
     }
 
-    fn next_small(&mut self, _now_ns: u64, into: &mut Small) -> Next {
+    #[inline]
+    pub(crate) fn next_small(&mut self, into: &mut Small) -> Next {
         let due = self.armed
             || !self.pending.is_empty()
             || !self.list.is_empty()
@@ -480,32 +498,7 @@ impl Port for VerbsPort {
         self.next_frame(into)
     }
 
-    fn take(&mut self, conn: Conn, mut landing: Option<Landing>) -> Option<Option<Landing>> {
-        self.take_body(conn, landing.as_mut());
-        Some(landing)
-    }
-
-    fn take_now(&mut self, conn: Conn, into: &mut Landing) -> bool {
-        self.take_body(conn, Some(into))
-    }
-
-    fn expose(&mut self, memory: &Slice, rights: Rights) -> Result<Exposure> {
-        self.expose_memory(memory, rights)
-    }
-
-    fn revoke(&mut self, exposure: Exposure) {
-        self.revoke_memory(exposure);
-    }
-
-    fn rma(&mut self, conn: Conn, rma: Rma, token: RmaToken) -> RmaStarted {
-        self.start_rma(conn, rma, token)
-    }
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
-    }
-
-    fn arm(&mut self) -> bool {
+    pub(crate) fn arm(&mut self) -> bool {
         self.ring_dirty();
         if !self.pending.is_empty() || !self.list.is_empty() || !self.polled.is_empty() || self.has_ends() {
             return false;

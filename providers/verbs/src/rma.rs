@@ -16,7 +16,7 @@ use kfab_core::auth::random_u64;
 use kfab_core::mem::{Access, Landing, Slice};
 use kfab_core::spi::{Conn, Event, Exposure, RemoteKey, Rights, Rma, RmaStarted, RmaToken};
 use kfab_core::{Error, Kind, Result};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +37,23 @@ pub(crate) struct Exposures {
     next: u64,
     /// What a card would not let go of: kept until the port is closed.
     quarantine: Vec<(Mr, Slice)>,
+}
+
+impl Exposures {
+    /// None; the names used so far are not used again.
+    pub(crate) fn after(next: u64) -> Exposures {
+        Exposures { next, ..Default::default() }
+    }
+
+    /// What [`Exposures::after`] wants to know.
+    pub(crate) fn last(&self) -> u64 {
+        self.next
+    }
+
+    /// Those that were not revoked.
+    pub(crate) fn names(&self) -> HashSet<u64> {
+        self.by_id.keys().copied().collect()
+    }
 }
 
 /// A bijection in which every bit of the input moves about half of those of the output (SplitMix64's finaliser).

@@ -1,5 +1,5 @@
-//! What the conformance suite does not ask, on real cards: many connections, peers killed in mid-write, links cut, windows revoked
-//! under fire, and that nothing is left behind: no queue pair, no registration, no receiver-not-ready.
+//! What the conformance suite does not ask, on real cards: many connections, peers killed in mid-write, links cut, cards taken out, windows
+//! revoked under fire, and that nothing is left behind: no queue pair, no registration, no receiver-not-ready.
 //!
 //! `KFAB_LAB_RDMA=1` demands cards, two of them joined by a cable as in `cargo xtask lab`; elsewhere the tests are skipped, with
 //! the reason.
@@ -30,7 +30,7 @@ fn main() {
             std::process::exit(1);
         }
     }
-    let all: [(&str, fn()); 8] = [
+    let all: [(&str, fn()); 11] = [
         ("probe_names_the_cards", life::probe_names_the_cards),
         ("two_hundred_connections", life::two_hundred_connections),
         ("no_receiver_is_ever_not_ready", life::no_receiver_is_ever_not_ready),
@@ -38,6 +38,9 @@ fn main() {
         ("nothing_is_written_after_revoke", life::nothing_is_written_after_revoke),
         ("peers_killed_in_mid_write", life::peers_killed_in_mid_write),
         ("a_cut_link_breaks_and_heals", life::a_cut_link_breaks_and_heals),
+        ("a_port_that_is_down_is_used_when_it_comes_up", life::a_port_that_is_down_is_used_when_it_comes_up),
+        ("the_manager_connects_when_asked", life::the_manager_connects_when_asked),
+        ("a_card_taken_out_is_let_go_and_used_again", life::a_card_taken_out_is_let_go_and_used_again),
         ("packets_lost_in_silence_end_in_an_error", life::packets_lost_in_silence_end_in_an_error),
     ];
     let trial = |(name, test): (&str, fn())| {

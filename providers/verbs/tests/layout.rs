@@ -120,6 +120,7 @@ fn parts(v: &mut Vec<Check>) {
     layout!(v, "struct ibv_qp" = ffi::Qp: context, pd, send_cq, recv_cq, srq, handle, qp_num);
     constants!(
         v,
+        "IBV_PORT_ACTIVE" = PORT_ACTIVE,
         "IBV_QPT_RC" = QPT_RC,
         "IBV_QPS_INIT" = QPS_INIT,
         "IBV_QPS_RTR" = QPS_RTR,

@@ -359,6 +359,8 @@ pub const CM_ESTABLISHED: c_int = 9;
 pub const CM_DISCONNECTED: c_int = 10;
 pub const CM_DEVICE_REMOVAL: c_int = 11;
 
+/// `IBV_PORT_ACTIVE`.
+pub const PORT_ACTIVE: c_int = 4;
 /// `IBV_QPT_RC`.
 pub const QPT_RC: c_int = 2;
 /// `IBV_QPS_INIT`, `RTR`, `RTS`, `ERR`.

@@ -30,6 +30,8 @@ library! {
     rdma_get_src_port: fn(*mut ffi::CmId) -> u16;
     rdma_get_cm_event: fn(*mut ffi::EventChannel, *mut *mut ffi::CmEvent) -> c_int;
     rdma_ack_cm_event: fn(*mut ffi::CmEvent) -> c_int;
+    rdma_get_devices: fn(*mut c_int) -> *mut *mut ffi::Context;
+    rdma_free_devices: fn(*mut *mut ffi::Context) -> ();
     rdma_event_str: fn(c_int) -> *const c_char;
 }
 
@@ -233,6 +235,20 @@ impl Drop for Id {
     fn drop(&mut self) {
         // SAFETY: made once. The call waits for what was fetched to be acknowledged, which `next` does at once.
         let _ = unsafe { (loaded().rdma_destroy_id)(self.raw.as_ptr()) };
+    }
+}
+
+/// Makes librdmacm let go of cards that are not there any more. It opens each card that an identifier belongs to, for itself, and keeps
+/// it open; only where it lists the cards it looks which ones still are.
+pub(crate) fn forget_lost_cards() {
+    if let Ok(lib) = lib() {
+        // SAFETY: a list of contexts that is freed at once; they belong to the library.
+        unsafe {
+            let list = (lib.rdma_get_devices)(null_mut());
+            if !list.is_null() {
+                (lib.rdma_free_devices)(list);
+            }
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The tests themselves.
 
 use crate::driver::{Node, PATIENCE, Peer, WINDOW, connect, header, key_of, until};
-use crate::machine::{cards, count, counters, expect, expect_resources, link, resources, without};
+use crate::machine::{
+    cards, count, counters, expect, expect_resources, link, put_in, resources, take_out, without,
+};
 use kfab_core::mem::{Buffer, Landing, Pool};
 use kfab_core::spi::{Body, DownReason, Provider, Rights, Rma};
 use kfab_core::{Fate, Kind};
@@ -207,6 +209,11 @@ fn broken_by(how: &str, back: &str) {
         let (reason, why) = &node.down[&conn];
         assert!(matches!(reason, DownReason::Broken | DownReason::PeerDead), "{reason:?} {why}");
     }
+    works_again(&mut a, &mut b);
+}
+
+/// Connects until a frame has come through.
+fn works_again(a: &mut Node, b: &mut Node) {
     let limit = Instant::now() + PATIENCE;
     loop {
         assert!(Instant::now() < limit, "no connection after healing: {:?}", a.down);
@@ -217,12 +224,12 @@ fn broken_by(how: &str, back: &str) {
             std::thread::sleep(Duration::from_millis(20));
             continue;
         };
-        until("an outcome", &mut [&mut a, &mut b], |n| {
+        until("an outcome", &mut [a, b], |n| {
             n[0].up.contains(&conn) || n[0].down.contains_key(&conn)
         });
         if a.up.contains(&conn) && a.send(conn, 77, &[], Body::Empty) {
             let before = b.frames.len();
-            until("a frame or an end", &mut [&mut a, &mut b], |n| {
+            until("a frame or an end", &mut [a, b], |n| {
                 n[1].frames.len() > before || n[0].down.contains_key(&conn)
             });
             if b.frames.len() > before {
@@ -239,4 +246,69 @@ pub(crate) fn a_cut_link_breaks_and_heals() {
 
 pub(crate) fn packets_lost_in_silence_end_in_an_error() {
     broken_by("drop", "pass");
+}
+
+pub(crate) fn a_port_that_is_down_is_used_when_it_comes_up() {
+    let c = cards().expect("checked before");
+    link("down");
+    let (mut a, mut b) = (Node::open(&c[0]), Node::open(&c[1]));
+    let e = a.port.connect(&b.way()).expect_err("a connection over a port that is down");
+    assert!(e.to_string().contains("is down") && e.kind() == Kind::Unavailable, "{e}");
+    link("up");
+    works_again(&mut a, &mut b);
+}
+
+pub(crate) fn a_card_taken_out_is_let_go_and_used_again() {
+    let before = resources();
+    let (mut a, mut b) = pair();
+    let (ca, cb) = connect(&mut a, &mut b);
+    let pool = Pool::new(Default::default());
+    let window = pool.alloc_window(1 << 20).expect("memory");
+    let exposure = b.port.expose(&window.as_source(), Rights::WRITE).expect("a window");
+    let (card, way) = (cards().expect("checked before").remove(1), b.way());
+    // Work is under way when it happens.
+    for token in 0..20 {
+        let source = pool.alloc(1 << 20).expect("memory").as_source();
+        a.start(ca, Rma::Write { source, key: exposure.key, offset: 0 }, token);
+    }
+    let mut out = take_out(&card);
+    until("the card is let go", &mut [&mut a, &mut b], |n| {
+        let ended = n[0].down.contains_key(&ca) && n[1].down.contains_key(&cb) && n[0].rma.len() == 20;
+        ended && out.try_wait().expect("a child").is_some()
+    });
+    assert!(out.wait().expect("a child").success() && !cards().expect("the other").contains(&card));
+    let e = b.port.connect(&a.way()).expect_err("a connection without a card");
+    assert!(e.to_string().contains("taken out") && e.kind() == Kind::Unavailable, "{e}");
+    b.port.expose(&window.as_source(), Rights::WRITE).expect_err("a window on no card");
+
+    // Peers have a key to the window: as long as it is open the card stays unused.
+    put_in(&card);
+    let until_then = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until_then {
+        b.poll();
+        assert!(b.port.connect(&a.way()).is_err(), "a key of before names nothing any more");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    b.port.revoke(exposure);
+    works_again(&mut a, &mut b);
+    assert_eq!(b.way(), way);
+    let after = b.port.expose(&window.as_source(), Rights::WRITE).expect("a window");
+    assert!(after.id > exposure.id && !b.incoming[1..].contains(&cb), "names are not used again");
+    b.port.revoke(after);
+    drop((a, b));
+    expect_resources(&before);
+}
+
+pub(crate) fn the_manager_connects_when_asked() {
+    let c = cards().expect("checked before");
+    let ids = |card: &str| count(&resources(), card, "cm_id");
+    for (one, other, more) in [("", "", 0), ("+cm", "", 1), ("", "+cm", 1), ("+cm", "+cm", 1)] {
+        let (mut a, mut b) = (Node::open(&format!("{}{one}", c[0])), Node::open(&format!("{}{other}", c[1])));
+        let before = (ids(&c[0]), ids(&c[1]));
+        let (ca, cb) = connect(&mut a, &mut b);
+        assert_eq!((ids(&c[0]), ids(&c[1])), (before.0 + more, before.1 + more), "{one:?} to {other:?}");
+        a.send(ca, 1, b"there", Body::Empty);
+        b.send(cb, 2, b"back", Body::Empty);
+        until("a frame each way", &mut [&mut a, &mut b], |n| n.iter().all(|n| n.frames.len() == 1));
+    }
 }

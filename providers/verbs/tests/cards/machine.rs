@@ -3,7 +3,7 @@
 use kfab_core::spi::Provider;
 use kfab_verbs::Verbs;
 use std::collections::BTreeMap;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 /// The test run must find cards.
@@ -36,11 +36,16 @@ pub(crate) fn counters(word: &str) -> BTreeMap<String, u64> {
     all
 }
 
-/// What the kernel holds for each card: `rdma resource show`, without names that come and go by themselves.
+/// What the kernel holds for each card, by name: `rdma resource show`, without the numbers that cards get as they come and without
+/// contexts, of which librdmacm keeps one of its own.
 pub(crate) fn resources() -> Vec<String> {
     let out = Command::new("rdma").args(["resource", "show"]).output().expect("the rdma tool (iproute2)");
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8_lossy(&out.stdout).lines().map(|l| l.trim().to_owned()).collect()
+    let said = String::from_utf8_lossy(&out.stdout);
+    let mut lines: Vec<String> =
+        said.lines().filter_map(|l| Some(l.split_once(": ")?.1.trim().to_owned())).collect();
+    lines.sort();
+    without(&lines, "ctx")
 }
 
 /// Waits until the kernel holds what it held before.
@@ -73,6 +78,18 @@ pub(crate) fn count(lines: &[String], card: &str, what: &str) -> u64 {
     let line = lines.iter().find(|l| l.contains(card)).expect("a line for each card");
     let mut words = line.split_whitespace().skip_while(|w| *w != what);
     words.nth(1).and_then(|n| n.parse().ok()).expect("a number")
+}
+
+/// Begins to take a card out; that ends when nobody holds it any more.
+pub(crate) fn take_out(card: &str) -> Child {
+    Command::new("rdma").args(["link", "delete", card]).spawn().expect("the rdma tool")
+}
+
+/// Puts a card back onto its interface, as the lab names both: `rxe_b0` on `b0`.
+pub(crate) fn put_in(card: &str) {
+    let (kind, interface) = card.split_once('_').expect("a card of the lab");
+    let words = ["link", "add", card, "type", kind, "netdev", interface];
+    assert!(Command::new("rdma").args(words).status().expect("the rdma tool").success());
 }
 
 /// `lab link 0 HOW`.
