@@ -1,5 +1,6 @@
-//! The short way: one frame's bytes to and from a peer with nothing in the way. One rail in good order, credit, nothing waiting, nothing
-//! kept: then a message needs no frame in a list, no place in a queue and no slot of an operation, only the bookkeeping that all messages have.
+//! The short way: one frame's bytes to and from a peer with nothing in the way. One rail in good order, credit, nothing waiting: then a
+//! message needs no place in a queue and no slot of an operation, only the bookkeeping that all messages have. Where frames are kept until
+//! they are acknowledged, those go this way whose bytes fit beside the header: they are kept by value.
 //!
 //! Each step says "no, and nothing has happened" when anything is unusual, and the caller goes the long way (`transmit`, `receive`).
 //! Everything here runs once a message: it is inlined, and large values are written where they stay, not moved.
@@ -8,10 +9,11 @@ use crate::machine::{Io, Machine};
 use crate::matcher::{Arrived, Unexpected};
 use crate::message::*;
 use crate::ops::Proto;
+use crate::peer::Out;
 use crate::transmit::flags;
 use crate::wire::*;
 use kfab_core::mem::{Buffer, Landing, Pool};
-use kfab_core::spi::{Delivery, INLINE_MAX, Next, Small};
+use kfab_core::spi::{Delivery, INLINE_MAX, Inline, Next, Small};
 
 /// Who may be given a message past the queues.
 #[derive(Clone, Copy, Debug)]
@@ -113,16 +115,11 @@ impl Machine {
         let [ci] = p.active[..] else { return None };
         let c = &mut self.conns[ci as usize];
         let units = match bytes.len() {
-            0..=INLINE_MAX => 1,
-            len if p.is_eager(&self.limits, c.eager_max, len) => self.limits.units(len),
+            0..=INLINE_MAX if !p.keep || p.tx.unacked.len() < self.limits.max_unacked => 1,
+            len if !p.keep && p.is_eager(&self.limits, c.eager_max, len) => self.limits.units(len),
             _ => return None,
         };
-        if o.delivered
-            || p.keep
-            || c.blocked
-            || !self.faults.is_empty()
-            || !p.tx.is_drained()
-            || p.tx.credit() < units
+        if o.delivered || c.blocked || !self.faults.is_empty() || !p.tx.is_drained() || p.tx.credit() < units
         {
             return None;
         }
@@ -135,13 +132,20 @@ impl Machine {
         }
         c.tx_frames += 1;
         c.used_at = io.now;
-        p.tx.take_seq();
+        let seq = p.tx.take_seq();
         p.tx.round = self.round;
         p.tx.spent = p.tx.spent.wrapping_add(units);
         p.rx.told(next, consumed);
         p.counters.min_credits = p.counters.min_credits.min(p.tx.credit());
         p.counters.tx_messages += 1;
         p.counters.tx_bytes += bytes.len() as u64;
+        if p.keep
+            && let Some(inline) = Inline::new(bytes)
+        {
+            let (kind, tag, body) = (FrameKind::Eager, o.tag.unwrap_or(0), Source::Empty);
+            let out = Out { kind, flags: flags(&o), tag, inline, body, op: None, units };
+            self.keep(io.now, pi, ci, seq, out);
+        }
         Some(())
     }
 
@@ -155,7 +159,7 @@ impl Machine {
         }
         if let Some(from) = want.from {
             let p = self.peers.get(from.index as usize).filter(|p| p.name == from && p.alias.is_none())?;
-            if p.keep || p.rails.is_empty() {
+            if p.rails.is_empty() {
                 return None;
             }
             self.expect(io.now, from.index);
@@ -247,7 +251,7 @@ impl Machine {
             || !self.faults.is_empty()
             || !p.rx.dedup.is_next(h.seq)
             || !p.rx.held.is_empty()
-            || c.delivery != Delivery::Process
+            || c.delivery == Delivery::Datagram
         {
             return false;
         }
@@ -258,10 +262,9 @@ impl Machine {
             _ => None,
         };
         let (few, many) = (out.small.inline.len(), out.small.body_len);
-        // The twin of a body may be on its way over another rail.
-        let Some(into) = into.filter(|_| many == 0 || (p.rails.len() == 1 && self.leaving.is_empty())) else {
-            return false;
-        };
+        // The twin of a body may be on its way over another rail, and rails that may have others are measured by their bodies.
+        let alone = c.delivery == Delivery::Process && p.rails.len() == 1 && self.leaving.is_empty();
+        let Some(into) = into.filter(|_| many == 0 || alone) else { return false };
         let Some(landing) = place(io.pool, into, few, many) else { return false };
         if let Taker::Op(op) = taker {
             self.ops.end_bare_recv(op);

@@ -249,16 +249,17 @@ impl Machine {
             }
         }
         if p.keep || out.op.is_some() {
-            self.keep(now, pi, ci, seq, out, len);
+            self.keep(now, pi, ci, seq, out.clone());
         }
         true
     }
 
-    fn keep(&mut self, now: u64, pi: u32, ci: u32, seq: u32, out: &Out, len: usize) {
-        let p = &mut self.peers[pi as usize];
+    /// Remembers a frame until it is acknowledged.
+    pub(crate) fn keep(&mut self, now: u64, pi: u32, ci: u32, seq: u32, out: Out) {
+        let (p, len) = (&mut self.peers[pi as usize], out.body.len());
         p.tx.unacked_bytes += len;
         self.conns[ci as usize].unacked_bytes += len + 64;
-        p.tx.unacked.push_back(Unacked { seq, out: out.clone(), conn: ci, sent_at: now, resent: false });
+        p.tx.unacked.push_back(Unacked { seq, out, conn: ci, sent_at: now, resent: false });
         self.set_timer(pi, now);
     }
 

@@ -3,7 +3,7 @@
 use crate::half::{Half, Item, Phase, Waiting};
 use crate::state::{Inner, What};
 use crate::wire::{Flight, Msg, Packet};
-use kfab_core::spi::{Conn, Delivery, DownReason, Event, Frame};
+use kfab_core::spi::{Conn, Delivery, DownReason, Event, Frame, Next, Small};
 
 impl Inner {
     // ---- down ----
@@ -313,6 +313,32 @@ impl Inner {
             self.make_ready(conn);
         }
         events.len() > before
+    }
+
+    /// The short way up: the frame that a poll would report first.
+    pub(crate) fn next_small(&mut self, port: u64, into: &mut Small) -> Next {
+        let Some(p) = self.ports.get_mut(&port) else { return Next::Poll };
+        if !p.urgent.is_empty() || !p.unflushed.is_empty() {
+            return Next::Poll;
+        }
+        let Some(&conn) = p.ready.front() else { return Next::Nothing };
+        if self.hosts.get(&p.place.host).is_some_and(|h| h.stalled) {
+            return Next::Nothing;
+        }
+        let Some(h) = self.halves.get_mut(&conn).filter(|h| h.has_work()) else { return Next::Poll };
+        if !matches!(h.inbox.front(), Some(Item::Frame(_))) {
+            return Next::Poll;
+        }
+        h.in_ready = false;
+        p.ready.pop_front();
+        let mut events = Vec::with_capacity(1);
+        self.collect_one(conn, &mut events);
+        self.make_ready(conn);
+        let [Event::Frame { conn, header, inline, body_len }] = events[..] else { return Next::Poll };
+        let (low, high) = header.split_at(8);
+        let word = |b: &[u8]| b.try_into().map_or(0, u64::from_ne_bytes);
+        *into = Small { conn, header: [word(low), word(high)], inline, body_len };
+        Next::Frame
     }
 
     /// Reports the next thing of a connection.

@@ -251,6 +251,15 @@ impl Inner {
         }
     }
 
+    /// The same within the call, as memory would have it.
+    pub(crate) fn take_now(&mut self, conn: u64, into: &mut Landing) -> bool {
+        let Some(h) = self.halves.get_mut(&conn) else { return false };
+        let Waiting::Body(p) = std::mem::take(&mut h.waiting) else { return false };
+        into.copy_from(0, p.load.bytes());
+        self.consumed(conn, p.load.len());
+        true
+    }
+
     pub(crate) fn finish_take(&mut self, conn: u64) {
         let Some(h) = self.halves.get_mut(&conn) else { return };
         match std::mem::take(&mut h.waiting) {

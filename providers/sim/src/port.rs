@@ -4,7 +4,7 @@ use crate::net::Place;
 use crate::world::World;
 use kfab_core::mem::{Landing, Slice};
 use kfab_core::spi::{
-    Caps, Conn, Event, Exposure, Frame, Port, RemoteKey, Rights, Rma, RmaStarted, RmaToken, Way,
+    Caps, Conn, Event, Exposure, Frame, Next, Port, RemoteKey, Rights, Rma, RmaStarted, RmaToken, Small, Way,
 };
 use kfab_core::{Error, Kind, Result};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -74,6 +74,14 @@ impl Port for SimPort {
         w.flush_port(self.id);
         w.tick(now_ns);
         w.collect(self.id, events)
+    }
+
+    fn next_small(&mut self, _now_ns: u64, into: &mut Small) -> Next {
+        self.world.lock().next_small(self.id, into)
+    }
+
+    fn take_now(&mut self, conn: Conn, into: &mut Landing) -> bool {
+        self.world.lock().take_now(conn.0, into)
     }
 
     fn take(&mut self, conn: Conn, landing: Option<Landing>) -> Option<Option<Landing>> {
