@@ -80,14 +80,13 @@ impl Machine {
 
     /// A connection that sends no hello costs its place only for so long; on lossy rails ours is repeated until it is answered.
     fn see_to_greetings(&mut self, io: &mut Io<'_>) -> u64 {
-        let limit = ns(self.limits.peer_timeout);
         let mut next = u64::MAX;
         for ci in std::mem::take(&mut self.greeting) {
             let c = &self.conns[ci as usize];
             if !c.live || !c.ready || c.up || c.closing {
                 continue;
             }
-            let give_up = c.opened_at + limit;
+            let give_up = self.greeting_ends(ci);
             if give_up <= io.now {
                 self.close_conn(io, ci);
                 continue;

@@ -13,6 +13,9 @@ use kfab_core::spi::{Address, Body, Conn, Delivery, DownReason, Frame, Inline};
 use kfab_core::{Error, Fate, Kind};
 use zerocopy::IntoBytes;
 
+/// Restarts of a peer under one number of our state.
+const PAST_MAX: usize = 8;
+
 impl Machine {
     // ---- dialing ----
 
@@ -132,19 +135,29 @@ impl Machine {
 
     pub(crate) fn on_up(&mut self, io: &mut Io<'_>, port: usize, conn: Conn) {
         if let Some(ci) = self.conn_at(port, conn) {
-            self.conns[ci as usize].ready = true;
+            let c = &mut self.conns[ci as usize];
+            (c.ready, c.ready_at) = (true, io.now);
             self.send_hello(io, ci);
-            if self.conns[ci as usize].delivery == Delivery::Datagram {
-                self.greeting.push(ci);
-            }
+            self.await_hello(io.now, ci);
         }
     }
 
     pub(crate) fn on_incoming(&mut self, io: &mut Io<'_>, port: usize, conn: Conn) {
         let ci = self.add_conn(io, port, conn, None);
-        self.greeting.push(ci);
-        self.next_tick = self.next_tick.min(io.now + self.limits.peer_timeout.as_nanos() as u64);
+        self.await_hello(io.now, ci);
         // The answer waits for the peer's hello: until then we do not know for which state to speak.
+    }
+
+    /// The other end owes a hello: it costs its place only for so long, and an answer lost with its connection is not waited for.
+    fn await_hello(&mut self, now: u64, ci: u32) {
+        self.greeting.push(ci);
+        self.next_tick = self.next_tick.min(self.greeting_ends(ci).max(now));
+    }
+
+    /// When a connection is given up whose hello has not come. Ours early enough that the peer can be dialed again before it is lost.
+    pub(crate) fn greeting_ends(&self, ci: u32) -> u64 {
+        let (c, limit) = (&self.conns[ci as usize], self.limits.peer_timeout.as_nanos() as u64);
+        c.ready_at + if c.dialed { limit / 3 } else { limit }
     }
 
     pub(crate) fn send_hello(&mut self, io: &mut Io<'_>, ci: u32) {
@@ -217,6 +230,10 @@ impl Machine {
         landing: Option<Landing>,
         len: usize,
     ) {
+        if self.conns[ci as usize].closing {
+            // Given up while its address came: the other end speaks for a state that is gone.
+            return;
+        }
         let buffer = landing.and_then(Landing::into_buffer);
         let text = buffer.as_ref().and_then(|b| std::str::from_utf8(b.get(..len)?).ok());
         let address = text.and_then(|t| t.parse::<Address>().ok());
@@ -235,11 +252,19 @@ impl Machine {
         }
         let session = h.session.get();
         let p = &self.peers[pi as usize];
+        if p.past.contains(&session) {
+            // Frames of the state with these two numbers may be counted there: it must not come again.
+            return self.reset_peer(io, pi, None, Kind::PeerLost, "the peer speaks for a state that is over");
+        }
         let forgotten = p.identity.is_some_and(|i| i != id) || p.far_session.is_some_and(|s| s != session);
         if forgotten {
             self.stream.push(FabricEvent::PeerRestarted { peer: self.peers[pi as usize].name });
-            // The hello has the number of our state: it stays, so that both sides start anew under the same two numbers.
-            self.reset_peer(io, pi, Some(ci), Kind::PeerLost, "the peer restarted");
+            // The other end may have the number of our state: it stays, so that both sides start anew under the same two numbers.
+            let spare = Some(ci).filter(|_| p.past.len() < PAST_MAX);
+            self.reset_peer(io, pi, spare, Kind::PeerLost, "the peer restarted");
+            if spare.is_none() {
+                return;
+            }
         }
         let was_up = !self.peers[pi as usize].rails.is_empty();
         if self.peers[pi as usize].frame_max == 0 {
@@ -292,7 +317,7 @@ impl Machine {
         }
         let text = address.as_ref().map(Address::to_string);
         if let Some(&pi) = text.as_ref().and_then(|t| self.by_address.get(t)) {
-            return Some(pi);
+            return Some(self.peers[pi as usize].alias.map_or(pi, |real| real.index));
         }
         let pi = self.new_peer(address, false).ok()?;
         if let Some(t) = text {
@@ -314,7 +339,7 @@ impl Machine {
             );
         }
         let (old, new) = (self.peers[known as usize].name, self.peers[dialed as usize].name);
-        let fresh = crate::peer::Peer::new(old, None, true, 0);
+        let fresh = crate::peer::Peer::new(old, None, true, split_mix(&mut self.sessions));
         let mut real = std::mem::replace(&mut self.peers[known as usize], fresh);
         self.peers[known as usize].alias = Some(new);
         let shell = &mut self.peers[dialed as usize];
@@ -550,7 +575,7 @@ impl Machine {
         let p = &mut self.peers[pi as usize];
         let known = p.identity.take();
         (p.tx, p.rx) = (Tx::default(), Rx::default());
-        p.far_session = None;
+        p.past.extend(p.far_session.take());
         p.cut_since = None;
         p.rails.clear();
         p.active.clear();
@@ -558,6 +583,7 @@ impl Machine {
         p.counters.lost += 1;
         if spare.is_none() {
             p.session = fresh_session;
+            p.past.clear();
         }
         for c in &mut p.candidates {
             if !matches!(c.dial, Dial::Dialing { conn } if Some(conn) == spare) {

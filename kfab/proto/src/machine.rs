@@ -54,7 +54,8 @@ pub(crate) struct ConnState {
     pub(crate) rma_bytes: usize,
     /// The peer's number of its port at the other end.
     pub(crate) far_port: u16,
-    pub(crate) opened_at: u64,
+    /// When the transport had it up.
+    pub(crate) ready_at: u64,
     pub(crate) used_at: u64,
     /// The last frame from the other end, and since when it owes an answer to a probe (0: it does not).
     pub(crate) heard_at: u64,
@@ -686,7 +687,7 @@ impl Machine {
             unacked_bytes: 0,
             rma_bytes: 0,
             far_port: 0,
-            opened_at: io.now,
+            ready_at: io.now,
             used_at: io.now,
             heard_at: io.now,
             asked_at: 0,

@@ -234,6 +234,8 @@ pub(crate) struct Peer {
     /// Numbers this state: new when we gave the peer up, so that both sides start anew together.
     pub(crate) session: u64,
     pub(crate) far_session: Option<u64>,
+    /// What that was before, under the same number of ours. Two numbers together name one state, once.
+    pub(crate) past: Vec<u64>,
     /// The endpoint's own number, new at every start; `None` before the first hello.
     pub(crate) identity: Option<u64>,
     /// Asked for by the user: the entry stays when the peer is lost.
@@ -271,6 +273,7 @@ impl Peer {
             alias: None,
             session,
             far_session: None,
+            past: Vec::new(),
             address,
             identity: None,
             wanted,

@@ -36,7 +36,7 @@ fn all_seeds(plan: &Plan) {
 }
 
 fn plan(name: &'static str, delivery: Delivery, trouble: Trouble) -> Plan {
-    Plan { name, delivery, rails: 2, hosts: 3, rma: false, trouble, messages: 150 }
+    Plan { name, delivery, rails: 2, hosts: 3, rma: false, trouble, messages: 200 }
 }
 
 #[test]
@@ -69,9 +69,25 @@ fn connections_with_crashes_and_restarts() {
     all_seeds(&plan("connections, crashes", Delivery::Connection, Trouble::Crashes));
 }
 
+/// The short way is for one rail: where frames are kept, too.
+#[test]
+fn one_rail_of_connections_with_cuts() {
+    all_seeds(&Plan { rails: 1, ..plan("one rail, cuts", Delivery::Connection, Trouble::Cuts) });
+}
+
+#[test]
+fn one_rail_of_connections_with_crashes() {
+    all_seeds(&Plan { rails: 1, ..plan("one rail, crashes", Delivery::Connection, Trouble::Crashes) });
+}
+
 #[test]
 fn datagrams_with_everything() {
     all_seeds(&plan("datagrams, everything", Delivery::Datagram, Trouble::Everything));
+}
+
+#[test]
+fn connections_with_everything() {
+    all_seeds(&plan("connections, everything", Delivery::Connection, Trouble::Everything));
 }
 
 #[test]
@@ -87,6 +103,12 @@ fn memory_like_with_crashes() {
 #[test]
 fn one_sided_connections_with_cuts() {
     all_seeds(&Plan { rma: true, ..plan("rma connections, cuts", Delivery::Connection, Trouble::Cuts) });
+}
+
+#[test]
+fn one_sided_connections_with_everything() {
+    let everything = plan("rma connections, everything", Delivery::Connection, Trouble::Everything);
+    all_seeds(&Plan { rma: true, ..everything });
 }
 
 /// The twin that proves the checks can fail: a world that lets duplicates through must be noticed.

@@ -28,6 +28,8 @@ pub(crate) struct Node {
     pub(crate) peers: BTreeMap<u32, PeerId>,
     pub(crate) window: Option<(WindowId, WindowKey, WindowMem)>,
     pub(crate) sent: u64,
+    /// When the application sends again.
+    pub(crate) next_burst: u64,
     /// Receives posted: untagged and tagged.
     pub(crate) posted: [usize; 2],
     held: Vec<Message>,
@@ -76,6 +78,7 @@ impl Node {
             peers: BTreeMap::new(),
             window: None,
             sent: 0,
+            next_burst: 0,
             posted: [0; 2],
             held: Vec::new(),
             listens: false,
@@ -133,14 +136,19 @@ impl Node {
             delivered: rng.chance(0.3),
         };
         let peer = self.peers[&to];
-        let in_slab = rng.chance(0.5);
         let job = Job::Send { id, delivered: options.delivered };
-        let r = if in_slab {
-            let b = self.pool.copy_from(&bytes).unwrap();
-            self.with(now, |m, io| m.send(io, peer, b.into(), options))
-        } else {
-            self.with(now, |m, io| m.send(io, peer, bytes.as_slice().into(), options))
+        let payload = match rng.chance(0.5) {
+            true => Payload::Buffer(self.pool.copy_from(&bytes).unwrap()),
+            false => Payload::Bytes(&bytes),
         };
+        let shortly = rng.chance(0.5);
+        let r = self.with(now, |m, io| {
+            if shortly && m.send_now(io, peer, &payload, options) {
+                Ok(None)
+            } else {
+                m.send(io, peer, payload, options)
+            }
+        });
         self.sent += 1;
         self.begin(r, job, book);
     }
@@ -161,13 +169,45 @@ impl Node {
         }
     }
 
-    /// Posts a receive, sometimes with a buffer.
+    /// Posts a receive, sometimes with a buffer, sometimes on the short way.
     fn receive(&mut self, now: u64, tagged: bool, rng: &mut Rng, book: &mut Book) {
         let tag = tagged.then_some((0, 3));
-        let into = rng.chance(0.3).then(|| self.pool.alloc(300_000).unwrap());
+        let (want, shortly) = (Want { tag, from: None }, rng.chance(0.5));
+        let mut out =
+            Direct { body: rng.chance(0.3).then(|| self.pool.alloc(300_000).unwrap()), ..Direct::EMPTY };
         self.posted[usize::from(tagged)] += 1;
-        let r = self.with(now, |m, io| m.recv(io, Want { tag, from: None }, into));
+        let r = self.with(now, |m, io| {
+            if shortly && m.recv_now(io, &want, &mut out) {
+                return Ok(Started::Done(Outcome::Message(message(&mut out))));
+            }
+            let posted = if shortly { m.post_recv(io, &want, &mut out.body) } else { None };
+            posted.map_or_else(|| m.recv(io, want, out.body.take()), |op| Ok(Started::Pending(op)))
+        });
         self.start(r, Job::Recv { tagged }, book);
+    }
+
+    /// Waits a little for one of the receives, on the short way.
+    fn wait_shortly(&mut self, now: u64, rng: &mut Rng, book: &mut Book) {
+        let receives: Vec<OpId> =
+            self.jobs.iter().filter(|(_, j)| matches!(j, Job::Recv { .. })).map(|(op, _)| *op).collect();
+        if receives.is_empty() {
+            return;
+        }
+        let op = receives[rng.below(receives.len() as u64) as usize];
+        for _ in 0..rng.below(8) {
+            if self.machine.has_ended(op) {
+                return;
+            }
+            let mut out = Direct::EMPTY;
+            match self.with(now, |m, io| m.poll_for(io, op, &mut out)) {
+                Polled::Busy => {}
+                Polled::Nothing | Polled::Due => return,
+                Polled::Here => {
+                    let job = self.jobs.remove(&op).unwrap();
+                    return self.ended(job, Ok(Outcome::Message(message(&mut out))), book);
+                }
+            }
+        }
     }
 
     pub(crate) fn one_sided(
@@ -226,7 +266,10 @@ impl Node {
         }
     }
 
-    pub(crate) fn poll(&mut self, now: u64, book: &mut Book) {
+    pub(crate) fn poll(&mut self, now: u64, rng: &mut Rng, book: &mut Book) {
+        if rng.chance(0.5) {
+            self.wait_shortly(now, rng, book);
+        }
         self.with(now, |m, io| m.poll(io));
         self.reap(book);
     }
@@ -327,6 +370,15 @@ fn check_window(b: &Buffer, at: usize, len: usize, host: u32) {
     for (i, x) in b.iter().enumerate() {
         assert_eq!(*x, ((at + i) * 7 + host as usize) as u8, "byte {} of host {host}'s window", at + i);
     }
+}
+
+/// A message that came by the short way, as one that came by the long.
+fn message(out: &mut Direct) -> Message {
+    let data = match out.body.take() {
+        None => Data::Inline(out.small.inline),
+        Some(buffer) => Data::Buffer { buffer, len: out.small.body_len },
+    };
+    Message { from: out.from, tag: out.tag, data }
 }
 
 /// What an error may be while peers crash.

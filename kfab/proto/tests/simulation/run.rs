@@ -247,8 +247,9 @@ impl Run {
         let mut steps = 0u64;
         loop {
             let now = self.world.now();
-            self.act(now);
-            if now >= next_trouble && now < trouble_ends {
+            let strikes = now >= next_trouble && now < trouble_ends;
+            self.act(now, strikes);
+            if strikes {
                 self.trouble();
                 next_trouble = now + self.rng.below(150 * MS);
             } else if now >= trouble_ends && next_trouble != u64::MAX {
@@ -268,8 +269,8 @@ impl Run {
         self.finish(lose_one)
     }
 
-    /// What the applications do at this moment.
-    fn act(&mut self, now: u64) {
+    /// What the applications do at this moment. If trouble `strikes` next, it is to meet traffic.
+    fn act(&mut self, now: u64, strikes: bool) {
         let keys: BTreeMap<u32, (u32, WindowKey)> = self
             .nodes
             .iter()
@@ -280,10 +281,11 @@ impl Run {
         let may_disturb = self.plan.trouble == Trouble::Everything;
         for n in self.nodes.iter_mut().flatten() {
             n.keep_receiving(now, rng, book);
-            if n.sent < messages && rng.chance(0.3) {
+            if n.sent < messages && (now >= n.next_burst || strikes && rng.chance(0.5)) {
+                // Close together, and all over the time that trouble has.
+                let most = if rng.chance(0.6) { MS } else { 150 * MS };
+                n.next_burst = now + rng.below(most);
                 let others: Vec<u32> = n.peers.keys().copied().collect();
-                let mut others = others;
-                others.sort_unstable();
                 let to = others[rng.below(others.len() as u64) as usize];
                 for _ in 0..=rng.below(12) {
                     n.send(now, to, rng, book);
@@ -303,7 +305,7 @@ impl Run {
     fn settle(&mut self, now: u64) -> Result<(), String> {
         let bound = 64 * self.plan.hosts as usize;
         for n in self.nodes.iter_mut().flatten() {
-            n.poll(now, &mut self.book);
+            n.poll(now, &mut self.rng, &mut self.book);
             let s = n.machine.stats();
             if s.unexpected > bound {
                 return Err(format!(
