@@ -86,8 +86,8 @@ fn line(path: impl AsRef<Path>) -> Option<String> {
     Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
-/// All ports of all cards, usable and fast ones first; an error is the reason why there is none. Equals are in the order of their
-/// addresses: the first rail here and the first rail of a peer are then likely to be on one network.
+/// All ports of all cards, fast ones first; an error is the reason why there is none. Equals are in the order of their addresses,
+/// whether they are up or not: the first rail here and the first rail of a peer are then likely to be on one network.
 pub(crate) fn cards() -> Result<Vec<Card>, String> {
     let mut all: Vec<Card> = sys::card_names()?.iter().flat_map(|n| ports_of(n)).collect();
     if all.iter().any(|c| c.iwarp) {
@@ -97,7 +97,7 @@ pub(crate) fn cards() -> Result<Vec<Card>, String> {
         return Err("no RDMA card (`rdma link` lists them)".to_owned());
     }
     let address = |c: &Card| c.gids.first().filter(|g| g.is_routable()).map(Gid::ip);
-    all.sort_by_key(|c| (!c.active(), std::cmp::Reverse(c.speed), address(c)));
+    all.sort_by_key(|c| (std::cmp::Reverse(c.speed), address(c)));
     Ok(all)
 }
 
