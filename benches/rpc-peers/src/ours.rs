@@ -3,7 +3,6 @@ use crate::load::{Job, Load, median, rate};
 use kfab::{EndpointConfig, Fabric, Rights, Wait};
 use lnet_shim::rpc::{Body, Book, Call, Client, ClientConfig, Server, ServerConfig, Service};
 use std::collections::VecDeque;
-use std::time::Duration;
 const PORTAL: u8 = 6;
 const ECHO: u16 = 1;
 const WRITE: u16 = 2;
@@ -29,8 +28,7 @@ pub fn serve(system: &str) -> anyhow::Result<()> {
             bulk.put(0, &[buffer]).await?;
             Ok(b"ok".into())
         });
-    let spin = Duration::from_secs(3600);
-    let config = ServerConfig { lanes: vec![endpoint(system)], spin, ..Default::default() };
+    let config = ServerConfig { lanes: vec![endpoint(system)], ..Default::default() };
     let server = Server::start(&fabric(), config, vec![service])?;
     println!("{}", server.addresses()[0]);
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;

@@ -55,15 +55,17 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    /// A reply to a call sent once came after `ns`. The server's estimate rode in it.
+    /// A reply to a call sent once came, after `ns` if that was measured. The server's estimate rode in it.
     #[inline]
-    pub(crate) fn replied(&mut self, ns: u64, estimate_us: u32) {
-        if self.mean_ns == 0 {
-            (self.mean_ns, self.deviation_ns) = (ns, ns / 2);
-        } else {
-            let off = self.mean_ns.abs_diff(ns);
-            self.deviation_ns = self.deviation_ns - self.deviation_ns / 4 + off / 4;
-            self.mean_ns = self.mean_ns - self.mean_ns / 8 + ns / 8;
+    pub(crate) fn replied(&mut self, ns: Option<u64>, estimate_us: u32) {
+        match ns {
+            Some(ns) if self.mean_ns == 0 => (self.mean_ns, self.deviation_ns) = (ns, ns / 2),
+            Some(ns) => {
+                let off = self.mean_ns.abs_diff(ns);
+                self.deviation_ns = self.deviation_ns - self.deviation_ns / 4 + off / 4;
+                self.mean_ns = self.mean_ns - self.mean_ns / 8 + ns / 8;
+            }
+            None => {}
         }
         self.service_ns = u64::from(estimate_us) * 1000;
     }
@@ -103,11 +105,11 @@ mod tests {
         let mut p = Patience::default();
         assert_eq!(p.wait_ns(1000, 5_000_000), 1000);
         for _ in 0..100 {
-            p.replied(20_000, 0);
+            p.replied(Some(20_000), 0);
         }
         let seen = p.wait_ns(1000, 5_000_000);
         assert!((20_000..25_000).contains(&seen), "{seen}");
-        p.replied(20_000, 1000);
+        p.replied(None, 1000);
         assert!(p.wait_ns(1000, 5_000_000) > 1_250_000);
         assert_eq!(p.wait_ns(1000, 500_000), 500_000);
         p.estimated(0);

@@ -3,7 +3,7 @@
 use super::body::Body;
 use super::client::{ClientLimits, Core, Replay, Send, Start};
 use super::outbox::Packet;
-use super::server::{Arrived, Clients, Desk, Post, ServerLimits};
+use super::server::{Clients, Desk, Post, ServerLimits};
 use super::session::Answer;
 use super::wire::{HEAD, Head, Kind, Status};
 use std::collections::HashSet;
@@ -67,12 +67,12 @@ pub fn fuzz_server(data: &[u8]) {
     let mut desk = Desk::new(Arc::new(Clients::new(1 << 20, limits)));
     let mut sink = Sink::default();
     let hello = Head { kind: Kind::Hello, count: 0, client: CLIENT, session: 0 }.encode();
-    desk.receive(1, || (), Arrived::Bytes(hello.to_vec()), &mut sink);
+    desk.receive(1, |_| (), hello.to_vec(), &mut sink);
     let session = session_of(&sink);
     let mut ran = HashSet::new();
     let kinds = [Kind::Calls, Kind::Calls, Kind::Cancel, Kind::Done, Kind::Hello];
     for (at, packet) in packets(data, CLIENT, session, &kinds).into_iter().enumerate() {
-        desk.receive(at as u64 * 1000, || (), Arrived::Bytes(packet), &mut sink);
+        desk.receive(at as u64 * 1000, |_| (), packet, &mut sink);
         assert!(desk.queued() <= 8 + 256);
         while let Some(a) = desk.next_call() {
             assert!(a.ticket.client != CLIENT || ran.insert(a.ticket.id), "{:?} began twice", a.ticket.id);
@@ -109,7 +109,7 @@ pub fn fuzz_client(data: &[u8]) {
     let mut ended = 0;
     for (at, packet) in packets(data, CLIENT, 77, &kinds).into_iter().enumerate() {
         let now = at as u64 * 1_000_000;
-        core.receive(now, &packet, |from| packet.get(from..).map(Body::copy), &mut sink);
+        core.receive(|| now, &packet, |from| packet.get(from..).map(Body::copy), &mut sink);
         if core.tick(now, &mut sink) || core.is_down() {
             core.connect(now, &mut sink);
         }

@@ -6,7 +6,7 @@ use super::client::{ClientLimits, Core, Replay, Send, Start};
 use super::error::{Kind, Result};
 use super::faults::{Blow, Dice, Faults, split_mix};
 use super::outbox::Packet;
-use super::server::{Arrived, Clients, Desk, Post, ServerLimits};
+use super::server::{Clients, Desk, Post, ServerLimits};
 use super::session::Answer;
 use super::wire::Status;
 use std::collections::HashMap;
@@ -135,11 +135,11 @@ impl Play {
             match to {
                 To::Client(c) => {
                     let share = |at: usize| Some(Body::copy(&bytes[at..]));
-                    self.clients[c].receive(now, &bytes, share, &mut self.net);
+                    self.clients[c].receive(|| now, &bytes, share, &mut self.net);
                 }
                 To::Server => {
                     let from = self.net.from[&bytes[8..16]];
-                    self.desk.receive(now, || from, Arrived::Bytes(bytes), &mut self.net);
+                    self.desk.receive(now, |_| from, bytes, &mut self.net);
                 }
             }
         }
@@ -223,7 +223,7 @@ fn ten_thousand_calls_over_a_lossy_network_end_once_and_run_once() {
             assert_eq!(*body, (number * 3).to_le_bytes(), "seed {seed}");
             assert_eq!(play.ran[&number], 1, "seed {seed}: call {number} ran {} times", play.ran[&number]);
         }
-        let counts = play.desk.counts;
+        let counts = play.desk.counts();
         assert!(counts.answered_again > 0 && counts.still_running > 0, "seed {seed}: {counts:?}");
         assert_eq!(counts.damaged, 0);
     }
@@ -236,7 +236,7 @@ fn a_sound_network_needs_no_resends() {
     play.slow = false;
     let ended = run(&mut play, 2000, Replay::Never, |_, _| {});
     assert!(ended.values().all(Result::is_ok));
-    assert_eq!((play.desk.counts.answered_again, play.desk.counts.stale), (0, 0));
+    assert_eq!((play.desk.counts().answered_again, play.desk.counts().stale), (0, 0));
     assert!(play.ran.values().all(|n| *n == 1));
 }
 
@@ -248,7 +248,7 @@ fn overload_delays_calls_and_loses_none() {
         let ended = run(&mut play, 600, Replay::Never, |_, _| {});
         assert!(ended.values().all(Result::is_ok), "seed {seed}");
         assert!(play.ran.values().all(|n| *n == 1), "seed {seed}");
-        assert!(play.desk.counts.retry_after > 0, "seed {seed}");
+        assert!(play.desk.counts().retry_after > 0, "seed {seed}");
     }
 }
 
@@ -301,5 +301,5 @@ fn a_client_that_was_forgotten_is_welcomed_again_and_its_calls_run() {
     play.ran.clear();
     assert!(run(&mut play, 100, Replay::Never, |_, _| {}).values().all(Result::is_ok));
     assert!(play.ran.values().all(|n| *n == 1));
-    assert!(play.desk.counts.strangers > 0);
+    assert!(play.desk.counts().strangers > 0);
 }

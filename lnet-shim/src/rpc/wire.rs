@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tag     u8 0x52 | u8 lane of traffic | u48 low bits of the client's id
-//! packet  u8 version, u8 kind, u16 records, u32 zero, u64 client, u64 session (0: none yet)
+//! packet  u8 version, u8 kind, u16 records, u32 zero, u64 client, u64 session (0: none yet), records, perhaps zeros
 //! call    u64 id, u32 bytes, u8 portal, u8 flags, u16 opcode, u32 patience us, u32 limit us (0: none),
 //!         [u16 bytes, extension], payload
 //! reply   u64 id, u32 bytes, u8 status, u8 zero, u16 zero, u32 estimate us, u32 argument, payload
@@ -59,11 +59,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    #[inline]
     fn from_u8(n: u8) -> Option<Kind> {
         use Kind::*;
-        [Hello, Welcome, Calls, Replies, Cancel, Stranger, Bye, Refused, Done]
-            .into_iter()
-            .find(|k| *k as u8 == n)
+        const ALL: [Kind; 9] = [Hello, Welcome, Calls, Replies, Cancel, Stranger, Bye, Refused, Done];
+        ALL.get(usize::from(n).wrapping_sub(1)).copied()
     }
 }
 

@@ -159,7 +159,6 @@ impl State {
     /// What the receive ended with.
     #[inline]
     pub(super) fn received(&mut self, result: kfab::Result<Message>) {
-        self.clock();
         match result {
             Ok(message) => {
                 self.packet(message);
@@ -182,16 +181,17 @@ impl State {
     #[inline]
     fn packet(&mut self, message: Message) {
         // A large reply keeps the message's memory; it is taken out of the cell by whoever shares it.
-        let len = message.len();
+        let (len, start) = (message.len(), self.start);
+        let now = || start.elapsed().as_nanos() as u64;
         if len <= super::super::outbox::COPY_MAX {
-            return self.core.receive(self.now, &message, |_| None, &mut self.wire);
+            return self.core.receive(now, &message, |_| None, &mut self.wire);
         }
         match Body::from_message(message, 0) {
             Ok(body) => {
                 let buffer = body.into_buffer();
                 let share =
                     |at: usize| (at <= buffer.len()).then(|| Body::from(buffer.slice(at..buffer.len())));
-                self.core.receive(self.now, &buffer, share, &mut self.wire);
+                self.core.receive(now, &buffer, share, &mut self.wire);
             }
             Err(e) => tracing::warn!(target: "lnet", "a reply is lost: {e}"),
         }

@@ -229,6 +229,9 @@ impl Shared {
                 return r;
             }
             s = self.wait_once(s, Some(key), FOLLOW);
+            if !s.core.has_ended(key) {
+                s.clock();
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use super::super::error::Result;
 use super::super::outbox::{COPY_MAX, Outbox, Packet, RECORDS_MAX, tailed};
 use super::super::session::{Admission, Answer, Session};
 use super::super::wire::*;
+use super::ServerLimits;
 use super::clients::{Clients, Known};
 use kfab::Message;
 use std::collections::{HashMap, VecDeque};
@@ -23,30 +24,21 @@ pub(crate) trait Post {
 }
 
 /// A received packet.
-pub(crate) enum Arrived {
-    Message(Message),
-    /// From a test, or one who tries to break the parsers.
-    Bytes(Vec<u8>),
+pub(crate) trait Arrived: Deref<Target = [u8]> {
+    /// Its bytes from `at` on: shared with it where they are many.
+    fn into_body(self, at: usize) -> Result<Body>;
 }
 
-impl Deref for Arrived {
-    type Target = [u8];
-
-    #[inline]
-    fn deref(&self) -> &[u8] {
-        match self {
-            Arrived::Message(m) => m,
-            Arrived::Bytes(b) => b,
-        }
+impl Arrived for Message {
+    fn into_body(self, at: usize) -> Result<Body> {
+        Body::from_message(self, at)
     }
 }
 
-impl Arrived {
-    pub(crate) fn into_body(self, at: usize) -> Result<Body> {
-        match self {
-            Arrived::Message(m) => Body::from_message(m, at),
-            Arrived::Bytes(b) => Ok(Body::copy(&b[at.min(b.len())..])),
-        }
+/// From a test, or one who tries to break the parsers.
+impl Arrived for Vec<u8> {
+    fn into_body(self, at: usize) -> Result<Body> {
+        Ok(Body::copy(&self[at.min(self.len())..]))
     }
 }
 
@@ -74,10 +66,36 @@ pub(crate) struct Arrival {
 
 /// A client on this lane.
 struct Line<To> {
-    client: u64,
     known: Arc<Known>,
+    way: Way<To>,
+}
+
+/// The way back to a client.
+struct Way<To> {
+    /// Its line's place.
+    at: usize,
+    client: u64,
+    session: u64,
     to: To,
     out: Outbox,
+}
+
+/// Where a client's calls come in.
+struct Door<'a, To> {
+    session: &'a mut Session,
+    way: &'a mut Way<To>,
+    limits: &'a ServerLimits,
+}
+
+/// What waits for the lane.
+#[derive(Default)]
+struct Queues {
+    high: VecDeque<Arrival>,
+    normal: VecDeque<Arrival>,
+    abandoned: Vec<Ticket>,
+    /// Lines with answers that have not left.
+    dirty: Vec<usize>,
+    counts: DeskCounts,
 }
 
 /// A call that has ended, and whose answer has not left yet.
@@ -110,12 +128,8 @@ pub(crate) struct Desk<P: Post> {
     lines: slab::Slab<Line<P::To>>,
     by_client: HashMap<u64, usize>,
     last: usize,
-    high: VecDeque<Arrival>,
-    normal: VecDeque<Arrival>,
-    abandoned: Vec<Ticket>,
+    queues: Queues,
     ended: Vec<Ended>,
-    dirty: Vec<usize>,
-    pub(crate) counts: DeskCounts,
 }
 
 impl<P: Post> Desk<P> {
@@ -125,25 +139,33 @@ impl<P: Post> Desk<P> {
             lines: slab::Slab::new(),
             by_client: HashMap::new(),
             last: 0,
-            high: VecDeque::new(),
-            normal: VecDeque::new(),
-            abandoned: Vec::new(),
+            queues: Queues::default(),
             ended: Vec::new(),
-            dirty: Vec::new(),
-            counts: DeskCounts::default(),
         }
     }
 
-    /// A packet came.
-    pub(crate) fn receive(&mut self, now: u64, from: impl FnOnce() -> P::To, packet: Arrived, post: &mut P) {
+    /// What it met.
+    pub(crate) fn counts(&self) -> DeskCounts {
+        self.queues.counts
+    }
+
+    /// A packet came. `from` is asked only if the client's line does not tell.
+    #[inline]
+    pub(crate) fn receive<A: Arrived>(
+        &mut self,
+        now: u64,
+        from: impl FnOnce(&A) -> P::To,
+        packet: A,
+        post: &mut P,
+    ) {
         let Some((head, rest)) = Head::decode(&packet) else {
-            self.counts.damaged += 1;
+            self.queues.counts.damaged += 1;
             return;
         };
         if head.kind == Kind::Hello {
-            return self.hello(now, head.client, from(), post);
+            return self.hello(now, head.client, from(&packet), post);
         }
-        let Some(at) = self.line(&head) else { return self.stranger(&head, rest, from(), post) };
+        let Some(at) = self.line(&head) else { return self.stranger(&head, rest, from(&packet), post) };
         match head.kind {
             Kind::Calls => self.calls(now, at, head, packet, post),
             Kind::Cancel => {
@@ -157,30 +179,31 @@ impl<P: Post> Desk<P> {
                 }
             }
             Kind::Bye => self.bye(at),
-            _ => self.counts.damaged += 1,
+            _ => self.queues.counts.damaged += 1,
         }
     }
 
     /// The next call to run, those of high priority first.
     #[inline]
     pub(crate) fn next_call(&mut self) -> Option<Arrival> {
-        self.high.pop_front().or_else(|| self.normal.pop_front())
+        self.queues.high.pop_front().or_else(|| self.queues.normal.pop_front())
     }
 
     /// The next call to run, of high priority only.
+    #[inline]
     pub(crate) fn next_high(&mut self) -> Option<Arrival> {
-        self.high.pop_front()
+        self.queues.high.pop_front()
     }
 
     /// Calls that wait.
     pub(crate) fn queued(&self) -> usize {
-        self.high.len() + self.normal.len()
+        self.queues.high.len() + self.queues.normal.len()
     }
 
     /// Calls that wait and whose client may lose its patience before `now`.
     pub(crate) fn impatient(&mut self, now: u64) -> Vec<(Ticket, u32)> {
         let late = |a: &&mut Arrival| now.saturating_sub(a.arrived) > u64::from(a.patience_us) * 750;
-        let waiting = self.high.iter_mut().chain(&mut self.normal).filter(late);
+        let waiting = self.queues.high.iter_mut().chain(&mut self.queues.normal).filter(late);
         waiting
             .map(|a| {
                 a.patience_us = a.patience_us.saturating_mul(2);
@@ -190,8 +213,9 @@ impl<P: Post> Desk<P> {
     }
 
     /// Running calls that nobody wants any more: their handlers are to be dropped.
+    #[inline]
     pub(crate) fn abandoned(&mut self) -> Vec<Ticket> {
-        std::mem::take(&mut self.abandoned)
+        std::mem::take(&mut self.queues.abandoned)
     }
 
     /// A call has ended.
@@ -205,28 +229,22 @@ impl<P: Post> Desk<P> {
 
     /// A call takes longer than its client may expect.
     pub(crate) fn early(&mut self, t: Ticket, us: u32, estimate_us: u32, post: &mut P) {
-        let Some(line) = self.lines.get(t.line).filter(|l| l.client == t.client) else { return };
+        let Some(line) = self.lines.get_mut(t.line).filter(|l| l.way.client == t.client) else { return };
         if line.known.lock().is_running(t.id) {
             let answer = Answer { status: Status::Early, arg: us, body: Body::EMPTY };
-            self.reply(t.line, t.id, &answer, estimate_us, post);
+            self.queues.reply(&mut line.way, t.id, &answer, estimate_us, post);
         }
     }
 
     /// The client's address, for bulk data.
     pub(crate) fn to(&self, t: Ticket) -> Option<P::To> {
-        self.lines.get(t.line).filter(|l| l.client == t.client).map(|l| l.to.clone())
+        self.lines.get(t.line).filter(|l| l.way.client == t.client).map(|l| l.way.to.clone())
     }
 
     /// Sends what is ready.
     #[inline]
     pub(crate) fn flush(&mut self, post: &mut P) {
-        self.settle(post);
-        while let Some(at) = self.dirty.pop() {
-            if let Some(line) = self.lines.get_mut(at).filter(|l| !l.out.is_empty()) {
-                let (to, tag) = (&line.to, tag_of(line.client));
-                line.out.take(line.client, line.known.number, |packet| post.post(to, tag, packet));
-            }
-        }
+        if self.ended.is_empty() { self.send_dirty(post) } else { self.settle(post) }
     }
 
     /// Forgets clients that have not been heard for too long; their calls are abandoned.
@@ -240,7 +258,7 @@ impl<P: Post> Desk<P> {
     /// The line of a packet, if its session is known here.
     #[inline]
     fn line(&mut self, head: &Head) -> Option<usize> {
-        let fits = |l: &Line<P::To>| l.client == head.client && l.known.number == head.session;
+        let fits = |l: &Line<P::To>| l.way.client == head.client && l.way.session == head.session;
         if self.lines.get(self.last).is_some_and(fits) {
             return Some(self.last);
         }
@@ -267,20 +285,21 @@ impl<P: Post> Desk<P> {
         let incarnation = self.clients.incarnation >> 16;
         say(Kind::Welcome, known.number, reply(Status::Ok, incarnation, u32::from(limits.slots)), post);
         if let Some(&at) = self.by_client.get(&client)
-            && let Some(line) = self.lines.get_mut(at).filter(|l| l.known.number == known.number)
+            && let Some(line) = self.lines.get_mut(at).filter(|l| l.way.session == known.number)
         {
-            line.to = from;
+            line.way.to = from;
             return;
         }
         if let Some(at) = self.by_client.get(&client) {
             self.drop_line(*at);
         }
-        let at = self.lines.insert(Line { client, known, to: from, out: Outbox::new(Kind::Replies) });
-        self.by_client.insert(client, at);
+        let (at, session) = (self.lines.vacant_key(), known.number);
+        let way = Way { at, client, session, to: from, out: Outbox::new(Kind::Replies) };
+        self.by_client.insert(client, self.lines.insert(Line { known, way }));
     }
 
     fn stranger(&mut self, head: &Head, rest: &[u8], from: P::To, post: &mut P) {
-        self.counts.strangers += 1;
+        self.queues.counts.strangers += 1;
         let mut out = Outbox::new(Kind::Stranger);
         let mut records = Records::new(head.count, rest);
         while let Some(Ok((call, ..))) = records.call() {
@@ -293,82 +312,151 @@ impl<P: Post> Desk<P> {
     }
 
     /// The client's session is locked once for a packet.
-    fn calls(&mut self, now: u64, at: usize, head: Head, packet: Arrived, post: &mut P) {
-        let Some(known) = self.lines.get(at).map(|l| l.known.clone()) else { return };
-        let mut session = known.lock();
-        session.heard = now;
-        if head.count == 1 && packet.len() > HEAD + COPY_MAX {
-            return self.large(&mut session, now, at, packet, post);
-        }
+    #[inline]
+    fn calls(&mut self, now: u64, at: usize, head: Head, packet: impl Arrived, post: &mut P) {
+        let Some(Line { known, way }) = self.lines.get_mut(at) else { return };
+        let (limits, queues) = (&self.clients.limits, &mut self.queues);
+        let mut door = Door { session: &mut known.lock(), way, limits };
+        door.session.heard = now;
         let mut records = Records::new(head.count, &packet[HEAD..]);
+        let mut large = None;
         while let Some(record) = records.call() {
             let Ok((call, extension, payload)) = record else {
-                self.counts.damaged += 1;
+                queues.counts.damaged += 1;
                 return;
             };
-            if let Some(t) = self.admit(&mut session, at, &call, post)
-                && let Some(extension) = self.enter(&mut session, t, &call, extension, post)
-            {
-                self.queue(now, t, &call, extension, Body::copy(payload));
+            let Some((t, extension)) = queues.admit(&mut door, &call, extension, post) else { continue };
+            if head.count == 1 && payload.len() > COPY_MAX {
+                large = Some((t, call, extension, HEAD + records.at() - payload.len()));
+            } else {
+                queues.push(now, t, &call, extension, Body::copy(payload));
+            }
+        }
+        // A large payload is shared with its packet, not copied.
+        if let Some((t, call, extension, begins)) = large {
+            match packet.into_body(begins) {
+                Ok(body) => queues.push(now, t, &call, extension, body),
+                Err(_) => queues.send_back(&mut door, t, post),
             }
         }
     }
 
-    /// A packet of one call with a large payload: shared, not copied.
-    fn large(&mut self, session: &mut Session, now: u64, at: usize, packet: Arrived, post: &mut P) {
-        let mut records = Records::new(1, &packet[HEAD..]);
-        let Some(Ok((call, extension, payload))) = records.call() else {
-            self.counts.damaged += 1;
-            return;
-        };
-        let begins = HEAD + records.at() - payload.len();
-        if let Some(t) = self.admit(session, at, &call, post)
-            && let Some(extension) = self.enter(session, t, &call, extension, post)
-        {
-            match packet.into_body(begins) {
-                Ok(body) => self.queue(now, t, &call, extension, body),
-                Err(_) => self.send_back(session, t, post),
+    /// Sends the answers of calls that have ended, then keeps them. A call that comes again in between, over another lane, still runs
+    /// there; an answer that nobody waits for any more is a late packet to the client. A client's session is locked once for all of
+    /// its calls that ended one after the other.
+    fn settle(&mut self, post: &mut P) {
+        for e in &self.ended {
+            let t = e.ticket;
+            if let Some(line) = self.lines.get_mut(t.line).filter(|l| l.way.client == t.client) {
+                self.queues.reply(&mut line.way, t.id, &e.answer, e.estimate_us, post);
             }
         }
+        self.send_dirty(post);
+        let of_one =
+            |a: &Ended, b: &Ended| (a.ticket.line, a.ticket.client) == (b.ticket.line, b.ticket.client);
+        for run in self.ended.chunk_by_mut(of_one) {
+            let Ticket { line, client, .. } = run[0].ticket;
+            let Some(line) = self.lines.get(line).filter(|l| l.way.client == client) else { continue };
+            let mut session = line.known.lock();
+            for e in run {
+                session.finish(e.ticket.id, std::mem::replace(&mut e.answer, Answer::empty(Status::Ok)));
+            }
+        }
+        self.ended.clear();
     }
 
     #[inline]
-    fn admit(&mut self, session: &mut Session, at: usize, call: &CallHead, post: &mut P) -> Option<Ticket> {
-        let t = Ticket { line: at, client: self.lines.get(at)?.client, id: call.id };
-        match session.admit(call.id) {
+    fn send_dirty(&mut self, post: &mut P) {
+        while let Some(at) = self.queues.dirty.pop() {
+            if let Some(line) = self.lines.get_mut(at).filter(|l| !l.way.out.is_empty()) {
+                line.way.send(post);
+            }
+        }
+    }
+
+    fn cancel(&mut self, at: usize, head: Head, rest: &[u8]) {
+        let Some(line) = self.lines.get(at) else { return };
+        let mut records = Records::new(head.count, rest);
+        while let Some(Ok((call, ..))) = records.call() {
+            if line.known.lock().finish(call.id, Answer::empty(Status::Canceled)).is_some() {
+                let t = Ticket { line: at, client: line.way.client, id: call.id };
+                self.queues.high.retain(|a| a.ticket != t);
+                self.queues.normal.retain(|a| a.ticket != t);
+                self.queues.abandoned.push(t);
+            }
+        }
+    }
+
+    fn bye(&mut self, at: usize) {
+        let Some(line) = self.lines.get(at) else { return };
+        let client = line.way.client;
+        self.clients.leave(client, line.way.session);
+        let running: Vec<CallId> = line.known.lock().running_calls().collect();
+        self.queues.abandoned.extend(running.into_iter().map(|id| Ticket { line: at, client, id }));
+        self.queues.high.retain(|a| a.ticket.client != client);
+        self.queues.normal.retain(|a| a.ticket.client != client);
+        self.drop_line(at);
+        self.by_client.remove(&client);
+    }
+
+    fn drop_line(&mut self, at: usize) {
+        self.lines.try_remove(at);
+    }
+}
+
+impl<To> Way<To> {
+    /// Sends what is ready.
+    #[inline]
+    fn send<P: Post<To = To>>(&mut self, post: &mut P) {
+        let (to, tag) = (&self.to, tag_of(self.client));
+        self.out.take(self.client, self.session, |packet| post.post(to, tag, packet));
+    }
+}
+
+impl Queues {
+    /// A call, and what came with it, if it is to run; else it has been answered here.
+    #[inline]
+    fn admit<P: Post>(
+        &mut self,
+        door: &mut Door<'_, P::To>,
+        call: &CallHead,
+        extension: &[u8],
+        post: &mut P,
+    ) -> Option<(Ticket, Extension)> {
+        let t = Ticket { line: door.way.at, client: door.way.client, id: call.id };
+        match door.session.admit(call.id) {
             Admission::New { abandoned } => {
                 self.abandoned.extend(abandoned.map(|id| Ticket { id, ..t }));
-                return Some(t);
+                return self.enter(door, t, call, extension, post).map(|extension| (t, extension));
             }
             Admission::Running => self.counts.still_running += 1,
             Admission::Again(answer) => {
                 self.counts.answered_again += 1;
-                self.reply(at, call.id, &answer, 0, post);
+                self.reply(door.way, call.id, &answer, 0, post);
             }
             Admission::Stale => self.counts.stale += 1,
             Admission::NoSlot => self.counts.damaged += 1,
-            Admission::Full => self.say_retry(t, post),
+            Admission::Full => self.say_retry(door, t, post),
         }
         None
     }
 
-    /// What came with the call; `None` if it is sent back, because the queue is full, or refused.
+    /// What came with a new call; `None` if it is sent back, because the queue is full, or refused.
     #[inline]
-    fn enter(
+    fn enter<P: Post>(
         &mut self,
-        session: &mut Session,
+        door: &mut Door<'_, P::To>,
         t: Ticket,
         call: &CallHead,
         extension: &[u8],
         post: &mut P,
     ) -> Option<Extension> {
-        let limits = &self.clients.limits;
         let room = match call.flags & flags::HIGH != 0 {
-            true => self.high.len() < limits.queue_high,
-            false => self.normal.len() < limits.queue,
+            true => self.high.len() < door.limits.queue_high,
+            false => self.normal.len() < door.limits.queue,
         };
         if !room {
-            self.send_back(session, t, post);
+            self.send_back(door, t, post);
             return None;
         }
         if extension.is_empty() {
@@ -376,31 +464,31 @@ impl<P: Post> Desk<P> {
         }
         let extension = Extension::decode(extension);
         if extension.is_none()
-            && let Some(answer) = session.finish(t.id, Answer::empty(Status::Malformed))
+            && let Some(answer) = door.session.finish(t.id, Answer::empty(Status::Malformed))
         {
-            self.reply(t.line, t.id, answer, 0, post);
+            self.reply(door.way, t.id, answer, 0, post);
         }
         extension
     }
 
     /// A call is not begun: it may come again.
     #[cold]
-    fn send_back(&mut self, session: &mut Session, t: Ticket, post: &mut P) {
-        if session.forget(t.id) {
-            self.say_retry(t, post);
+    fn send_back<P: Post>(&mut self, door: &mut Door<'_, P::To>, t: Ticket, post: &mut P) {
+        if door.session.forget(t.id) {
+            self.say_retry(door, t, post);
         }
     }
 
     #[cold]
-    fn say_retry(&mut self, t: Ticket, post: &mut P) {
+    fn say_retry<P: Post>(&mut self, door: &mut Door<'_, P::To>, t: Ticket, post: &mut P) {
         self.counts.retry_after += 1;
-        let arg = self.clients.limits.retry_after.as_micros() as u32;
+        let arg = door.limits.retry_after.as_micros() as u32;
         let answer = Answer { status: Status::RetryAfter, arg, body: Body::EMPTY };
-        self.reply(t.line, t.id, &answer, 0, post);
+        self.reply(door.way, t.id, &answer, 0, post);
     }
 
     #[inline]
-    fn queue(&mut self, now: u64, t: Ticket, call: &CallHead, extension: Extension, body: Body) {
+    fn push(&mut self, now: u64, t: Ticket, call: &CallHead, extension: Extension, body: Body) {
         let high = call.flags & flags::HIGH != 0;
         let arrival = Arrival {
             ticket: t,
@@ -416,75 +504,28 @@ impl<P: Post> Desk<P> {
         if high { self.high.push_back(arrival) } else { self.normal.push_back(arrival) }
     }
 
-    /// Keeps the answers of calls that have ended and puts them into packets. A client's session is locked once for all of its calls
-    /// that ended one after the other.
-    fn settle(&mut self, post: &mut P) {
-        let mut ended = std::mem::take(&mut self.ended);
-        let of_one =
-            |a: &Ended, b: &Ended| (a.ticket.line, a.ticket.client) == (b.ticket.line, b.ticket.client);
-        for run in ended.chunk_by_mut(of_one) {
-            let Ticket { line, client, .. } = run[0].ticket;
-            let Some(known) = self.lines.get(line).filter(|l| l.client == client).map(|l| l.known.clone())
-            else {
-                continue;
-            };
-            let mut session = known.lock();
-            for e in run {
-                let answer = std::mem::replace(&mut e.answer, Answer::empty(Status::Ok));
-                if let Some(answer) = session.finish(e.ticket.id, answer) {
-                    self.reply(line, e.ticket.id, answer, e.estimate_us, post);
-                }
-            }
-        }
-        ended.clear();
-        self.ended = ended;
-    }
-
-    fn cancel(&mut self, at: usize, head: Head, rest: &[u8]) {
-        let Some(line) = self.lines.get(at) else { return };
-        let mut records = Records::new(head.count, rest);
-        while let Some(Ok((call, ..))) = records.call() {
-            if line.known.lock().finish(call.id, Answer::empty(Status::Canceled)).is_some() {
-                let t = Ticket { line: at, client: line.client, id: call.id };
-                self.high.retain(|a| a.ticket != t);
-                self.normal.retain(|a| a.ticket != t);
-                self.abandoned.push(t);
-            }
-        }
-    }
-
-    fn bye(&mut self, at: usize) {
-        let Some(line) = self.lines.get(at) else { return };
-        let client = line.client;
-        self.clients.leave(client, line.known.number);
-        let running: Vec<CallId> = line.known.lock().running_calls().collect();
-        self.abandoned.extend(running.into_iter().map(|id| Ticket { line: at, client, id }));
-        self.high.retain(|a| a.ticket.client != client);
-        self.normal.retain(|a| a.ticket.client != client);
-        self.drop_line(at);
-        self.by_client.remove(&client);
-    }
-
-    fn drop_line(&mut self, at: usize) {
-        self.lines.try_remove(at);
-    }
-
     #[inline]
-    fn reply(&mut self, at: usize, id: CallId, answer: &Answer, estimate_us: u32, post: &mut P) {
-        let Some(line) = self.lines.get_mut(at) else { return };
+    fn reply<P: Post>(
+        &mut self,
+        way: &mut Way<P::To>,
+        id: CallId,
+        answer: &Answer,
+        estimate_us: u32,
+        post: &mut P,
+    ) {
         let Answer { status, arg, body } = answer;
         let head = ReplyHead { id, len: body.len() as u32, status: *status, estimate_us, arg: *arg };
-        let (to, tag, number) = (&line.to, tag_of(line.client), line.known.number);
         if body.len() > COPY_MAX {
-            let packet = Head { kind: Kind::Replies, count: 1, client: line.client, session: number };
+            let packet = Head { kind: Kind::Replies, count: 1, client: way.client, session: way.session };
+            let (to, tag) = (&way.to, tag_of(way.client));
             return tailed(&packet, &head.encode(), &[], body, |packet| post.post(to, tag, packet));
         }
-        if line.out.is_empty() {
-            self.dirty.push(at);
+        if way.out.is_empty() {
+            self.dirty.push(way.at);
         }
-        line.out.reply(&head, body);
-        if line.out.is_full() {
-            line.out.take(line.client, number, |packet| post.post(to, tag, packet));
+        way.out.reply(&head, body);
+        if way.out.is_full() {
+            way.send(post);
         }
     }
 }

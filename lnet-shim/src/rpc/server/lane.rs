@@ -8,13 +8,13 @@ use super::super::method::PORTALS;
 use super::super::session::Answer;
 use super::super::wire::{Status, TAG_CLIENT, TAG_TO_SERVER};
 use super::clients::Clients;
-use super::desk::{Arrival, Arrived, Desk, Ticket};
+use super::desk::{Arrival, Desk, Ticket};
 use super::inbox::{Inbox, waker};
 use super::out::Out;
 use super::request::{Bulk, BulkMeter, Request};
 use super::service::{Service, Work, answer};
 use super::{LaneView, Registry, ServerConfig};
-use kfab::{Endpoint, Message, Op};
+use kfab::{Endpoint, Message, Op, Wait};
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -28,8 +28,8 @@ const PACKETS: usize = 8;
 const TICK: u64 = 2_000_000;
 /// How often clients that are gone are looked for.
 const SWEEP: u64 = 100_000_000;
-/// For so long after the last traffic a sleeping lane looks in every millisecond: the fabric has acknowledgements to send.
-const SETTLING: u64 = 20_000_000;
+/// How long a lane waits for a packet alone, and so how soon it ends when told to. Long enough for the fabric's shortest way.
+const LOOK: Duration = Duration::from_millis(20);
 
 struct Task {
     ticket: Ticket,
@@ -69,6 +69,7 @@ pub(crate) struct Lane {
     estimates: Vec<Estimate>,
     ended: Vec<Ended>,
     running_max: usize,
+    /// How long it looks again and again, while handlers run, before it sleeps.
     spin: Duration,
     start: Instant,
     now: u64,
@@ -84,6 +85,7 @@ impl Lane {
         clients: Arc<Clients>,
         view: Arc<LaneView>,
         config: &ServerConfig,
+        wait: Wait,
         start: Instant,
     ) -> Lane {
         let estimates = vec![Estimate::new(config.limits.history); registry.services.len()];
@@ -103,7 +105,11 @@ impl Lane {
             estimates,
             ended: Vec::new(),
             running_max: config.limits.running,
-            spin: config.spin,
+            spin: match wait {
+                Wait::Spin => Duration::MAX,
+                Wait::Adaptive(spin) => spin,
+                Wait::Sleep => Duration::ZERO,
+            },
             start,
             now: 0,
             last_traffic: 0,
@@ -171,9 +177,8 @@ impl Lane {
     }
 
     fn packet(&mut self, message: Message) {
-        let from = message.from();
         self.out.now = self.now;
-        self.desk.receive(self.now, || from, Arrived::Message(message), &mut self.out);
+        self.desk.receive(self.now, |m: &Message| m.from(), message, &mut self.out);
     }
 
     fn begin_calls(&mut self) {
@@ -362,37 +367,31 @@ impl Lane {
             }
         }
         self.desk.flush(&mut self.out);
-        *self.view.counts.lock().unwrap_or_else(|e| e.into_inner()) = self.desk.counts;
+        *self.view.counts.lock().unwrap_or_else(|e| e.into_inner()) = self.desk.counts();
         if self.now >= self.next_sweep {
             self.next_sweep = self.now + SWEEP;
             self.desk.sweep(self.now);
         }
     }
 
-    /// Nothing was there to do: spins for a while, then sleeps.
+    /// Nothing was there to do: waits. While no handler runs and nothing is late only a packet can change that, and the fabric
+    /// waits for one best; a lane that has been idle for long sleeps for everything.
     fn idle(&mut self) {
         let since = Duration::from_nanos(self.now.saturating_sub(self.last_traffic));
-        if since < self.spin {
-            // Nothing runs and nothing is late: only a packet can change that, and the fabric spins best.
-            if self.tasks.is_empty()
-                && !self.out.is_busy()
-                && let Some(op) = self.receive.take()
-            {
-                let spin = (self.spin - since).min(Duration::from_nanos(TICK));
-                if let Ok(message) = op.wait_timeout(spin) {
-                    self.now = self.clock();
-                    self.last_traffic = self.now;
-                    self.packet(message);
-                    self.work();
-                }
+        let quiet = self.tasks.is_empty() && self.desk.queued() == 0 && !self.out.is_busy();
+        if quiet && since < self.spin.max(LOOK) {
+            let message = self.receive.take().map(|op| op.wait_timeout(LOOK));
+            if let Some(Ok(message)) = message {
+                self.now = self.clock();
+                self.last_traffic = self.now;
+                self.packet(message);
+                self.work();
             }
-            return;
+        } else if since >= self.spin {
+            let limit = if quiet { 100 } else { 1 };
+            let endpoint = &self.endpoint;
+            self.inbox.sleep(&**endpoint, Duration::from_millis(limit), || endpoint.arm());
         }
-        let settling = since < self.spin + Duration::from_nanos(SETTLING);
-        let busy = !self.tasks.is_empty() || self.out.is_busy() || self.desk.queued() > 0;
-        let limit = if settling || busy { 1 } else { 100 };
-        let endpoint = &self.endpoint;
-        self.inbox.sleep(&**endpoint, Duration::from_millis(limit), || endpoint.arm());
     }
 
     #[inline]

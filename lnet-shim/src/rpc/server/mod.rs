@@ -13,7 +13,7 @@ pub(crate) use clients::Clients;
 pub use desk::DeskCounts;
 #[cfg(test)]
 pub(crate) use desk::Ticket;
-pub(crate) use desk::{Arrived, Desk, Post};
+pub(crate) use desk::{Desk, Post};
 pub use request::{Bulk, DEPTH, PIECE, Request};
 pub use service::Service;
 pub use stats::ServiceStats;
@@ -69,12 +69,11 @@ impl Default for ServerLimits {
 /// How a server is set up.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// One lane for each: where it listens, its partition and its limits. Their `progress` is not used: a lane polls itself.
+    /// One lane for each: where it listens, its partition, its limits, and how it waits while there is nothing to do. Their `progress`
+    /// is not used: a lane polls itself.
     pub lanes: Vec<EndpointConfig>,
     /// Bounds.
     pub limits: ServerLimits,
-    /// How long an idle lane spins before it sleeps (default 50 us).
-    pub spin: Duration,
     /// What befalls packets on their way out (default nothing).
     pub faults: Faults,
 }
@@ -85,7 +84,6 @@ impl Default for ServerConfig {
         ServerConfig {
             lanes: vec![EndpointConfig::default()],
             limits: ServerLimits::default(),
-            spin: Duration::from_micros(50),
             faults: Faults::default(),
         }
     }
@@ -149,7 +147,7 @@ impl Server {
         registry: &Arc<Registry>,
         start: Instant,
     ) -> kfab::Result<LaneHandle> {
-        let partition = endpoint.partition.clone();
+        let (partition, wait) = (endpoint.partition.clone(), endpoint.wait);
         let endpoint = fabric.open(EndpointConfig { progress: Progress::Inline, ..endpoint.clone() })?;
         let endpoint = Arc::new(endpoint);
         let os = |what: &str, e| kfab::Error::os("server", what, e);
@@ -166,7 +164,7 @@ impl Server {
                     tracing::warn!(target: "lnet", "{placed}");
                 }
             }
-            Lane::new(e, &registry, clients, v, &config, start).run();
+            Lane::new(e, &registry, clients, v, &config, wait, start).run();
         };
         let thread = std::thread::Builder::new().name(format!("rpc-lane-{number}")).spawn(run);
         Ok(LaneHandle { endpoint, view, thread: Some(thread.map_err(|e| os("starting a lane", e))?) })
