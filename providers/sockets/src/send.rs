@@ -269,21 +269,38 @@ impl Queue<'_> {
     #[inline]
     fn copy(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let n = match &mut self.session {
-                None => {
-                    let n = self.tx.tail().push(bytes, self.pool);
-                    self.tx.ready += n;
-                    n
-                }
-                Some(session) => {
-                    if self.tx.plain.len() >= SEAL_PLAIN {
-                        seal(self.tx, session, self.pool);
-                    }
-                    let n = bytes.len().min(SEAL_PLAIN - self.tx.plain.len());
-                    self.tx.plain.push(&bytes[..n], self.pool)
-                }
-            };
+            let n = self.put(bytes.len(), |room| {
+                room.copy_from_slice(&bytes[..room.len()]);
+                room.len()
+            });
             bytes = &bytes[n..];
+        }
+    }
+
+    /// Window memory is reached by copies only.
+    fn copy_window(&mut self, s: &Slice) {
+        let mut at = 0;
+        while at < s.len() {
+            at += self.put(s.len() - at, |room| s.copy_to(at, room));
+        }
+    }
+
+    /// Adds what `write` puts into a stretch of at most `most` bytes; how much that was.
+    #[inline]
+    fn put(&mut self, most: usize, write: impl FnOnce(&mut [u8]) -> usize) -> usize {
+        match &mut self.session {
+            None => {
+                let n = self.tx.tail().put(most, self.pool, write);
+                self.tx.ready += n;
+                n
+            }
+            Some(session) => {
+                if self.tx.plain.len() >= SEAL_PLAIN {
+                    seal(self.tx, session, self.pool);
+                }
+                let most = most.min(SEAL_PLAIN - self.tx.plain.len());
+                self.tx.plain.put(most, self.pool, write)
+            }
         }
     }
 
@@ -305,17 +322,6 @@ impl Queue<'_> {
                 self.tx.queue.push_back(Segment::Share { slice: s.clone(), at: 0 });
             }
             None => self.copy_window(s),
-        }
-    }
-
-    /// Window memory is reached by copies only.
-    fn copy_window(&mut self, s: &Slice) {
-        let mut part = [0; 1024];
-        let mut at = 0;
-        while at < s.len() {
-            let n = s.copy_to(at, &mut part);
-            self.copy(&part[..n]);
-            at += n;
         }
     }
 }

@@ -74,12 +74,17 @@ impl Stage {
         self.end = (self.end + n).min(self.buf.len());
     }
 
-    /// Copies in what fits of `bytes`; how much that was.
+    /// Adds what `write` puts into a stretch of the room, of at most `most` bytes; how much that was.
     #[inline]
-    pub(crate) fn push(&mut self, bytes: &[u8], pool: &mut StagePool) -> usize {
+    pub(crate) fn put(
+        &mut self,
+        most: usize,
+        pool: &mut StagePool,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) -> usize {
         let space = self.space(pool);
-        let n = bytes.len().min(space.len());
-        space[..n].copy_from_slice(&bytes[..n]);
+        let most = most.min(space.len());
+        let n = write(&mut space[..most]).min(most);
         self.end += n;
         n
     }
@@ -117,13 +122,19 @@ mod tests {
     #[test]
     fn bytes_come_out_as_they_went_in_and_memory_goes_back() {
         let (mut pool, mut s) = (StagePool::default(), Stage::default());
-        assert_eq!(s.push(b"abcdef", &mut pool), 6);
+        let mut push = |s: &mut Stage, bytes: &[u8]| {
+            s.put(bytes.len(), &mut pool, |room| {
+                room.copy_from_slice(&bytes[..room.len()]);
+                room.len()
+            })
+        };
+        assert_eq!(push(&mut s, b"abcdef"), 6);
         s.consume(2);
         s.compact();
         assert_eq!((s.filled(), s.room()), (&b"cdef"[..], STAGE_BYTES - 4));
         let big = vec![1; STAGE_BYTES];
-        assert_eq!(s.push(&big, &mut pool), STAGE_BYTES - 4);
-        assert_eq!(s.push(b"x", &mut pool), 0);
+        assert_eq!(push(&mut s, &big), STAGE_BYTES - 4);
+        assert_eq!(push(&mut s, b"x"), 0);
         s.release(&mut pool);
         assert!(pool.free.is_empty());
         s.consume(usize::MAX / 2);
