@@ -1,14 +1,14 @@
 //! `kfab perf wake`: a receiver that sleeps is woken by a message; beside it, in turn, a thread that sleeps on a bare eventfd.
-//! Then the receiver sleeps for a while and says what processor time that cost.
+//! Then both sides sleep for a while and say what processor time that cost.
 
 use crate::args::{FabricArgs, LoadArgs, WaitArg};
 use crate::bench::figures::Histogram;
 use crate::bench::{Client, unexpected};
 use crate::control::{Reply, Request};
 use crate::failure::Result;
-use crate::limits::eventfd_wake;
+use crate::limits::{eventfd_wake, median};
 use crate::place::Pin;
-use crate::serve::session::clock_ns;
+use crate::serve::session::{WAKE_LIMIT, clock_ns};
 use crate::show::{self, bar::Bar, table::Table, units};
 use crate::stop;
 use clap::Args;
@@ -16,13 +16,12 @@ use rustix::time::ClockId;
 use serde::Serialize;
 use std::time::Duration;
 
-/// Turns of each side, and wake-ups per turn.
-const TURNS: usize = 4;
+/// Wake-ups in a turn: few, because how deep the processors of a machine sleep changes by the second.
+const TURN: u64 = 20;
+/// The longest sleep that can be asked for, seconds.
+const MAX_SLEEP_S: u64 = WAKE_LIMIT.as_secs() - 5;
 /// How long the receiver is left to fall asleep.
 const PAUSE: Duration = Duration::from_millis(2);
-/// How long the last sleep lasts.
-const SLEEP: Duration = Duration::from_secs(2);
-
 #[derive(Args, Debug)]
 pub(crate) struct WakeArgs {
     #[command(flatten)]
@@ -30,6 +29,9 @@ pub(crate) struct WakeArgs {
     /// Wake-ups of each kind
     #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u64).range(4..=100_000))]
     iterations: u64,
+    /// How long both sides sleep at the end, seconds
+    #[arg(long, value_name = "S", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=MAX_SLEEP_S))]
+    asleep: u64,
     /// CPUs of waker and sleeper (A,B), `auto` or `none`
     #[arg(long, value_name = "A,B", default_value = "auto")]
     pin: Pin,
@@ -52,8 +54,20 @@ struct Wakes {
 struct Report {
     test: &'static str,
     rows: Vec<Wakes>,
-    /// Processor time of the whole process in percent of the time asleep, by provider.
-    asleep_cpu_percent: Vec<(String, f64)>,
+    providers: Vec<Sleeper>,
+}
+
+/// What was seen of one provider.
+#[derive(Serialize)]
+struct Sleeper {
+    name: String,
+    /// The median over all turns of its median beside the eventfd's.
+    wake_ratio: f64,
+    asleep_s: u64,
+    /// Processor time of a whole process that waits in a receive, in percent of the time that it slept.
+    receiver_cpu_percent: f64,
+    /// The same of a process that has an endpoint and calls nothing.
+    idle_cpu_percent: f64,
 }
 
 impl Wakes {
@@ -64,7 +78,7 @@ impl Wakes {
 }
 
 pub(crate) fn run(args: &WakeArgs) -> Result<()> {
-    let mut report = Report { test: "wake", rows: Vec::new(), asleep_cpu_percent: Vec::new() };
+    let mut report = Report { test: "wake", rows: Vec::new(), providers: Vec::new() };
     let schemes = crate::providers::chosen(&args.fabric.provider)?;
     let mut bar = Bar::new(schemes.len());
     for scheme in schemes {
@@ -87,8 +101,11 @@ pub(crate) fn run(args: &WakeArgs) -> Result<()> {
         "From the sender's call to the sleeper's return; both kinds in turn, {ms} ms apart.\n\n{}\n",
         table.text()
     );
-    for (scheme, percent) in &report.asleep_cpu_percent {
-        text += &format!("processor time of a receiver asleep on {scheme}: {percent:.3} %\n");
+    for p in &report.providers {
+        text += &format!(
+            "{}: {:.2} x an eventfd (median over turns); processor time while asleep for {} s: {:.3} % who receives, {:.3} % who is idle\n",
+            p.name, p.wake_ratio, p.asleep_s, p.receiver_cpu_percent, p.idle_cpu_percent
+        );
     }
     show::print(&text)
 }
@@ -106,17 +123,29 @@ fn one(args: &WakeArgs, scheme: &str, report: &mut Report, bar: &Bar) -> Result<
     };
     let client = Client::with_child(scheme, &args.fabric, &load)?;
     let cpus = args.pin.cpus()?;
-    let each = (args.iterations / TURNS as u64).max(1);
-    let (mut ours, mut theirs) = (Histogram::new(), Histogram::new());
-    for turn in 0..TURNS {
+    let turns = (args.iterations / TURN).max(1);
+    let each = args.iterations / turns;
+    let (mut ours, mut theirs, mut ratios) = (Histogram::new(), Histogram::new(), Vec::new());
+    for turn in 0..turns {
         stop::check()?;
-        bar.tick(turn as f64 / (TURNS + 1) as f64);
-        theirs.add(&eventfd_wake(cpus, each)?);
-        wakes(&client, each)?.into_iter().for_each(|ns| ours.record(ns as f64));
+        bar.tick(turn as f64 / (turns + 1) as f64);
+        let bare = eventfd_wake(cpus, each)?;
+        let mut kfab = Histogram::new();
+        wakes(&client, each)?.into_iter().for_each(|ns| kfab.record(ns as f64));
+        ratios.push(kfab.quantile(0.5) / bare.quantile(0.5).max(1.0));
+        theirs.add(&bare);
+        ours.add(&kfab);
     }
     report.rows.push(Wakes::of(&format!("kfab {scheme}"), &ours));
     report.rows.push(Wakes::of("eventfd", &theirs));
-    report.asleep_cpu_percent.push((scheme.to_owned(), asleep(&client)?));
+    let (receiver_cpu_percent, idle_cpu_percent) = asleep(&client, Duration::from_secs(args.asleep))?;
+    report.providers.push(Sleeper {
+        name: scheme.to_owned(),
+        wake_ratio: median(ratios),
+        asleep_s: args.asleep,
+        receiver_cpu_percent,
+        idle_cpu_percent,
+    });
     Ok(())
 }
 
@@ -134,13 +163,16 @@ fn wakes(client: &Client, count: u64) -> Result<Vec<u64>> {
     }
 }
 
-/// Processor time in percent.
-fn asleep(client: &Client) -> Result<f64> {
+/// Processor time in percent, of the server in its receive and of this process.
+fn asleep(client: &Client, time: Duration) -> Result<(f64, f64)> {
     client.prepare(Request::Idle)?;
-    std::thread::sleep(SLEEP);
+    let (cpu, wall) = (clock_ns(ClockId::ProcessCPUTime), clock_ns(ClockId::Monotonic));
+    std::thread::sleep(time);
+    let percent = |cpu_ns: u64, wall_ns: u64| cpu_ns as f64 * 100.0 / wall_ns.max(1) as f64;
+    let mine = percent(clock_ns(ClockId::ProcessCPUTime) - cpu, clock_ns(ClockId::Monotonic) - wall);
     client.peer.send(b"good morning").wait()?;
     match client.reply()? {
-        Reply::Slept { cpu_ns, wall_ns } => Ok(cpu_ns as f64 * 100.0 / wall_ns.max(1) as f64),
+        Reply::Slept { cpu_ns, wall_ns } => Ok((percent(cpu_ns, wall_ns), mine)),
         other => Err(unexpected(&other)),
     }
 }

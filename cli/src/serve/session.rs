@@ -14,7 +14,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Of large messages every so manieth is compared whole.
 const SAMPLE: u64 = 64;
 /// How long a client may leave a sleeping server waiting.
-const WAKE_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const WAKE_LIMIT: Duration = Duration::from_secs(30);
 
 /// A server on an endpoint.
 pub(crate) struct Server<'a> {

@@ -107,10 +107,17 @@ fn limits_have_the_names_that_others_rely_on() {
 
 #[test]
 fn wake_ups_are_compared_with_an_eventfd() {
-    let document = run(&["perf", "wake", "--provider", "tcp", "--iterations", "20", "--json"]).ok().json();
+    let document =
+        run(&["perf", "wake", "--provider", "tcp", "--iterations", "20", "--asleep", "1", "--json"])
+            .ok()
+            .json();
     let names: Vec<_> = document["rows"].as_array().unwrap().iter().map(|r| r["name"].clone()).collect();
     assert_eq!(names, ["kfab tcp", "eventfd"]);
-    assert!(document["asleep_cpu_percent"][0][1].is_number());
+    let provider = &document["providers"][0];
+    assert!(number(provider, "wake_ratio") > 0.0, "{provider}");
+    for name in ["receiver_cpu_percent", "idle_cpu_percent"] {
+        assert!(number(provider, name) < 50.0, "{provider}");
+    }
 }
 
 #[test]
