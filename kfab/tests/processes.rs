@@ -67,8 +67,18 @@ fn none_reaches<T: kfab::Finish>(ops: Vec<Op<T>>, limit: Duration, what: &str) -
     lost.count()
 }
 
+/// A peer that is about to die, and its killer.
+struct Scene<'a> {
+    a: &'a Endpoint,
+    peer: &'a Peer,
+    server: &'a Server,
+    kill: &'a mut dyn FnMut(),
+    /// What an operation may take to end, from the kill.
+    limit: Duration,
+}
+
 /// What the survivor is doing when the peer dies; how many operations were lost, and when the last of those under way ended.
-type Deed = fn(&Endpoint, &Peer, &Server, &mut dyn FnMut(), Duration) -> (usize, Instant);
+type Deed = fn(Scene<'_>) -> (usize, Instant);
 
 const DEEDS: [(&str, Deed); 4] =
     [("idle", idle), ("stream", stream), ("rendezvous", rendezvous), ("one-sided", one_sided)];
@@ -130,7 +140,8 @@ fn survive(name: &'_ str, scheme: &str, rounds: usize) {
             killed = Some(Instant::now());
             kid.shoot();
         };
-        let (n, ended) = deed(&a, &peer, &server, &mut kill, bound(scheme));
+        let (n, ended) =
+            deed(Scene { a: &a, peer: &peer, server: &server, kill: &mut kill, limit: bound(scheme) });
         lost += n;
         let killed = killed.expect("the deed kills");
         dying.push(watch.join().unwrap().saturating_duration_since(killed));
@@ -178,20 +189,14 @@ fn killed_in_mid_write_and_read() {
     killed_while("one-sided");
 }
 
-fn idle(a: &Endpoint, peer: &Peer, _: &Server, kill: &mut dyn FnMut(), limit: Duration) -> (usize, Instant) {
+fn idle(Scene { a, peer, kill, limit, .. }: Scene<'_>) -> (usize, Instant) {
     let waits: Vec<_> = (0..4).map(|_| a.recv_with().from(peer).post()).collect();
     kill();
     let n = all_end(waits, Instant::now() + limit, "a receive from the dead");
     (n, Instant::now())
 }
 
-fn stream(
-    a: &Endpoint,
-    peer: &Peer,
-    _: &Server,
-    kill: &mut dyn FnMut(),
-    limit: Duration,
-) -> (usize, Instant) {
+fn stream(Scene { a, peer, kill, limit, .. }: Scene<'_>) -> (usize, Instant) {
     let ops = |n: u32| {
         let opt = |i: u32| SendOptions {
             delivered: i.is_multiple_of(3),
@@ -216,13 +221,7 @@ fn stream(
     (n, heard)
 }
 
-fn rendezvous(
-    a: &Endpoint,
-    peer: &Peer,
-    _: &Server,
-    kill: &mut dyn FnMut(),
-    limit: Duration,
-) -> (usize, Instant) {
+fn rendezvous(Scene { a, peer, kill, limit, .. }: Scene<'_>) -> (usize, Instant) {
     let big = |i: usize| {
         let mut b = a.buffer((2 << 20) + i).unwrap();
         b.get_mut().unwrap().fill(i as u8);
@@ -250,13 +249,7 @@ fn rendezvous(
     (n + lost, heard)
 }
 
-fn one_sided(
-    a: &Endpoint,
-    peer: &Peer,
-    server: &Server,
-    kill: &mut dyn FnMut(),
-    limit: Duration,
-) -> (usize, Instant) {
+fn one_sided(Scene { a, peer, server, kill, limit }: Scene<'_>) -> (usize, Instant) {
     let data = pattern(3 << 20, 4);
     let write = || peer.write(&server.window, 5, &data[..]);
     let read = || peer.read(&server.window, 0, a.buffer(3 << 20).unwrap());

@@ -5,11 +5,12 @@
 mod common;
 
 use common::child::{self, Kid};
+use common::traffic::{self, Arrivals, Numbers, send_until};
 use common::{config, node, relay, watched_for};
-use kfab::{Endpoint, EndpointConfig, Peer, SendOptions};
+use kfab::{Endpoint, EndpointConfig};
 use std::collections::VecDeque;
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -125,7 +126,7 @@ impl Net {
         let address = sink.says("ready");
         let source = Kid::start_in(&self.a, "source", &[rails, &address]);
         source.says("ready");
-        Pair { source, sink }
+        Pair { source, sink, patience: PATIENCE }
     }
 }
 
@@ -150,60 +151,10 @@ impl Drop for Cable {
     }
 }
 
-/// The two ends; the children are killed before the namespaces go.
-struct Pair {
-    source: Kid,
-    sink: Kid,
-}
+type Pair = traffic::Pair<2>;
 
-/// What the sink has got so far.
-#[derive(Debug, Clone, Copy)]
-struct Got {
-    messages: u64,
-    rails: [u64; 2],
-    /// The longest time without a message, ms, since last asked.
-    gap_ms: u64,
-}
-
-impl Pair {
-    fn got(&mut self) -> Got {
-        self.sink.tell("got");
-        let said = self.sink.says("got");
-        let n: Vec<u64> = said.split(' ').map(|n| n.parse().unwrap()).collect();
-        Got { messages: n[0], rails: [n[1], n[2]], gap_ms: n[3] }
-    }
-
-    /// Bytes by rail since `before`, as shares of their sum.
-    fn shares(&mut self, before: Got) -> [f64; 2] {
-        let now = self.got();
-        let by = [now.rails[0].saturating_sub(before.rails[0]), now.rails[1].saturating_sub(before.rails[1])];
-        by.map(|b| b as f64 / (by[0] + by[1]).max(1) as f64)
-    }
-
-    /// Waits until the sink has `n` more messages.
-    fn more(&mut self, n: u64) -> Duration {
-        let (begun, from) = (Instant::now(), self.got().messages);
-        while self.got().messages < from + n {
-            assert!(begun.elapsed() < Duration::from_secs(40), "traffic does not go on: {:?}", self.got());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        begun.elapsed()
-    }
-
-    /// Ends the traffic: all that was sent has arrived, once each.
-    fn finish(mut self) {
-        self.source.tell("stop");
-        let sent: u64 = self.source.says("sent").parse().unwrap();
-        let begun = Instant::now();
-        while self.got().messages < sent {
-            assert!(begun.elapsed() < Duration::from_secs(30), "{:?} of {sent} arrived", self.got());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        std::thread::sleep(Duration::from_millis(100));
-        assert_eq!(self.got().messages, sent, "more arrived than was sent");
-        assert!(self.source.lives() && self.sink.lives());
-    }
-}
+/// How long single steps may take.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Not a test of its own: what the children do.
 #[test]
@@ -241,20 +192,12 @@ fn sink(rails: &str) {
     let (count, gap) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     child::say(&format!("ready {}", e.address()));
     let (seen_by, seen_gap, seen_e) = (count.clone(), gap.clone(), e.clone());
-    // Bytes of connections that are gone count too: what was seen of each last.
-    let mut known = std::collections::HashMap::new();
-    child::listen(move |_| {
-        let mut by = [0u64; 2];
-        for p in seen_e.stats().peers {
-            for r in p.info.rails {
-                known.insert((r.rail, r.port), r.rx_bytes);
-            }
-        }
-        known.iter().for_each(|((_, port), bytes)| by[*port] += bytes);
-        let gap = seen_gap.swap(0, Ordering::Relaxed);
-        child::say(&format!("got {} {} {} {gap}", seen_by.load(Ordering::Relaxed), by[0], by[1]));
+    let mut arrivals = Arrivals::<2>::new();
+    child::listen(move |word| match word {
+        "gap" => child::say(&format!("gap {}", seen_gap.swap(0, Ordering::Relaxed))),
+        _ => child::say(&arrivals.line(&seen_e, seen_by.load(Ordering::Relaxed))),
     });
-    let mut seen = Vec::new();
+    let mut numbers = Numbers::default();
     let mut last = Instant::now();
     let mut posted: VecDeque<_> = (0..RECEIVES).map(|_| e.recv()).collect();
     while let Some(next) = posted.pop_front() {
@@ -262,48 +205,27 @@ fn sink(rails: &str) {
         posted.push_back(e.recv());
         gap.fetch_max(last.elapsed().as_millis() as u64, Ordering::Relaxed);
         last = Instant::now();
-        let n = u64::from_le_bytes(m[..8].try_into().unwrap()) as usize;
-        if seen.len() <= n {
-            seen.resize(n + 1, false);
-        }
-        assert!(!std::mem::replace(&mut seen[n], true), "message {n} came twice");
-        let (head, tail) = (m[8], m[m.len() - 1]);
-        assert_eq!((head, tail), (n as u8, n as u8), "message {n} is damaged");
+        numbers.take(&m, length);
         count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Sends numbered messages, mostly of 1 MiB, some of 100 bytes, a few under way at a time, until told to stop.
+/// Mostly 1 MiB, some of 100 bytes.
+fn length(n: u64) -> usize {
+    if n % 10 == 9 { 100 } else { 1 << 20 }
+}
+
+/// Sends until told to stop.
 fn source(rails: &str, address: &str) {
     let e = on_rails(rails, 1);
     let to = e.peer(address).unwrap();
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
     child::listen(move |_| stopped.store(true, Ordering::Relaxed));
     child::say("ready");
-    let mut under_way = VecDeque::new();
-    let mut n = 0u64;
-    while !stop.load(Ordering::Relaxed) {
-        under_way.push_back(numbered(&e, &to, n));
-        n += 1;
-        if under_way.len() >= 8
-            && let Some(oldest) = under_way.pop_front()
-        {
-            kfab::Op::<()>::wait(oldest).expect("a send");
-        }
-    }
-    under_way.into_iter().for_each(|o| o.wait().expect("a send"));
+    let n = send_until(&e, &to, length, |_| stop.load(Ordering::Relaxed));
     child::say(&format!("sent {n}"));
     std::thread::sleep(Duration::from_secs(60));
-}
-
-fn numbered(e: &Endpoint, to: &Peer, n: u64) -> kfab::Op<()> {
-    let len = if n % 10 == 9 { 100 } else { 1 << 20 };
-    let mut b = e.buffer(len).unwrap();
-    let bytes = b.get_mut().unwrap();
-    bytes.fill(n as u8);
-    bytes[..8].copy_from_slice(&n.to_le_bytes());
-    to.send_with(b, SendOptions { delivered: true, ..Default::default() })
 }
 
 #[test]
@@ -317,11 +239,10 @@ fn large_traffic_uses_both_rails_and_survives_the_loss_of_one() {
         println!("shares of two equal rails: {s:.2?}");
         assert!(s.iter().all(|s| *s > 0.2), "{s:?}");
         for cut in [0, 1] {
-            pair.got();
+            pair.ask("gap");
             net.link(cut, "down");
             std::thread::sleep(Duration::from_millis(1500));
-            let resumed = pair.got();
-            println!("rail {cut} cut: traffic stood still for {} ms", resumed.gap_ms);
+            println!("rail {cut} cut: traffic stood still for {} ms", pair.ask("gap")[0]);
             let took = pair.more(50);
             println!("rail {cut} cut: then 50 messages in {took:?}");
             let before = pair.got();

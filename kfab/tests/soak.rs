@@ -4,6 +4,7 @@
 mod common;
 
 use common::child::{self, Kid};
+use common::counting::{Counting, live_bytes};
 use common::level::{Level, Rng};
 use common::node::{at, fabric_with, place};
 use common::watched_for;
@@ -13,7 +14,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+#[global_allocator]
+static HEAP: Counting = Counting;
+
 const CHILDREN: usize = 3;
+/// Bytes that may be in use after an epoch beyond those after the second: queues keep the room that they once needed.
+const LIVE_MORE: usize = 512 << 10;
 /// Time between two looks at what the process holds.
 const EPOCH: Duration = Duration::from_secs(10);
 /// Nothing may take longer to end: the liveness limit, faults that last, and a busy machine.
@@ -255,20 +261,20 @@ fn soak_kill_cut_restart() {
             settle(&e);
             // What nobody reads is kept (up to a bound), and would look like a leak.
             let (events, missed) = e.events();
+            let seen = events.len();
             let (s, now) = (e.stats(), Level::now());
-            println!("{:>4} s: {sums:?} {now:?}", begun.elapsed().as_secs());
-            println!(
-                "        {} events, {missed} missed; {} peers, slabs {:?}",
-                events.len(),
-                s.lane.peers,
-                s.pool
-            );
+            drop(events);
+            let live = live_bytes();
+            println!("{:>4} s: {sums:?} {now:?}, {} KiB in use", begun.elapsed().as_secs(), live >> 10);
+            println!("        {seen} events, {missed} missed; {} peers, slabs {:?}", s.lane.peers, s.pool);
             assert_eq!((s.lane.peers, s.pool.regions), (CHILDREN, 1), "{s:?}");
-            if epochs == 2 {
-                level = Some(Level::now());
+            if epochs <= 2 {
+                level = Some((now, live));
+            } else if let Some((_, warm)) = level {
+                assert!(live < warm + LIVE_MORE, "{live} bytes are in use, {warm} were after the warm-up");
             }
         }
-        level.unwrap().regained("after the warm-up", 8 << 10);
+        level.expect("three epochs at least").0.regained("after the warm-up", 8 << 10);
         drop(e);
         let end = Level::now();
         assert!(

@@ -2,11 +2,13 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 pub(crate) mod child;
+pub(crate) mod counting;
 pub(crate) mod level;
 pub(crate) mod node;
 pub(crate) mod relay;
 pub(crate) mod sys;
 pub(crate) mod times;
+pub(crate) mod traffic;
 
 use kfab::{Endpoint, EndpointConfig, Fabric, Peer};
 use std::sync::mpsc;
