@@ -340,6 +340,29 @@ fn a_stranger_breaks_nothing() {
 }
 
 #[test]
+fn a_fetch_that_fails_is_told_to_the_windows_owner() {
+    on_all("failed fetch", |scheme| {
+        let book = Book::new();
+        let b = Kfi::start("58@kfi", scheme, &book);
+        let (_memory, events) = serve(&b.node, 9000);
+        let owner = endpoint_with(scheme, None, kfab::Progress::Helper, WAIT);
+        let peer = owner.peer(&b.endpoint.address().to_string()).unwrap();
+        // More than the window has, as the message and its key say.
+        let window = owner.window_of(vec![1; 5000].into()).unwrap();
+        let mut key = window.key().to_bytes();
+        key[24..32].copy_from_slice(&9000u64.to_le_bytes());
+        assert_eq!(kfab::WindowKey::from_bytes(&key).unwrap().len(), 9000);
+        let offer = Frame::Offer(put_header("99@kfi", "58@kfi", BITS, 9000), &key).encode();
+        peer.send_tagged(TAG, &offer[..]).wait_timeout(WAIT).unwrap();
+        let notice = window.notice().wait_timeout(WAIT).unwrap();
+        assert_eq!((Outcome::from_value(notice.value()), notice.bytes()), (Outcome::Failed, 0));
+        let event = events.recv_timeout(WAIT).unwrap();
+        assert_eq!((event.status.is_ok(), event.mlength), (false, 0));
+        b.at_rest();
+    });
+}
+
+#[test]
 fn an_offer_that_nobody_takes_ends_in_time_and_reads_take_turns() {
     on_all("turns", |scheme| {
         let book = Book::new();
