@@ -129,6 +129,44 @@ fn golden_ack() {
 }
 
 #[test]
+fn golden_push_and_bulk_put() {
+    // The push after a discovery.
+    let handle = WireHandle::new(0x18ea_05f6_f8e1_6a6d, 0x1c15);
+    let (dest, src) = (ProcessId::lnet(nid(B)), ProcessId::lnet(nid(A)));
+    let body = Body::Put { handle, match_bits: MATCH_BITS, hdr_data: 0, portal: 0, offset: 0 };
+    let push = LnetHeader { dest, src, payload_len: 48, body };
+    let bytes = hex("0c 00 4d 0a 00 00 02 00 0b 00 4d 0a 00 00 02 00 39 30 00 00 39 30 00 00
+         01 00 00 00 30 00 00 00 6d 6a e1 f8 f6 05 ea 18 15 1c 00 00 00 00 00 00
+         00 00 00 00 00 00 00 80 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00");
+    assert_eq!(push.encode(HeaderForm::Small), bytes);
+    assert_eq!(LnetHeader::decode(&bytes, HeaderForm::Small), Ok(push));
+    // The bulk of an lst read: nobody is to acknowledge it.
+    let (handle, match_bits) = (WireHandle::NONE, 0x66c7_0000_0000_5216);
+    let body = Body::Put { handle, match_bits, hdr_data: 0, portal: 52, offset: 0 };
+    let bulk = LnetHeader { dest: src, src: dest, payload_len: 0x10_0000, body };
+    let bytes = hex("0b 00 4d 0a 00 00 02 00 0c 00 4d 0a 00 00 02 00 39 30 00 00 39 30 00 00
+         01 00 00 00 00 00 10 00 ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff
+         16 52 00 00 00 00 c7 66 00 00 00 00 00 00 00 00 34 00 00 00 00 00 00 00");
+    assert_eq!(bulk.encode(HeaderForm::Small), bytes);
+    assert_eq!(LnetHeader::decode(&bytes, HeaderForm::Small), Ok(bulk));
+}
+
+#[test]
+fn golden_large_get() {
+    let handle = WireHandle::new(0x18ea_05f6_f8e1_6a6d, 0x1c09);
+    let body = Body::Get { handle, match_bits: MATCH_BITS, portal: 0, offset: 0, sink_len: 3960 };
+    let (dest, src) = (ProcessId::lnet(nid("fd77::12")), ProcessId::lnet(nid("fd77::11")));
+    let get = LnetHeader { dest, src, payload_len: 0, body };
+    let bytes = hex("0c 02 00 00 fd 77 00 00 00 00 00 00 00 00 00 00 00 00 00 12
+         0c 02 00 00 fd 77 00 00 00 00 00 00 00 00 00 00 00 00 00 11 39 30 00 00 39 30 00 00
+         02 00 00 00 00 00 00 00 6d 6a e1 f8 f6 05 ea 18 09 1c 00 00 00 00 00 00
+         00 00 00 00 00 00 00 80 00 00 00 00 00 00 00 00 78 0f 00 00 00 00 00 00");
+    assert_eq!(bytes.len(), 96);
+    assert_eq!(get.encode(HeaderForm::Large), bytes);
+    assert_eq!(LnetHeader::decode(&bytes, HeaderForm::Large), Ok(get));
+}
+
+#[test]
 fn golden_ping_info() {
     let bytes = hex("67 6e 69 70 1e 00 00 00 39 30 00 00 02 00 00 00
          00 00 00 00 00 00 09 00 01 00 00 00 00 00 00 00 0c 00 4d 0a 00 00 02 00 de c0 aa 15 00 00 00 00");
@@ -194,6 +232,13 @@ fn golden_make_session() {
     assert_eq!(LstMessage::decode(&bytes).unwrap().body, body);
     assert_eq!(Service::from_id(1), Some(Service::MakeSession));
     assert_eq!(Service::MakeSession.portal(), 0x33);
+    // Its answer.
+    let mut bytes = hex("0d f0 b0 ee 01 00 00 00 01 00 00 00 00 00 00 00 00 00 00 00 01 00 00 00
+         00 00 00 00 0b 00 4d 0a 00 00 02 00 eb cc 00 00 00 00 00 00 64 00 00 00 72 77");
+    bytes.resize(LEN, 0);
+    let body = LstBody::MakeSessionReply { status: 0, session, timeout: 100, name };
+    assert_eq!(LstMessage::new(body).encode(), bytes);
+    assert_eq!(LstMessage::decode(&bytes).unwrap().body, body);
 }
 
 #[test]
