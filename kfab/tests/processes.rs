@@ -19,6 +19,12 @@ fn child_main() {
     match role[0].as_str() {
         "echo" => node::echo(&role[1..]),
         "survivor" => survive(&role[1], &role[2], role[3].parse().unwrap()),
+        "busy" => {
+            child::listen(|_| {});
+            loop {
+                std::hint::spin_loop();
+            }
+        }
         "taken" => {
             let e = fabric_with(None).open(at(&role[1])).unwrap_err();
             child::say(&format!("kind {:?}", e.kind()));
@@ -272,6 +278,31 @@ fn one_sided(Scene { a, peer, server, kill, limit }: Scene<'_>) -> (usize, Insta
     n += all_end(vec![witness], until, "a receive from the dead");
     let heard = Instant::now();
     (n, heard)
+}
+
+/// The time from kill to error beside what the machine has to do: measured, not judged.
+#[test]
+#[ignore = "measures: cargo test -p kfab --test processes -- --ignored --nocapture how_fast"]
+fn how_fast_a_death_is_heard_of() {
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    for scheme in SCHEMES {
+        for spinners in [0, cpus, 4 * cpus] {
+            let _busy: Vec<Kid> = (0..spinners).map(|_| Kid::start("busy", &[])).collect();
+            for (name, _) in DEEDS {
+                let kid = Kid::start("survivor", &[name, scheme, "50"]);
+                let times = |word| {
+                    let mut t = Times::default();
+                    t.add(&kid.says_within(word, Duration::from_secs(200)).expect("a survivor hangs"));
+                    t
+                };
+                let (heard, dying) = (times("heard"), times("dying"));
+                let late = heard.over(promised(scheme));
+                println!(
+                    "{name} over {scheme}, {spinners} busy processes, 50 kills: kill to error {heard}; kill to end of process {dying}; {late} late"
+                );
+            }
+        }
+    }
 }
 
 /// The names of shared memory that this machine has.
