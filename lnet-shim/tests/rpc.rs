@@ -270,6 +270,23 @@ fn a_cancelled_call_drops_its_handler_and_a_late_one_ends_in_time() {
 }
 
 #[test]
+fn a_call_cancelled_while_it_waits_counts_and_never_begins() {
+    let limits = ServerLimits { running: 1, ..Default::default() };
+    let p = pair_with("shm", ServerConfig { limits, ..Default::default() }, ClientConfig::default());
+    let first = p.client.call(SLEEP, &300).start();
+    until("running", || {
+        p.client.flush();
+        p.server.stats()[0].queue_ns.len() == 1
+    });
+    let second = p.client.call(SLEEP, &10_000).start();
+    p.client.flush();
+    assert_eq!(second.cancel().unwrap_err().kind(), Kind::Canceled);
+    until("counted", || p.server.stats()[0].abandoned == 1);
+    assert_eq!(first.wait().unwrap(), 300);
+    assert_eq!((p.server.stats()[0].queue_ns.len(), p.dropped.load(Ordering::SeqCst)), (1, 1));
+}
+
+#[test]
 fn a_slow_server_says_so_and_is_not_asked_again_and_again() {
     let limits = ClientLimits {
         patience_min: Duration::from_millis(300),

@@ -161,7 +161,7 @@ impl Play {
                 % (if self.slow && number.is_multiple_of(97) { 80 * MS } else { MS });
             self.work.push((now + takes, a.ticket, number));
         }
-        for t in self.desk.abandoned() {
+        for t in self.desk.abandoned().into_iter().map(|a| a.ticket) {
             self.work.retain(|w| w.1 != t);
         }
         for (_, t, number) in self.work.extract_if(.., |w| w.0 <= now).collect::<Vec<_>>() {

@@ -9,7 +9,7 @@ use super::link::State;
 use kfab::Window;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -91,7 +91,10 @@ impl<'a, R> Prepared<'a, R> {
     #[inline]
     pub fn start(self) -> Call<R> {
         let (shared, decode) = (self.shared.clone(), self.decode);
-        let key = self.begin(&mut shared.lock());
+        let mut state = shared.lock();
+        let now = state.clock();
+        let key = self.begin(&mut state, now);
+        drop(state);
         Call { shared, key: key.map_err(Some), decode }
     }
 
@@ -100,12 +103,14 @@ impl<'a, R> Prepared<'a, R> {
     pub fn wait(self) -> Result<R> {
         let (shared, decode) = (self.shared, self.decode);
         let mut state = shared.lock();
-        let key = self.begin(&mut state)?;
+        let earlier = state.now;
+        let key = self.begin(&mut state, earlier)?;
+        state.leave(key, earlier);
         shared.wait(state, key).and_then(decode)
     }
 
     #[inline]
-    fn begin(mut self, state: &mut MutexGuard<'_, State>) -> Result<usize> {
+    fn begin(mut self, state: &mut State, now: u64) -> Result<usize> {
         if let Some(e) = self.wrong {
             return Err(e);
         }
@@ -119,13 +124,12 @@ impl<'a, R> Prepared<'a, R> {
         if let Some(extra) = &mut self.start.extra {
             extra.bytes = encode(&extra.extension)?;
         }
-        let now = state.clock();
         let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         let deadline = now.saturating_add(ns(self.limit.unwrap_or(limits.limit)));
         let longest = now.saturating_add(ns(limits.limit_max));
         self.start.deadline = deadline;
         self.start.extend_to = if self.limit.is_some() { deadline } else { longest.max(deadline) };
-        let State { core, wire, .. } = &mut **state;
+        let State { core, wire, .. } = state;
         core.start(now, self.start, wire)
     }
 }

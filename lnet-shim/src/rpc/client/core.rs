@@ -183,6 +183,16 @@ impl Core {
         Ok(key)
     }
 
+    /// The call began so much later than [`Core::start`] was told. What travels is relative, so this is nobody else's business.
+    #[inline]
+    pub(crate) fn began_later(&mut self, key: usize, passed: u64) {
+        if let Some(call) = self.calls.get_mut(key) {
+            for time in [&mut call.start.deadline, &mut call.start.extend_to, &mut call.sent, &mut call.due] {
+                *time = time.saturating_add(passed);
+            }
+        }
+    }
+
     /// The end of a call, if it has ended; afterwards the name is dead.
     #[inline]
     pub(crate) fn take(&mut self, key: usize) -> Option<Result<Body>> {

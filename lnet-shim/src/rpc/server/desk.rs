@@ -87,12 +87,19 @@ struct Door<'a, To> {
     limits: &'a ServerLimits,
 }
 
+/// A call that nobody wants any more.
+pub(crate) struct Abandoned {
+    pub(crate) ticket: Ticket,
+    /// Its portal, if it had not begun; else its handler is to be dropped.
+    pub(crate) waited: Option<u8>,
+}
+
 /// What waits for the lane.
 #[derive(Default)]
 struct Queues {
     high: VecDeque<Arrival>,
     normal: VecDeque<Arrival>,
-    abandoned: Vec<Ticket>,
+    abandoned: Vec<Abandoned>,
     /// Lines with answers that have not left.
     dirty: Vec<usize>,
     counts: DeskCounts,
@@ -212,9 +219,9 @@ impl<P: Post> Desk<P> {
             .collect()
     }
 
-    /// Running calls that nobody wants any more: their handlers are to be dropped.
+    /// Calls that nobody wants any more.
     #[inline]
-    pub(crate) fn abandoned(&mut self) -> Vec<Ticket> {
+    pub(crate) fn abandoned(&mut self) -> Vec<Abandoned> {
         std::mem::take(&mut self.queues.abandoned)
     }
 
@@ -379,10 +386,7 @@ impl<P: Post> Desk<P> {
         let mut records = Records::new(head.count, rest);
         while let Some(Ok((call, ..))) = records.call() {
             if line.known.lock().finish(call.id, Answer::empty(Status::Canceled)).is_some() {
-                let t = Ticket { line: at, client: line.way.client, id: call.id };
-                self.queues.high.retain(|a| a.ticket != t);
-                self.queues.normal.retain(|a| a.ticket != t);
-                self.queues.abandoned.push(t);
+                self.queues.give_up(Ticket { line: at, client: line.way.client, id: call.id });
             }
         }
     }
@@ -392,9 +396,7 @@ impl<P: Post> Desk<P> {
         let client = line.way.client;
         self.clients.leave(client, line.way.session);
         let running: Vec<CallId> = line.known.lock().running_calls().collect();
-        self.queues.abandoned.extend(running.into_iter().map(|id| Ticket { line: at, client, id }));
-        self.queues.high.retain(|a| a.ticket.client != client);
-        self.queues.normal.retain(|a| a.ticket.client != client);
+        running.into_iter().for_each(|id| self.queues.give_up(Ticket { line: at, client, id }));
         self.drop_line(at);
         self.by_client.remove(&client);
     }
@@ -426,7 +428,9 @@ impl Queues {
         let t = Ticket { line: door.way.at, client: door.way.client, id: call.id };
         match door.session.admit(call.id) {
             Admission::New { abandoned } => {
-                self.abandoned.extend(abandoned.map(|id| Ticket { id, ..t }));
+                if let Some(id) = abandoned {
+                    self.give_up(Ticket { id, ..t });
+                }
                 return self.enter(door, t, call, extension, post).map(|extension| (t, extension));
             }
             Admission::Running => self.counts.still_running += 1,
@@ -485,6 +489,17 @@ impl Queues {
         let arg = door.limits.retry_after.as_micros() as u32;
         let answer = Answer { status: Status::RetryAfter, arg, body: Body::EMPTY };
         self.reply(door.way, t.id, &answer, 0, post);
+    }
+
+    /// Nobody wants this call any more, whether it waits or runs.
+    #[cold]
+    fn give_up(&mut self, ticket: Ticket) {
+        let from = |queue: &mut VecDeque<Arrival>| {
+            let at = queue.iter().position(|a| a.ticket == ticket)?;
+            queue.remove(at)
+        };
+        let waited = from(&mut self.high).or_else(|| from(&mut self.normal)).map(|a| a.portal);
+        self.abandoned.push(Abandoned { ticket, waited });
     }
 
     #[inline]

@@ -8,7 +8,7 @@ use super::super::method::PORTALS;
 use super::super::session::Answer;
 use super::super::wire::{Status, TAG_CLIENT, TAG_TO_SERVER};
 use super::clients::Clients;
-use super::desk::{Arrival, Desk, Ticket};
+use super::desk::{Abandoned, Arrival, Desk, Ticket};
 use super::inbox::{Inbox, waker};
 use super::out::Out;
 use super::request::{Bulk, BulkMeter, Request};
@@ -151,7 +151,7 @@ impl Lane {
         self.begin_calls();
         self.desk.flush(&mut self.out);
         for t in self.desk.abandoned() {
-            self.abandon(t);
+            self.abandon(&t);
         }
         self.share_time();
         self.count();
@@ -305,20 +305,19 @@ impl Lane {
         self.desk.answer(task.ticket, answer, estimate_us, &mut self.out);
     }
 
-    /// Drops the handler of a call that nobody wants any more.
-    fn abandon(&mut self, t: Ticket) {
-        let found = self.tasks.iter().find(|(_, task)| task.ticket == t).map(|(key, _)| key);
-        if let Some(key) = found {
-            let service = self.tasks.remove(key).service;
+    /// Drops the handler of a call that nobody wants any more, and counts it.
+    fn abandon(&mut self, call: &Abandoned) {
+        let service = match call.waited {
+            Some(portal) => self.by_portal[usize::from(portal)],
+            None => {
+                let running = self.tasks.iter().find(|(_, task)| task.ticket == call.ticket);
+                running.map(|(key, _)| key).map(|key| self.tasks.remove(key).service)
+            }
+        };
+        if let Some(service) = service {
             let status = Status::Canceled;
-            self.ended.push(Ended {
-                service,
-                queue_ns: u64::MAX,
-                service_ns: None,
-                bulk: None,
-                job: None,
-                status,
-            });
+            let (queue_ns, service_ns) = (u64::MAX, None);
+            self.ended.push(Ended { service, queue_ns, service_ns, bulk: None, job: None, status });
         }
     }
 
