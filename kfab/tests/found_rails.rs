@@ -124,7 +124,8 @@ fn talk(a: &Endpoint, b: &Endpoint, rails: usize) -> Vec<u64> {
         let m = receive.wait().unwrap();
         assert!(m.len() == 1 << 20 && m.chunks(4096).all(|c| c == [n; 4096]), "message {n} is damaged");
         // A connection made anew counts from nothing.
-        let got: Vec<u64> = received().iter().zip(&before).map(|(n, b)| n.checked_sub(*b).unwrap_or(*n)).collect();
+        let got: Vec<u64> =
+            received().iter().zip(&before).map(|(n, b)| n.checked_sub(*b).unwrap_or(*n)).collect();
         if n > 16 && got.iter().filter(|bytes| **bytes > 1 << 20).count() >= rails {
             return got;
         }

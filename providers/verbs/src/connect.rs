@@ -455,7 +455,9 @@ impl VerbsPort {
             },
             _ if l.disconnected.is_some() => match l.peer_goodbye || l.goodbye_acked {
                 true => (DownReason::Closed, ""),
-                false => (DownReason::Broken, "the connection manager says that the peer's queue pair is gone"),
+                false => {
+                    (DownReason::Broken, "the connection manager says that the peer's queue pair is gone")
+                }
             },
             _ if l.goodbye_acked => (DownReason::Closed, "the peer did not say goodbye"),
             _ => (DownReason::Broken, "the goodbye was not acknowledged"),

@@ -133,7 +133,8 @@ fn read_port(name: &str, base: &Path, port: u8, label: String) -> Card {
 /// Gives iWARP cards the addresses that lead to them.
 fn find_addresses(cards: &mut [Card]) {
     let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    let all: Vec<(IpAddr, String)> = interfaces.filter_map(|i| Some((address(i.address.as_ref()?)?, i.interface_name))).collect();
+    let all: Vec<(IpAddr, String)> =
+        interfaces.filter_map(|i| Some((address(i.address.as_ref()?)?, i.interface_name))).collect();
     let ips: Vec<IpAddr> = all.iter().map(|(ip, _)| *ip).filter(|ip| !ip.is_loopback()).collect();
     let known = sys::manager::cards_with(&ips).unwrap_or_else(|why| {
         tracing::warn!(why, "iWARP cards without addresses");

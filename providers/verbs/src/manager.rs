@@ -55,7 +55,9 @@ impl Manager {
             match listen() {
                 Ok(id) => break id,
                 Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && tried < PORTS_TRIED => tried += 1,
-                Err::<_, std::io::Error>(e) => return Err(format!("the connection manager cannot listen at {ip}: {e}")),
+                Err::<_, std::io::Error>(e) => {
+                    return Err(format!("the connection manager cannot listen at {ip}: {e}"));
+                }
             }
         };
         let found = listener.card();
@@ -82,7 +84,8 @@ pub(crate) fn new_pass() -> Result<Pass> {
 
 impl VerbsPort {
     fn with_manager(&self) -> Result<&Manager> {
-        let none = || Error::new(Kind::Unavailable, "connect", "no connection manager here, which is asked for");
+        let none =
+            || Error::new(Kind::Unavailable, "connect", "no connection manager here, which is asked for");
         self.manager.as_ref().ok_or_else(none)
     }
 
@@ -163,7 +166,9 @@ impl VerbsPort {
         match qp.accept(reads) {
             Ok(true) => self.queue_pair_ready(conn),
             Ok(false) => {}
-            Err(e) => self.end(conn, DownReason::Refused, format!("accept through the connection manager: {e}")),
+            Err(e) => {
+                self.end(conn, DownReason::Refused, format!("accept through the connection manager: {e}"))
+            }
         }
     }
 

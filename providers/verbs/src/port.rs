@@ -428,14 +428,10 @@ fn mtu_of(port: &ffi::PortAttr) -> u8 {
     u8::try_from(port.active_mtu.clamp(1, 5)).unwrap_or(1)
 }
 
-fn watch_all(
-    epoll: &OwnedFd,
-    listener: &OwnedFd,
-    cq: &Cq,
-    context: &Context,
-) -> std::io::Result<OwnedFd> {
+fn watch_all(epoll: &OwnedFd, listener: &OwnedFd, cq: &Cq, context: &Context) -> std::io::Result<OwnedFd> {
     let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-    let add = |fd: BorrowedFd<'_>, n| epoll::add(epoll, fd, epoll::EventData::new_u64(n), epoll::EventFlags::IN);
+    let add =
+        |fd: BorrowedFd<'_>, n| epoll::add(epoll, fd, epoll::EventData::new_u64(n), epoll::EventFlags::IN);
     add(listener.as_fd(), LISTENER)?;
     add(timer.as_fd(), TIMER)?;
     add(cq.as_fd(), COMPLETIONS)?;

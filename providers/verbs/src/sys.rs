@@ -29,7 +29,6 @@ macro_rules! handle {
     };
 }
 
-
 /// The most pieces of memory in one work request.
 pub(crate) const SGE_MAX: usize = 6;
 /// The most bytes that are copied into a work request.
@@ -220,7 +219,9 @@ impl Context {
     /// The name of the card that a context of libibverbs belongs to.
     fn name_of(raw: NonNull<ffi::Context>) -> String {
         // SAFETY: the context is open; its card has a name that lives as long.
-        unsafe { CStr::from_ptr((loaded().ibv_get_device_name)((*raw.as_ptr()).device)) }.to_string_lossy().into_owned()
+        unsafe { CStr::from_ptr((loaded().ibv_get_device_name)((*raw.as_ptr()).device)) }
+            .to_string_lossy()
+            .into_owned()
     }
 
     pub(crate) fn attr(&self) -> io::Result<ffi::DeviceAttr> {

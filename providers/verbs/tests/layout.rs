@@ -167,9 +167,7 @@ fn ask_c(header: &str, checks: &[Check]) -> Option<Vec<usize>> {
         return None;
     }
     let mut source = format!("#include <{header}>\n");
-    source.push_str(
-        "#include <stddef.h>\n#include <stdio.h>\nint main(void) {\n",
-    );
+    source.push_str("#include <stddef.h>\n#include <stdio.h>\nint main(void) {\n");
     for c in checks {
         writeln!(source, "printf(\"%zu\\n\", (size_t)({}));", c.c).expect("into a String");
     }

@@ -41,7 +41,8 @@ pub(crate) const PACKAGES: [Package; 14] = [
 ];
 
 /// What it takes to build a module for a guest.
-const COMPILER: [Package; 2] = [package("make", "builds a kernel module"), package("gcc-12", "as Debian built its kernels")];
+const COMPILER: [Package; 2] =
+    [package("make", "builds a kernel module"), package("gcc-12", "as Debian built its kernels")];
 
 /// The context of an error that says: what the lab is made of cannot be had here. All other errors are defects.
 #[derive(Debug)]

@@ -49,7 +49,9 @@ fn build(work: &Path, release: &str) -> Result<()> {
     let archive = work.join(format!("usr/src/{source}.tar.xz"));
     let driver = format!("{source}/{FOLDER}");
     call(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(work).arg(&driver))?;
-    for package in packages::needed_by(&headers, &["linux-headers-", "linux-kbuild-"])?.iter().chain([&headers]) {
+    for package in
+        packages::needed_by(&headers, &["linux-headers-", "linux-kbuild-"])?.iter().chain([&headers])
+    {
         packages::download(package, work)?;
         unpack(work)?;
     }

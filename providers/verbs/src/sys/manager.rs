@@ -106,12 +106,17 @@ impl Channel {
                 let pass = unsafe {
                     let c = &(*event).conn;
                     let n = usize::from(c.private_data_len);
-                    if c.private_data.is_null() { &[] } else { std::slice::from_raw_parts(c.private_data.cast(), n) }
+                    if c.private_data.is_null() {
+                        &[]
+                    } else {
+                        std::slice::from_raw_parts(c.private_data.cast(), n)
+                    }
                 };
                 // Managers pad it with zeros.
                 let pass = pass.first_chunk().copied().unwrap_or_default();
                 // The new identifier is ours from here on.
-                NonNull::new(id).map_or(Said::Other, |raw| Said::Request(Id { raw, _channel: self.clone() }, pass))
+                NonNull::new(id)
+                    .map_or(Said::Other, |raw| Said::Request(Id { raw, _channel: self.clone() }, pass))
             }
             ffi::CM_CONNECT_RESPONSE => Said::Accepted,
             ffi::CM_ESTABLISHED => Said::Established,

@@ -224,9 +224,7 @@ fn works_again(a: &mut Node, b: &mut Node) {
             std::thread::sleep(Duration::from_millis(20));
             continue;
         };
-        until("an outcome", &mut [a, b], |n| {
-            n[0].up.contains(&conn) || n[0].down.contains_key(&conn)
-        });
+        until("an outcome", &mut [a, b], |n| n[0].up.contains(&conn) || n[0].down.contains_key(&conn));
         if a.up.contains(&conn) && a.send(conn, 77, &[], Body::Empty) {
             let before = b.frames.len();
             until("a frame or an end", &mut [a, b], |n| {
