@@ -1,4 +1,4 @@
-//! The lab step: the verbs provider on soft-RoCE cards, in guests of `cargo xtask lab`.
+//! The lab step: the verbs provider on soft-RoCE (and, in full runs, soft-iWARP) cards, in guests of `cargo xtask lab`.
 //!
 //! Test programs are those that the step `tests` has built; in a guest they find cards, and `KFAB_LAB_RDMA=1` makes them fail
 //! instead of skip where they find none. Nothing in here asserts how fast anything is.
@@ -83,15 +83,23 @@ const JOBS: &[Job] = &[
     Job {
         what: "conformance, and what only cards can show",
         options: "--cards 2",
-        script: "@kfab-verbs/cards && @kfab-verbs/conformance --test-threads 1",
+        script: "@kfab-verbs/cards && @kfab-verbs/conformance --test-threads 1 verbs::",
         limit_s: 1800,
         runs: Runs::Everywhere,
     },
     Job {
-        what: "conformance on cards that only the connection manager connects",
-        options: "--cards 2 --iwarp",
-        script: "@kfab-verbs/conformance --test-threads 1 verbs::",
+        what: "conformance, connected through the manager",
+        options: "--cards 2",
+        script: "@kfab-verbs/conformance --test-threads 1 verbs-cm::",
         limit_s: 1200,
+        runs: Runs::Full,
+    },
+    Job {
+        what: "cards that only the manager connects: conformance, LNet, the object store",
+        options: "--cards 2 --iwarp --memory 2048",
+        script: "@kfab-verbs/conformance --test-threads 1 verbs:: && @lnet-shim/kfi --test-threads 1 && \
+            @kfab-examples/objectstore --test-threads 1",
+        limit_s: 1800,
         runs: Runs::Full,
     },
     Job {
