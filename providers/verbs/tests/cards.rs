@@ -30,7 +30,7 @@ fn main() {
             std::process::exit(1);
         }
     }
-    let all: [(&str, fn()); 11] = [
+    let all: [(&str, fn()); 12] = [
         ("probe_names_the_cards", life::probe_names_the_cards),
         ("two_hundred_connections", life::two_hundred_connections),
         ("no_receiver_is_ever_not_ready", life::no_receiver_is_ever_not_ready),
@@ -40,6 +40,7 @@ fn main() {
         ("a_cut_link_breaks_and_heals", life::a_cut_link_breaks_and_heals),
         ("a_port_that_is_down_is_used_when_it_comes_up", life::a_port_that_is_down_is_used_when_it_comes_up),
         ("the_manager_connects_when_asked", life::the_manager_connects_when_asked),
+        ("a_strangers_request_is_nothing", life::a_strangers_request_is_nothing),
         ("a_card_taken_out_is_let_go_and_used_again", life::a_card_taken_out_is_let_go_and_used_again),
         ("packets_lost_in_silence_end_in_an_error", life::packets_lost_in_silence_end_in_an_error),
     ];

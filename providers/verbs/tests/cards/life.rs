@@ -2,7 +2,8 @@
 
 use crate::driver::{Node, PATIENCE, Peer, WINDOW, connect, header, key_of, until};
 use crate::machine::{
-    cards, count, counters, expect, expect_resources, link, put_in, resources, take_out, without,
+    cards, count, counters, expect, expect_resources, link, manager_at, put_in, resources, stranger,
+    take_out, without,
 };
 use kfab_core::mem::{Buffer, Landing, Pool};
 use kfab_core::spi::{Body, DownReason, Provider, Rights, Rma};
@@ -309,4 +310,18 @@ pub(crate) fn the_manager_connects_when_asked() {
         b.send(cb, 2, b"back", Body::Empty);
         until("a frame each way", &mut [&mut a, &mut b], |n| n.iter().all(|n| n.frames.len() == 1));
     }
+}
+
+pub(crate) fn a_strangers_request_is_nothing() {
+    let c = cards().expect("checked before");
+    let (mut a, mut b) = (Node::open(&format!("{}+cm", c[0])), Node::open(&format!("{}+cm", c[1])));
+    let with_ports = resources();
+    let way = b.way();
+    let ip = way.rest.rsplit_once(':').expect("a port").0;
+    let mut asks = stranger(ip, manager_at(ip));
+    until("the stranger is refused", &mut [&mut a, &mut b], |_| asks.try_wait().expect("a child").is_some());
+    assert!(!asks.wait().expect("a child").success());
+    expect_resources(&with_ports);
+    assert!(b.incoming.is_empty());
+    works_again(&mut a, &mut b);
 }

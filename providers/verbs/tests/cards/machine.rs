@@ -80,6 +80,22 @@ pub(crate) fn count(lines: &[String], card: &str, what: &str) -> u64 {
     words.nth(1).and_then(|n| n.parse().ok()).expect("a number")
 }
 
+/// Where the connection manager of this process listens at an address.
+pub(crate) fn manager_at(ip: &str) -> u16 {
+    let out = Command::new("rdma").args(["resource", "show", "cm_id"]).output().expect("the rdma tool");
+    let (said, mine) = (String::from_utf8_lossy(&out.stdout), format!("pid {} ", std::process::id()));
+    let line = said.lines().find(|l| l.contains("LISTEN") && l.contains(&mine) && l.contains(&format!("{ip}:")));
+    let after = line.and_then(|l| l.split_once(&format!("src-addr {ip}:"))).expect("a listener").1;
+    after.split(' ').next().and_then(|n| n.parse().ok()).expect("a port")
+}
+
+/// A program that asks the connection manager at a place for a connection.
+pub(crate) fn stranger(ip: &str, port: u16) -> Child {
+    let port = port.to_string();
+    let words = ["-c", "-a", ip, "-p", &port, "-C", "1"];
+    Command::new("rping").args(words).spawn().expect("rping (rdmacm-utils)")
+}
+
 /// Begins to take a card out; that ends when nobody holds it any more.
 pub(crate) fn take_out(card: &str) -> Child {
     Command::new("rdma").args(["link", "delete", card]).spawn().expect("the rdma tool")
