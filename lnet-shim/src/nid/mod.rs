@@ -168,8 +168,7 @@ impl Nid {
 
     /// The IP address, on networks whose addresses are IP addresses.
     pub fn ip(self) -> Option<IpAddr> {
-        let info = text::lnd_info(self.net().lnd)?;
-        match (info.form, self.small_address()) {
+        match (text::form_of(self.net())?, self.small_address()) {
             (text::Form::Number, _) => None,
             (_, Some(v4)) => Some(IpAddr::V4(Ipv4Addr::from_bits(v4))),
             (text::Form::Ip { v6: true }, None) => {

@@ -149,20 +149,25 @@ fn parse_item(item: &str, base: usize) -> Result<Item, Stop> {
     if item.chars().count() > MAX_TEXT * 4 {
         return Err((base, "item too long"));
     }
-    let (address, net, _) = text::split_net(item, base)?;
+    let (address, net, form) = text::split_net(item, base)?;
     if address.is_empty() {
         return Err((base, "expected an address"));
     }
     if address == "*" {
         return Ok(Item { net, address: Address::All });
     }
-    let form = text::lnd_info(net.lnd).map(|i| i.form);
     let address = match form {
         Some(Form::Number) => Address::Number(Choice::parse(address, base, u32::MAX)?),
-        Some(Form::Ip { .. }) if address.contains(':') || is_mask(address) => parse_mask(address, net, base)?,
+        Some(Form::Ip { v6 }) if address.contains(':') || is_mask(address) => {
+            parse_mask(address, net, v6, base)?
+        }
         Some(Form::Ip { .. }) => Address::Quad(parse_quad(address, base)?),
         None => {
             let nid = text::parse_nid(item, base)?;
+            if text::form_of(net).is_some() && !nid.is_large() {
+                // Named by number all the same: as if it had been written the usual way.
+                return parse_item(&nid.to_string(), base);
+            }
             Address::Mask { nid, bits: if nid.is_large() { 128 } else { 32 } }
         }
     };
@@ -174,16 +179,12 @@ fn is_mask(address: &str) -> bool {
     address.contains('/') && !address.contains('[')
 }
 
-fn parse_mask(address: &str, net: Net, base: usize) -> Result<Address, Stop> {
+fn parse_mask(address: &str, net: Net, v6: bool, base: usize) -> Result<Address, Stop> {
     let (ip, bits) = match address.find('/') {
         Some(i) => (&address[..i], Some((&address[i + 1..], base + i + 1))),
         None => (address, None),
     };
-    let nid = if ip.contains(':') {
-        Nid::large(net, text::parse_v6(ip, base)?.octets())
-    } else {
-        Nid::small(net, text::parse_v4(ip, base)?.to_bits())
-    };
+    let nid = text::parse_ip(ip, net, v6, base)?;
     let full = if nid.is_large() { 128 } else { 32 };
     let bits = match bits {
         Some((t, at)) => bounded(t, at, full)?,

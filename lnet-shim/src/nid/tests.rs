@@ -87,11 +87,26 @@ fn lists_hold_what_they_say() {
     assert!("".parse::<NidList>().is_err());
 }
 
+#[test]
+fn lists_take_no_ipv6_where_the_network_has_none() {
+    for text in ["::@gip", "fd00::/8@o2ib", "::1@kfi"] {
+        assert!(text.parse::<NidList>().is_err() && text.parse::<Nid>().is_err(), "{text}");
+    }
+    // What came by the wire all the same is written in words, and read so.
+    let odd = Nid::large(Net::new(Lnd(14), 0), [7; 16]);
+    assert_eq!(odd.to_string(), "7070707:7070707:7070707:7070707@<14:0>");
+    assert!(odd.to_string().parse::<NidList>().unwrap().contains(odd));
+    for (text, usual) in [("a4d000c@<2:0>", "10.77.0.12@tcp"), ("ff@<16:1>", "255@kfi1")] {
+        assert_eq!(text.parse::<NidList>(), usual.parse::<NidList>());
+    }
+}
+
 fn any_nid() -> impl Strategy<Value = Nid> {
     let small = (0u8..=0xfe, any::<u16>(), any::<u32>())
         .prop_map(|(lnd, number, a)| Nid::small(Net { lnd: Lnd(lnd), number }, a));
-    let v6 = (prop_oneof![Just(2u8), Just(18), Just(99)], any::<u16>(), any::<[u8; 16]>())
-        .prop_map(|(lnd, number, a)| Nid::large(Net { lnd: Lnd(lnd), number }, a));
+    let v6 =
+        (prop_oneof![Just(2u8), Just(18), Just(99), Just(14), Just(16)], any::<u16>(), any::<[u8; 16]>())
+            .prop_map(|(lnd, number, a)| Nid::large(Net { lnd: Lnd(lnd), number }, a));
     prop_oneof![small, v6, Just(Nid::ANY)]
 }
 

@@ -24,10 +24,10 @@ pub(crate) enum Form {
 
 /// Name and address form of a network type.
 #[derive(Clone, Copy)]
-pub(crate) struct LndInfo {
+struct LndInfo {
     lnd: Lnd,
     name: &'static str,
-    pub(crate) form: Form,
+    form: Form,
 }
 
 const LNDS: [LndInfo; 10] = [
@@ -43,8 +43,12 @@ const LNDS: [LndInfo; 10] = [
     LndInfo { lnd: Lnd(19), name: "bxi3f", form: Form::Number },
 ];
 
-pub(crate) fn lnd_info(lnd: Lnd) -> Option<LndInfo> {
+fn lnd_info(lnd: Lnd) -> Option<LndInfo> {
     LNDS.iter().find(|i| i.lnd == lnd).copied()
+}
+
+pub(crate) fn form_of(net: Net) -> Option<Form> {
+    lnd_info(net.lnd).map(|i| i.form)
 }
 
 /// A text that is not a name: which character, and why.
@@ -99,12 +103,13 @@ pub(crate) fn number(text: &str, base: usize, radix: u32, what: &'static str) ->
     u32::from_str_radix(text, radix).map_err(|_| (base, "number too big"))
 }
 
-/// Splits `ADDR[@NET]`; the position of NET is returned with it.
-pub(crate) fn split_net(text: &str, base: usize) -> Result<(&str, Net, bool), Stop> {
-    match text.find('@') {
-        None => Ok((text, Net::TCP, false)),
-        Some(i) => Ok((&text[..i], parse_net(&text[i + 1..], base + i + 1)?, true)),
-    }
+/// Splits `ADDR[@NET]`; with it how addresses are written there, `None` for hexadecimal words: on networks without a name, and
+/// on any that is written as they are.
+pub(crate) fn split_net(text: &str, base: usize) -> Result<(&str, Net, Option<Form>), Stop> {
+    let Some((address, net)) = text.split_once('@') else { return Ok((text, Net::TCP, form_of(Net::TCP))) };
+    let by_number = net.starts_with('<');
+    let net = parse_net(net, base + address.len() + 1)?;
+    Ok((address, net, form_of(net).filter(|_| !by_number)))
 }
 
 fn parse_net(text: &str, base: usize) -> Result<Net, Stop> {
@@ -144,24 +149,27 @@ pub(crate) fn parse_nid(text: &str, base: usize) -> Result<Nid, Stop> {
     if text.chars().count() > MAX_TEXT {
         return Err((base + MAX_TEXT, "longer than 64 characters"));
     }
-    let (address, net, _) = split_net(text, base)?;
+    let (address, net, form) = split_net(text, base)?;
     if address.is_empty() {
         return Err((base, "expected an address"));
     }
-    match lnd_info(net.lnd).map(|i| i.form) {
+    match form {
         Some(Form::Number) => Ok(Nid::small(net, number(address, base, 10, "expected a decimal number")?)),
-        Some(Form::Ip { v6 }) if address.contains(':') => {
-            if !v6 {
-                return Err((base, "this network has no IPv6 addresses"));
-            }
-            Ok(Nid::large(net, parse_v6(address, base)?.octets()))
-        }
-        Some(Form::Ip { .. }) => Ok(Nid::small(net, parse_v4(address, base)?.to_bits())),
+        Some(Form::Ip { v6 }) => parse_ip(address, net, v6, base),
         None => parse_hex_words(address, net, base),
     }
 }
 
-pub(crate) fn parse_v4(text: &str, base: usize) -> Result<Ipv4Addr, Stop> {
+/// An IP address on a network, of either kind if it has IPv6 addresses.
+pub(crate) fn parse_ip(address: &str, net: Net, v6: bool, base: usize) -> Result<Nid, Stop> {
+    match address.contains(':') {
+        true if v6 => Ok(Nid::large(net, parse_v6(address, base)?.octets())),
+        true => Err((base, "this network has no IPv6 addresses")),
+        false => Ok(Nid::small(net, parse_v4(address, base)?.to_bits())),
+    }
+}
+
+fn parse_v4(text: &str, base: usize) -> Result<Ipv4Addr, Stop> {
     let mut octets = [0u8; 4];
     let mut at = 0;
     let parts: Vec<&str> = text.split('.').collect();
@@ -177,7 +185,7 @@ pub(crate) fn parse_v4(text: &str, base: usize) -> Result<Ipv4Addr, Stop> {
     Ok(Ipv4Addr::from(octets))
 }
 
-pub(crate) fn parse_v6(text: &str, base: usize) -> Result<Ipv6Addr, Stop> {
+fn parse_v6(text: &str, base: usize) -> Result<Ipv6Addr, Stop> {
     text.parse().map_err(|_| {
         let bad = text.find(|c: char| !c.is_ascii_hexdigit() && c != ':' && c != '.');
         (base + bad.unwrap_or(text.len()), "not an IPv6 address")
@@ -254,7 +262,7 @@ impl fmt::Display for Nid {
             return f.write_str("<?>");
         }
         let net = self.net();
-        let form = lnd_info(net.lnd).map(|i| i.form);
+        let form = form_of(net);
         match (form, self.ip(), self.small_address()) {
             (Some(Form::Ip { .. }), Some(ip), _) => write!(f, "{ip}@{net}"),
             (Some(Form::Number), _, Some(n)) => write!(f, "{n}@{net}"),
