@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let r = command::lst(&client, &[b], spec, false, &Progress::default())?.report;
         println!(
             "{kind:?} x{concurrency}: {:.0} RPC/s, {:.0} MiB/s, p50 {:.0} us, p99 {:.0} us, {} errors",
-            r.rpcs_per_second, r.mib_per_second, r.latency_us[0], r.latency_us[2], r.errors
+            r.rpcs_per_second, r.mib_per_second, r.latency_us.p50, r.latency_us.p99, r.errors
         );
     }
     Ok(())

@@ -186,9 +186,9 @@ fn a_node_reports_latencies_of_a_load() {
                 a.lst(&[&args[..], &["--loop", "10", "--duration", "60", "--json"]].concat()).ok().json();
             let report = &shown["report"];
             assert_eq!((&report["calls"], &report["errors"]), (&40.into(), &0.into()), "{test}: {report}");
-            let latencies: Vec<f64> =
-                report["latency_us"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
-            assert!(latencies.len() == 5 && latencies.is_sorted() && latencies[0] > 0.0, "{latencies:?}");
+            let latencies = ["p50", "p90", "p99", "p99.9", "max"]
+                .map(|name| report["latency_us"][name].as_f64().expect(name));
+            assert!(latencies.is_sorted() && latencies[0] > 0.0, "{latencies:?}");
         }
         let table = a.lst(&["load", b_nid, "--loop", "5"]).ok().out;
         assert!(table.contains("p99.9") && table.contains("ping"), "{table}");
@@ -216,8 +216,7 @@ fn a_console_runs_tests_between_groups() {
         let seconds = if in_lab() { "20" } else { "1.5" };
         let done = a.lst(&["run", "bulk", "--for", seconds, "--json"]).ok().json();
         assert_eq!(done["client_errors"], 0, "{done}");
-        let latencies = done["clients"][0]["latency_us"].as_array().expect("latencies");
-        assert!(latencies.len() == 5 && latencies[0].as_f64().unwrap() > 0.0, "{done}");
+        assert!(done["clients"][0]["latency_us"]["p50"].as_f64().expect("latencies") > 0.0, "{done}");
         let server = &done["nodes"][0];
         for key in ["rpcs_per_second", "read_bytes_per_second", "written_bytes_per_second"] {
             assert!(server[key].as_f64().unwrap() > 0.0, "{key}: {done}");
@@ -264,4 +263,39 @@ fn a_killed_node_is_gone_and_its_name_free() {
     let again =
         Running::start(kfab(&["lnet", "node", "--name", &b.name, "--net", "58@kfi", "--provider", any()]));
     assert_eq!(again.line(), b.name);
+}
+
+#[test]
+fn a_load_whose_target_dies_shows_what_was_done_and_fails() {
+    let (a, b) = (Node::kfi("57@kfi", any()), Node::kfi("58@kfi", any()));
+    a.knows(&b);
+    let timeout = if in_lab() { "10" } else { "1" };
+    let args =
+        ["lst", "load", "58@kfi", "--duration", "3", "--timeout", timeout, "--json", "--node", &a.name];
+    let load = Running::start(kfab(&args));
+    let begun = || b.json(&["stats"])["sent"]["put"].as_u64() > Some(16);
+    assert!(crate::run::wait_until(LIMIT, begun), "{}", b.json(&["stats"]));
+    b.process.signal(Signal::KILL);
+    let done = load.end().code(1).says(&["calls failed"]).json();
+    let count = |what: &str| done["report"][what].as_u64().unwrap();
+    assert!(count("calls") > 0 && count("errors") > 0, "{done}");
+    assert!(done["session_left"].is_string(), "{done}");
+}
+
+#[test]
+fn a_console_that_is_busy_says_so() {
+    let a = Node::kfi("57@kfi", any());
+    a.lst(&["session", "new", "rw"]).ok();
+    a.lst(&["group", "add", "all", "57@kfi"]).ok();
+    let long = Running::start(kfab(&["lst", "stat", "all", "--interval", "600", "--node", &a.name]));
+    let busy = || {
+        let asked = a.lst(&["group", "list"]);
+        asked.code != Some(0) && asked.code(1).says(&["another command"]).err.contains("Ctrl-C")
+    };
+    assert!(crate::run::wait_until(LIMIT, busy));
+    // Ctrl-C there ends it, and the console answers again.
+    long.signal(Signal::INT);
+    long.end().code(130);
+    assert!(crate::run::wait_until(LIMIT, || a.lst(&["group", "list"]).code == Some(0)));
+    a.lst(&["session", "end"]).ok();
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::agent::{STAT_LATENCY, destinations, latency_of};
-use super::load::Kind;
+use super::load::{Kind, Latency};
 use super::pattern::Check;
 use super::rpc::{Bulk, Ids, Rpc, status_of};
 use crate::core::SharedBytes;
@@ -235,10 +235,9 @@ impl Console {
         self.stat_of(target, 0).await
     }
 
-    /// Latencies of what a node's client tests have done in this session, once they have ended: 50, 90, 99, 99.9 per cent, and the
-    /// longest, nanoseconds. `None` from a node of Lustre's, or if it has done nothing.
-    pub async fn latency_ns(&self, target: ProcessId) -> Result<Option<[u64; 5]>> {
-        Ok(latency_of(&self.stat_of(target, STAT_LATENCY).await?.lnet))
+    /// Latencies of what a node's client tests have done in this session, once they have ended. `None` from a node of Lustre's, or if it has done nothing.
+    pub async fn latency(&self, target: ProcessId) -> Result<Option<Latency>> {
+        Ok(latency_of(&self.stat_of(target, STAT_LATENCY).await?.lnet).map(Latency::of_ns))
     }
 
     async fn stat_of(&self, target: ProcessId, kind: u32) -> Result<NodeStat> {

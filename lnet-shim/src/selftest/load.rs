@@ -92,8 +92,32 @@ pub struct LoadReport {
     pub rpcs_per_second: f64,
     /// MiB of bulk per second.
     pub mib_per_second: f64,
-    /// Latency in microseconds: 50, 90, 99, 99.9 per cent, and the longest.
-    pub latency_us: [f64; 5],
+    /// How long calls took.
+    pub latency_us: Latency,
+}
+
+/// How long calls took, microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Latency {
+    /// The median.
+    pub p50: f64,
+    /// 90 per cent took no longer.
+    pub p90: f64,
+    /// 99 per cent took no longer.
+    pub p99: f64,
+    /// 99.9 per cent took no longer.
+    #[serde(rename = "p99.9")]
+    pub p99_9: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+impl Latency {
+    /// From nanoseconds in this order, as they travel between nodes.
+    pub(super) fn of_ns(all: [u64; 5]) -> Self {
+        let [p50, p90, p99, p99_9, max] = all.map(|ns| ns as f64 / 1000.0);
+        Self { p50, p90, p99, p99_9, max }
+    }
 }
 
 /// One call of a load.
@@ -148,7 +172,7 @@ pub fn run(rpc: &Rpc, targets: &[ProcessId], spec: LoadSpec, progress: &Progress
     let seconds = start.elapsed().as_secs_f64();
     let histogram = all.into_inner().unwrap_or_else(|p| p.into_inner());
     let calls = progress.calls.load(Ordering::Relaxed);
-    let latency_us = percentiles(&histogram).map(|ns| ns as f64 / 1000.0);
+    let latency_us = Latency::of_ns(percentiles(&histogram));
     *progress.latency.lock().unwrap_or_else(|p| p.into_inner()) = Some(histogram);
     Ok(LoadReport {
         spec,

@@ -16,18 +16,23 @@ const LOOK: Duration = Duration::from_millis(200);
 
 /// Asks a node and prints the answer: as JSON, or as `table` makes it.
 pub(crate) fn ask(out: &Out, request: &Request, table: impl FnOnce(&Value) -> String) -> Result<()> {
-    ask_with(out, request, |_, _| {}, table)
+    ask_with(out, request, |_, _| {}, table).map(drop)
 }
 
-/// The same, with the progress shown.
+/// The same, with the progress shown; the answer.
 pub(crate) fn ask_with(
     out: &Out,
     request: &Request,
     mut progress: impl FnMut(f64, &str),
     table: impl FnOnce(&Value) -> String,
-) -> Result<()> {
+) -> Result<Value> {
     let value = call(out, request, &mut progress)?;
-    if out.json { crate::show::print_json(&value) } else { crate::show::print(&table(&value)) }
+    if out.json {
+        crate::show::print_json(&value)?
+    } else {
+        crate::show::print(&table(&value))?
+    }
+    Ok(value)
 }
 
 fn call(out: &Out, request: &Request, progress: &mut dyn FnMut(f64, &str)) -> Result<Value> {

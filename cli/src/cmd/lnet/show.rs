@@ -168,8 +168,11 @@ pub(super) fn faults(v: &Value) -> String {
     table.text()
 }
 
-/// `{"Fail":"LocalError"}` as `Fail LocalError`, a time in seconds.
+/// `{"Fail":"LocalError"}` as `Fail LocalError`, `{"OneIn":10}` as `1 in 10`, a time in seconds.
 fn flat(v: &Value) -> String {
+    if let Some(n) = v["OneIn"].as_u64() {
+        return format!("1 in {n}");
+    }
     let Some((name, inner)) = v.as_object().and_then(|o| o.iter().next()) else { return cell(v) };
     match (inner["secs"].as_f64(), inner["nanos"].as_f64()) {
         (Some(s), Some(ns)) => format!("{name} {} s", s + ns / 1e9),

@@ -13,11 +13,13 @@ use lnet_shim::selftest::load::{LoadSpec, Progress};
 use lnet_shim::selftest::{Console, NodeStat, TestSpec};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How often progress is told.
 const BEAT: Duration = Duration::from_millis(200);
+/// How long a command waits for another one's end.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The most groups, batches, tests of a batch.
 const MAX_NAMES: usize = 1024;
 
@@ -101,8 +103,24 @@ impl Consoles {
         Consoles { node, session: Mutex::new(None) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Session>> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The session, unless another command is at it for longer than a call to a node takes: `run --for` and `stat` take their time.
+    fn lock(&self) -> Result<MutexGuard<'_, Option<Session>>> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.session.try_lock() {
+                Ok(guard) => return Ok(guard),
+                Err(TryLockError::Poisoned(guard)) => return Ok(guard.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let busy = Failure::failed("another command is at work on this session");
+                    return Err(
+                        busy.hint("Ctrl-C ends it there; a batch runs beside other commands without --for")
+                    );
+                }
+            }
+        }
     }
 
     /// Does what is asked.
@@ -118,11 +136,11 @@ impl Consoles {
                     let nodes: usize = s.groups.iter().map(|g| g.1.len()).sum();
                     json!({ "name": s.name, "nodes": nodes, "batches": s.batches.len() })
                 };
-                return Ok(self.lock().as_ref().map_or(Value::Null, show));
+                return Ok(self.lock()?.as_ref().map_or(Value::Null, show));
             }
             _ => {}
         }
-        let mut guard = self.lock();
+        let mut guard = self.lock()?;
         let none = || Failure::failed("no session").hint("begin one with `kfab lst session new NAME`");
         let session = guard.as_mut().ok_or_else(none)?;
         match request {
@@ -145,7 +163,7 @@ impl Consoles {
     }
 
     fn begin(&self, name: &str, timeout: Duration, force: bool) -> Result<Value> {
-        let mut guard = self.lock();
+        let mut guard = self.lock()?;
         if let Some(s) = guard.as_ref() {
             let what = format!("there is a session already: {}", s.name);
             return Err(Failure::failed(what).hint("end it with `kfab lst session end`"));
@@ -157,7 +175,7 @@ impl Consoles {
     }
 
     fn end(&self) -> Result<Value> {
-        let Some(session) = self.lock().take() else { return Err(Failure::failed("no session")) };
+        let Some(session) = self.lock()?.take() else { return Err(Failure::failed("no session")) };
         block_on(session.console.end()).map_err(failure)?;
         Ok(Value::Null)
     }
@@ -291,7 +309,7 @@ impl Session {
         let started = Instant::now();
         block_on(self.console.run(at as u64 + 1, &self.clients(at))).map_err(failure)?;
         self.batches[at].running = true;
-        let Some(time) = time else { return Ok(json!({ "nodes": [] })) };
+        let Some(time) = time else { return Ok(json!({ "running": true, "nodes": [] })) };
         while started.elapsed() < time && !stop::pressed() && self.active(at)? > 0 {
             std::thread::sleep(BEAT.min(time));
             let rpcs: u64 = figures(&before, &self.look(&servers)?, started.elapsed()).map(|f| f.0).sum();
@@ -322,9 +340,8 @@ impl Session {
     /// Latencies as the clients saw them.
     fn latencies(&self, at: usize) -> Result<Vec<Value>> {
         let one = |node: &ProcessId| {
-            let ns = block_on(self.console.latency_ns(*node)).map_err(failure)?;
-            let us = ns.map(|all| all.map(|ns| ns as f64 / 1000.0));
-            Ok(json!({ "nid": node.nid.to_string(), "latency_us": us }))
+            let latency = block_on(self.console.latency(*node)).map_err(failure)?;
+            Ok(json!({ "nid": node.nid.to_string(), "latency_us": latency }))
         };
         self.clients(at).iter().map(one).collect()
     }

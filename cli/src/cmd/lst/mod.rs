@@ -6,7 +6,7 @@ mod show;
 
 use crate::cmd::lnet::client::ask_with;
 use crate::cmd::lnet::{LoadWords, LstRequest, Out, Request, TestWords};
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::show::bar::Bar;
 use clap::{Args, Subcommand};
 use serde_json::Value;
@@ -149,11 +149,17 @@ fn run_session(out: &Out, session: &Session) -> Result<()> {
     }
 }
 
+/// Asks and shows; calls that failed under load are a failure of the command, as its figures have been shown.
 fn ask(out: &Out, request: LstRequest, table: impl FnOnce(&Value) -> String) -> Result<()> {
     let bar = Bar::new(1);
     let progress = |part: f64, text: &str| {
         bar.begin(text.to_owned());
         bar.tick(part);
     };
-    ask_with(out, &Request::Lst(request), progress, table)
+    let answer = ask_with(out, &Request::Lst(request), progress, table)?;
+    drop(bar);
+    match answer["report"]["errors"].as_u64().or(answer["client_errors"].as_u64()) {
+        None | Some(0) => Ok(()),
+        Some(errors) => Err(Failure::failed(format!("{errors} calls failed"))),
+    }
 }

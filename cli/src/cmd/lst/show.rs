@@ -8,6 +8,9 @@ pub(super) fn done(_: &Value) -> String {
     String::new()
 }
 
+/// The names of latencies' columns, and of their members in JSON.
+const PERCENTILES: [&str; 5] = ["p50", "p90", "p99", "p99.9", "max"];
+
 fn text(v: &Value) -> String {
     v.as_str().map_or_else(|| v.to_string(), str::to_owned)
 }
@@ -50,7 +53,16 @@ pub(super) fn batches(v: &Value) -> String {
     table.text()
 }
 
+/// Percentiles in the order of the columns; dashes where nothing was measured.
+fn latencies(us: &Value) -> impl Iterator<Item = String> + use<'_> {
+    let one = |us: &Value| us.as_f64().map_or("-".to_owned(), |us| units::time(us * 1e3));
+    PERCENTILES.iter().map(move |name| one(&us[*name]))
+}
+
 pub(super) fn nodes(v: &Value) -> String {
+    if v["running"] == true {
+        return "it runs until `kfab lst stop`; `kfab lst stat` shows what it does\n".to_owned();
+    }
     let head = ["node", "RPCs", "rate", "read", "written", "errors", "dropped"];
     let mut table = Table::new(1, &head);
     for n in list(&v["nodes"]) {
@@ -65,10 +77,10 @@ pub(super) fn nodes(v: &Value) -> String {
             text(&n["dropped"]),
         ]);
     }
-    let mut clients = Table::new(1, &["client", "p50", "p90", "p99", "p99.9", "max"]);
+    let mut clients = Table::new(1, &[&["client"], &PERCENTILES[..]].concat());
     for c in list(&v["clients"]) {
         let mut row = vec![text(&c["nid"])];
-        row.extend(list(&c["latency_us"]).map(|us| units::time(us.as_f64().unwrap_or(0.0) * 1e3)));
+        row.extend(latencies(&c["latency_us"]));
         clients.row(row);
     }
     match list(&v["clients"]).next() {
@@ -81,8 +93,8 @@ pub(super) fn load(v: &Value) -> String {
     let r = &v["report"];
     let number = |v: &Value| v.as_f64().unwrap_or(0.0);
     let ping = r["spec"]["kind"] == "Ping";
-    let head = ["test", "size", "RPCs", "errors", "rate", "bandwidth", "p50", "p90", "p99", "p99.9", "max"];
-    let mut table = Table::new(1, &head);
+    let head = ["test", "size", "RPCs", "errors", "rate", "bandwidth"];
+    let mut table = Table::new(1, &[&head[..], &PERCENTILES].concat());
     let mut row = vec![
         text(&r["spec"]["kind"]).to_lowercase(),
         if ping { "-".to_owned() } else { units::size(r["spec"]["size"].as_u64().unwrap_or(0) as usize) },
@@ -91,7 +103,9 @@ pub(super) fn load(v: &Value) -> String {
         units::rate(number(&r["rpcs_per_second"])),
         units::bandwidth(number(&r["mib_per_second"]) * f64::from(1 << 20)),
     ];
-    row.extend(list(&r["latency_us"]).map(|us| units::time(number(us) * 1e3)));
+    row.extend(latencies(&r["latency_us"]));
     table.row(row);
-    table.text()
+    let left =
+        v["session_left"].as_str().map(|why| format!("the session could not be ended everywhere: {why}\n"));
+    table.text() + left.as_deref().unwrap_or("")
 }
