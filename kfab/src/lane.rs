@@ -284,7 +284,8 @@ impl Lane {
         }
     }
 
-    /// Spins for a receive on the short way, for as long as it is short. `false`: wait for it as for everything.
+    /// Spins for an operation on the short way, for as long as it is short; what a receive gets is in `out`. `false`: it has ended
+    /// otherwise, or is to be waited for as everything.
     #[inline(always)]
     pub(crate) fn wait_shortly(&self, op: OpId, out: &mut Direct) -> bool {
         let mut s = self.lock();
@@ -323,18 +324,18 @@ impl Lane {
 
     /// Waits for the end of an operation, in the lane's way of waiting. `None`: the deadline passed first.
     pub(crate) fn wait_for(&self, op: OpId, deadline: Option<Instant>) -> Option<Result<Outcome>> {
-        let spin_until = match self.wait {
-            Wait::Spin => None,
-            Wait::Adaptive(d) => Some(Instant::now() + d),
-            Wait::Sleep => Some(Instant::now()),
-        };
-        let mut polls = BATCH;
+        let (mut polls, mut begun) = (BATCH, None);
         loop {
             let mut s = self.lock();
             s.turns += 1;
             if let Some(r) = s.machine.take(op) {
                 return Some(r);
             }
+            let spin_until = match self.wait {
+                Wait::Spin => None,
+                Wait::Adaptive(d) => Some(*begun.get_or_insert_with(Instant::now) + d),
+                Wait::Sleep => Some(*begun.get_or_insert_with(Instant::now)),
+            };
             s.clock_age = 0;
             for _ in 0..polls {
                 // No pause between polls: on some processors it takes longer than the message does.

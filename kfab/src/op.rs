@@ -7,7 +7,7 @@ use crate::share::Share;
 use crate::window::Notice;
 use kfab_core::mem::Buffer;
 use kfab_core::{Error, Kind, Result};
-use kfab_proto::{OpId, Outcome};
+use kfab_proto::{Direct, OpId, Outcome};
 use std::future::Future;
 use std::ops::Deref;
 use std::pin::Pin;
@@ -39,10 +39,12 @@ pub(crate) mod sealed {
         #[doc(hidden)]
         fn finish(outcome: Outcome, hold: impl FnOnce() -> Self::Hold) -> Result<Self>;
 
-        /// Waits on the short way, for what can come by it. `Err`: wait as for everything.
+        /// Waits on the short way. `Err`: it has ended, or wait as for everything.
         #[doc(hidden)]
-        #[inline(always)]
-        fn wait_shortly(hold: Self::Hold, _: OpId) -> std::result::Result<Self, Self::Hold> {
+        #[inline]
+        fn wait_shortly(hold: Self::Hold, op: OpId) -> std::result::Result<Self, Self::Hold> {
+            let mut nothing = Direct::EMPTY;
+            hold.wait_shortly(op, &mut nothing);
             Err(hold)
         }
     }

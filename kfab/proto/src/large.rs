@@ -36,10 +36,16 @@ impl Machine {
             secret: key.secret.into(),
         };
         let flags = if o.tag.is_some() { TAGGED } else { 0 } | if o.ordered { ORDERED } else { 0 };
-        let inline = Inline::new(rts.as_bytes()).expect("an RTS fits");
         let (kind, tag) = (FrameKind::Rts, o.tag.unwrap_or(0));
+        let p = &mut self.peers[pi as usize];
+        p.counters.tx_bytes += len;
+        let free = p.tx.is_drained() && p.tx.credit() > 0;
+        if free && self.post_short(io, pi, kind, flags, tag, rts.as_bytes(), 1) {
+            self.peers[pi as usize].counters.tx_messages += 1;
+            return Ok(Some(op));
+        }
+        let inline = Inline::new(rts.as_bytes()).expect("an RTS fits");
         let out = Out { kind, flags, tag, inline, body: Source::Empty, op: None, units: 1 };
-        self.peers[pi as usize].counters.tx_bytes += len;
         self.send_or_defer(io, pi, out, op);
         self.begun(op)
     }

@@ -13,7 +13,7 @@ use crate::peer::Out;
 use crate::transmit::flags;
 use crate::wire::*;
 use kfab_core::mem::{Buffer, Landing, Pool};
-use kfab_core::spi::{Delivery, INLINE_MAX, Inline, Next, Small};
+use kfab_core::spi::{Delivery, INLINE_MAX, Inline, Next, RemoteKey, Small};
 
 /// Who may be given a message past the queues.
 #[derive(Clone, Copy, Debug)]
@@ -107,46 +107,78 @@ impl Machine {
         self.send_small(io, pi, bytes, opts).is_some()
     }
 
-    /// The short way down: one frame's bytes to a peer with one rail in good order, credit, and nothing that waits. `None`, and nothing
-    /// has happened: it must go the long way.
+    /// The short way down for a message; `None`, and nothing has happened: it must go the long way.
     #[inline(always)]
     fn send_small(&mut self, io: &mut Io<'_>, pi: u32, bytes: &[u8], o: SendOptions) -> Option<()> {
-        let p = &mut self.peers[pi as usize];
-        let [ci] = p.active[..] else { return None };
-        let c = &mut self.conns[ci as usize];
+        let p = &self.peers[pi as usize];
         let units = match bytes.len() {
-            0..=INLINE_MAX if !p.keep || p.tx.unacked.len() < self.limits.max_unacked => 1,
-            len if !p.keep && p.is_eager(&self.limits, c.eager_max, len) => self.limits.units(len),
+            0..=INLINE_MAX => 1,
+            len if !p.keep
+                && p.is_eager(
+                    &self.limits,
+                    self.conns[p.active.first().copied()? as usize].eager_max,
+                    len,
+                ) =>
+            {
+                self.limits.units(len)
+            }
             _ => return None,
         };
-        if o.delivered || c.blocked || !self.faults.is_empty() || !p.tx.is_drained() || p.tx.credit() < units
-        {
+        if o.delivered || !p.tx.is_drained() || p.tx.credit() < units {
             return None;
         }
-        let mut h = Header::new(FrameKind::Eager, flags(&o), p.tx.next, o.tag.unwrap_or(0));
+        if !self.post_short(io, pi, FrameKind::Eager, flags(&o), o.tag.unwrap_or(0), bytes, units) {
+            return None;
+        }
+        let counters = &mut self.peers[pi as usize].counters;
+        counters.tx_messages += 1;
+        counters.tx_bytes += bytes.len() as u64;
+        Some(())
+    }
+
+    /// Numbers a frame and posts it, if the peer has one rail and that takes it at once; spends its units. `bytes` of more than
+    /// [`INLINE_MAX`] are its body: only where frames need not be kept. The caller has looked after order and credit.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one frame")]
+    #[inline(always)]
+    pub(crate) fn post_short(
+        &mut self,
+        io: &mut Io<'_>,
+        pi: u32,
+        kind: FrameKind,
+        flags: u8,
+        tag: u64,
+        bytes: &[u8],
+        units: u32,
+    ) -> bool {
+        let p = &mut self.peers[pi as usize];
+        let [ci] = p.active[..] else { return false };
+        let c = &mut self.conns[ci as usize];
+        // Where each frame is a system call, the second of a round waits for company.
+        let may_keep = !p.keep || (p.tx.unacked.len() < self.limits.max_unacked && p.tx.round != self.round);
+        if c.blocked || !may_keep || !self.faults.is_empty() {
+            return false;
+        }
+        let mut h = Header::new(kind, flags, p.tx.next, tag);
         let (next, consumed) = (p.rx.dedup.next(), p.rx.consumed);
         (h.ack, h.credit) = (next as u16, consumed as u16);
         if !io.ports[c.port].post_small(c.conn, h.to_number(), bytes) {
             c.blocked = true;
-            return None;
+            return false;
         }
         c.tx_frames += 1;
         c.used_at = io.now;
         let seq = p.tx.take_seq();
         p.tx.round = self.round;
-        p.tx.spent = p.tx.spent.wrapping_add(units);
         p.rx.told(next, consumed);
+        p.tx.spent = p.tx.spent.wrapping_add(units);
         p.counters.min_credits = p.counters.min_credits.min(p.tx.credit());
-        p.counters.tx_messages += 1;
-        p.counters.tx_bytes += bytes.len() as u64;
         if p.keep
             && let Some(inline) = Inline::new(bytes)
         {
-            let (kind, tag, body) = (FrameKind::Eager, o.tag.unwrap_or(0), Source::Empty);
-            let out = Out { kind, flags: flags(&o), tag, inline, body, op: None, units };
+            let out = Out { kind, flags, tag, inline, body: Source::Empty, op: None, units };
             self.keep(io.now, pi, ci, seq, out);
         }
-        Some(())
+        true
     }
 
     // ---- up ----
@@ -220,9 +252,12 @@ impl Machine {
             discard(io, port, &out.small);
             return Polled::Busy;
         };
-        if let Some((FrameKind::Eager, h)) = Header::from_words(out.small.header)
-            && self.hand_over(io, ci, &h, taker, out)
-        {
+        let here = match Header::from_words(out.small.header) {
+            Some((FrameKind::Eager, h)) => self.hand_over(io, ci, &h, taker, out, None),
+            Some((FrameKind::Rts, h)) => self.fetch_now(io, ci, &h, taker, out),
+            _ => false,
+        };
+        if here {
             return Polled::Here;
         }
         self.on_frame(io, ci, Header::from_words(out.small.header), &out.small.inline, out.small.body_len);
@@ -240,10 +275,28 @@ impl Machine {
         true
     }
 
+    /// The same for a promised message, whose bytes are fetched at once.
+    #[inline(never)]
+    fn fetch_now(&mut self, io: &mut Io<'_>, ci: u32, h: &Header, taker: Taker, out: &mut Direct) -> bool {
+        let rts = Rts::parse(out.small.inline.as_slice());
+        match rts.filter(|r| r.secret.get() != 0 && (1..=self.limits.max_message).contains(&r.len())) {
+            Some(rts) => self.hand_over(io, ci, h, taker, out, Some(&rts)),
+            None => false,
+        }
+    }
+
     /// Gives a message straight to whoever waits for it. `false`, and nothing has happened: it must go the long way, because
     /// something is unusual or it is not what the taker wants.
     #[inline(always)]
-    fn hand_over(&mut self, io: &mut Io<'_>, ci: u32, h: &Header, taker: Taker, out: &mut Direct) -> bool {
+    fn hand_over(
+        &mut self,
+        io: &mut Io<'_>,
+        ci: u32,
+        h: &Header,
+        taker: Taker,
+        out: &mut Direct,
+        promise: Option<&Rts>,
+    ) -> bool {
         let c = &mut self.conns[ci as usize];
         let Some(pi) = c.peer.filter(|_| c.up) else { return false };
         let p = &mut self.peers[pi as usize];
@@ -261,11 +314,24 @@ impl Machine {
             Taker::Anyone(want) if want.accepts(from, tag) => Some(&mut out.body),
             _ => None,
         };
-        let (few, many) = (out.small.inline.len(), out.small.body_len);
+        let (few, many) = match promise {
+            None => (out.small.inline.len(), out.small.body_len),
+            Some(rts) => (0, rts.len() as usize),
+        };
         // The twin of a body may be on its way over another rail, and rails that may have others are measured by their bodies.
         let alone = c.delivery == Delivery::Process && p.rails.len() == 1 && self.leaving.is_empty();
         let Some(into) = into.filter(|_| many == 0 || alone) else { return false };
-        let Some(landing) = place(io.pool, into, few, many) else { return false };
+        let fresh = into.is_none();
+        let Some(mut landing) = place(io.pool, into, few, many) else { return false };
+        if let (Some(rts), Some(l)) = (promise, &mut landing) {
+            let key = RemoteKey { region: rts.region.get(), base: rts.base.get(), secret: rts.secret.get() };
+            let port = &mut io.ports[c.port];
+            let leads = c.far_port == rts.port.get() && port.caps().rma;
+            if !leads || !matches!(port.read_now(c.conn, key, 0, l), Some(Ok(()))) {
+                *into = landing.filter(|_| !fresh).and_then(Landing::into_buffer);
+                return false;
+            }
+        }
         if let Taker::Op(op) = taker {
             self.ops.end_bare_recv(op);
             if self.matcher.pop_first(tag).from.is_some() {
@@ -281,7 +347,9 @@ impl Machine {
         p.counters.rx_bytes += (few + many) as u64;
         (out.from, out.tag) = (from, tag);
         if let Some(mut landing) = landing {
-            if many > 0 {
+            if promise.is_some() {
+                out.small.body_len = many;
+            } else if many > 0 {
                 let taken = io.ports[c.port].take_now(c.conn, &mut landing);
                 assert!(taken, "a port that announces a body delivers it");
             } else {
@@ -289,10 +357,13 @@ impl Machine {
             }
             out.body = landing.into_buffer();
         }
-        let units = self.limits.units(many);
+        let units = if promise.is_some() { 1 } else { self.limits.units(many) };
         self.take_header(io, pi, h);
         self.arrived(io.now, ci, pi, h.seq, false);
         self.consume(pi, units);
+        if let Some(rts) = promise {
+            self.send_done(io, pi, rts.op.get(), Status::Ok);
+        }
         true
     }
 }

@@ -195,6 +195,9 @@ impl Machine {
         tag: u64,
         inline: &[u8],
     ) {
+        if self.peers[pi as usize].tx.control.is_empty() && self.post_short(io, pi, kind, 0, tag, inline, 0) {
+            return;
+        }
         let inline = Inline::new(inline).expect("inline structs fit");
         let out = Out { kind, flags: 0, tag, inline, body: Source::Empty, op: None, units: 0 };
         self.send_control_out(io, pi, out);

@@ -646,7 +646,7 @@ impl Port for ShmPort {
         offset: u64,
         into: &mut Landing,
     ) -> Option<Result<()>> {
-        self.at_once(conn, "read", key, |link| link.far.read(&link.channel, key, offset, into))
+        self.at_once(conn, "read", key, |link| crate::rma::read(link, key, offset, into))
     }
 
     fn fd(&self) -> BorrowedFd<'_> {

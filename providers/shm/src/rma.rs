@@ -17,7 +17,7 @@ use crate::port::ShmPort;
 use crate::regions::secret;
 use crate::sleep::is_gone;
 use crate::wire::Msg;
-use kfab_core::mem::{Access as RegionAccess, Region, Slice};
+use kfab_core::mem::{Access as RegionAccess, Landing, Region, Slice};
 use kfab_core::spi::{Conn, DownReason, Event, Exposure, RemoteKey, Rights, Rma, RmaStarted, RmaToken};
 use kfab_core::sys::{heavy_barrier, map_foreign};
 use kfab_core::{Error, Kind, Result};
@@ -42,14 +42,22 @@ fn error(op: &'static str, access: Access, key: RemoteKey) -> Error {
     Error::new(kind, op, format!("{what} (region {:#x})", key.region))
 }
 
+/// Fetches with what is mapped.
+#[inline]
+pub(crate) fn read(link: &mut Link, key: RemoteKey, offset: u64, into: &mut Landing) -> Access {
+    if key.region & SLAB == 0 {
+        return link.far.read(&link.channel, key, offset, into);
+    }
+    match key.base.checked_add(offset) {
+        Some(at) => link.far.read_region(key.region & !SLAB, at, into),
+        None => Access::Range,
+    }
+}
+
 /// Tries an operation with what is mapped.
 fn attempt(link: &mut Link, rma: &mut Rma) -> Access {
     match rma {
-        Rma::Read { landing, key, offset } if key.region & SLAB != 0 => match key.base.checked_add(*offset) {
-            Some(at) => link.far.read_region(key.region & !SLAB, at, landing),
-            None => Access::Range,
-        },
-        Rma::Read { landing, key, offset } => link.far.read(&link.channel, *key, *offset, landing),
+        Rma::Read { landing, key, offset } => read(link, *key, *offset, landing),
         Rma::Write { source, key, offset } => link.far.write_slice(&link.channel, *key, *offset, source),
     }
 }

@@ -104,6 +104,16 @@ impl Port for SimPort {
         self.world.lock().write_now(conn.0, key, offset, bytes)
     }
 
+    fn read_now(
+        &mut self,
+        conn: Conn,
+        key: RemoteKey,
+        offset: u64,
+        into: &mut Landing,
+    ) -> Option<Result<()>> {
+        self.world.lock().read_now(conn.0, key, offset, into)
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

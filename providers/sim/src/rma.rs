@@ -98,14 +98,31 @@ impl Inner {
         offset: u64,
         bytes: &[u8],
     ) -> Option<Result<()>> {
-        let up = self
-            .halves
-            .get(&conn)
-            .is_some_and(|h| h.phase == crate::half::Phase::Up && !self.host_is_dead(h.peer_place.host));
-        if !up || !self.config.rma || self.config.delivery != Delivery::Process {
+        self.is_near(conn).then(|| self.serve(conn, key, offset, &Ask::WriteBytes { bytes }).map(drop))
+    }
+
+    /// Fetches within the call, where the world is memory; now and then it is not mapped yet.
+    pub(crate) fn read_now(
+        &mut self,
+        conn: u64,
+        key: RemoteKey,
+        offset: u64,
+        into: &mut Landing,
+    ) -> Option<Result<()>> {
+        if !self.is_near(conn) || self.rng.chance(self.config.late_rma / 2.0) {
             return None;
         }
-        Some(self.serve(conn, key, offset, &Ask::WriteBytes { bytes }).map(drop))
+        let bytes = self.serve(conn, key, offset, &Ask::Read { len: into.len() });
+        Some(bytes.map(|b| {
+            into.copy_from(0, &b);
+        }))
+    }
+
+    fn is_near(&self, conn: u64) -> bool {
+        let up = |h: &crate::half::Half| {
+            h.phase == crate::half::Phase::Up && !self.host_is_dead(h.peer_place.host)
+        };
+        self.config.rma && self.config.delivery == Delivery::Process && self.halves.get(&conn).is_some_and(up)
     }
 
     fn serve_rma(&mut self, conn: u64, rma: &Rma) -> Result<Vec<u8>> {
