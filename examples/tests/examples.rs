@@ -1,53 +1,14 @@
 //! Runs every example as its own process, with a watchdog, and looks at what it says.
 
+mod common;
+
 use std::collections::BTreeSet;
-use std::io::Read;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// Cargo builds the examples beside the tests: target/PROFILE/{deps/THIS_TEST, examples/NAME}.
-fn program(name: &str) -> PathBuf {
-    let me = std::env::current_exe().unwrap();
-    let dir = me.parent().and_then(|p| p.parent()).unwrap().join("examples");
-    dir.join(name)
-}
 
 /// What the example prints; it must end well and in time.
 fn run(name: &str) -> String {
-    let mut child = Command::new(program(name))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|e| panic!("{name}: {e}"));
-    let mut out = child.stdout.take().unwrap();
-    let mut err = child.stderr.take().unwrap();
-    let out = std::thread::spawn(move || {
-        let mut text = String::new();
-        out.read_to_string(&mut text).map(|_| text)
-    });
-    let err = std::thread::spawn(move || {
-        let mut text = String::new();
-        err.read_to_string(&mut text).map(|_| text)
-    });
-    let started = Instant::now();
-    let status = loop {
-        if let Some(s) = child.try_wait().unwrap() {
-            break s;
-        }
-        if started.elapsed() > LIMIT {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("{name} hangs; it said:\n{}", out.join().unwrap().unwrap_or_default());
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
-    let (out, err) = (out.join().unwrap().unwrap(), err.join().unwrap().unwrap());
-    assert!(status.success(), "{name}: {status}\n{out}\n{err}");
-    out
+    let ended = common::run(&mut common::program(name));
+    assert!(ended.good, "{name}:\n{}\n{}", ended.text(), ended.err);
+    ended.text()
 }
 
 #[test]

@@ -1,60 +1,25 @@
 //! The object store: its demonstration, and its commands against servers of their own. Where `KFAB_LAB_RDMA=1` demands RDMA cards,
 //! as in `cargo xtask lab`, all of it over them.
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+mod common;
+
+use common::{Ended, run};
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-const LIMIT: Duration = Duration::from_secs(90);
-
-/// Cargo builds the examples beside the tests: target/PROFILE/{deps/THIS_TEST, examples/NAME}.
 fn program() -> Command {
-    let me = std::env::current_exe().unwrap();
-    let mut command = Command::new(me.parent().and_then(Path::parent).unwrap().join("examples/objectstore"));
+    let mut command = common::program("objectstore");
     if std::env::var_os("KFAB_LAB_RDMA").is_some() {
         command.args(["--over", "verbs"]);
     }
     command
 }
 
-struct Ended {
-    good: bool,
-    out: Vec<u8>,
-    err: String,
-}
-
-/// Runs a command to its end, in time.
-fn run(command: &mut Command) -> Ended {
-    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let out = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        out.read_to_end(&mut bytes).map(|_| bytes)
-    });
-    let err = std::thread::spawn(move || {
-        let mut text = String::new();
-        err.read_to_string(&mut text).map(|_| text)
-    });
-    let started = Instant::now();
-    let status = loop {
-        if let Some(s) = child.try_wait().unwrap() {
-            break s;
-        }
-        if started.elapsed() > LIMIT {
-            let _ = child.kill();
-            panic!("it hangs");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
-    Ended { good: status.success(), out: out.join().unwrap().unwrap(), err: err.join().unwrap().unwrap() }
-}
-
 #[test]
 fn the_demonstration_loses_nothing() {
     let ended = run(&mut program());
-    let out = String::from_utf8_lossy(&ended.out);
+    let out = ended.text();
     assert!(ended.good, "{out}\n{}", ended.err);
     assert!(out.contains("stat: 19 bytes; range: \"object\""), "{out}");
     assert!(out.contains("deleted: true") && out.contains("Failed(2)"), "{out}");

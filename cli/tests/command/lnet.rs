@@ -111,7 +111,7 @@ fn nodes_ping_discover_and_show_each_other() {
         let peers = b.json(&["peer", "show", a_nid]);
         assert_eq!(peers["peers"][0]["multi_rail"], true, "{peers}");
         let verbose = a.lnet(&["peer", "show", "-v"]).ok().out;
-        for word in ["health", "credits", "min", b_nid, "1000"] {
+        for word in ["status", "up", "health", "credits", "min", b_nid, "1000"] {
             assert!(verbose.contains(word), "{word}:\n{verbose}");
         }
         let stats = a.json(&["stats"]);

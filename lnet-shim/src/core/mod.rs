@@ -130,6 +130,31 @@ struct Descriptor<H> {
 }
 
 impl<H> Descriptor<H> {
+    fn new(
+        memory: Arc<dyn Memory>,
+        role: Role,
+        handler: H,
+        threshold: Threshold,
+        truncate: bool,
+        unlink: Unlink,
+        user: u64,
+    ) -> Self {
+        let (offset, in_flight, aborted, reserved) = (0, 0, false, 1);
+        Self {
+            memory,
+            role,
+            threshold,
+            truncate,
+            unlink,
+            user,
+            handler,
+            offset,
+            in_flight,
+            aborted,
+            reserved,
+        }
+    }
+
     fn is_exhausted(&self) -> bool {
         let too_full = match &self.role {
             Role::Target { options: TargetOptions { max_size: Some(max), .. }, .. } => {
@@ -270,22 +295,10 @@ impl<H: Handler> Core<H> {
             return Err(Error::new(ErrorKind::Invalid, "md_attach", "max_size is above the memory's length"));
         }
         let portal = entry.params.portal;
-        let md = self.add_descriptor(
-            Descriptor {
-                memory,
-                role: Role::Target { me: Some(me), options },
-                threshold: options.threshold,
-                truncate: options.truncate,
-                unlink: options.unlink,
-                user: options.user,
-                handler,
-                offset: 0,
-                in_flight: 0,
-                aborted: false,
-                reserved: 1,
-            },
-            "md_attach",
-        )?;
+        let TargetOptions { threshold, truncate, unlink, user, .. } = options;
+        let role = Role::Target { me: Some(me), options };
+        let descriptor = Descriptor::new(memory, role, handler, threshold, truncate, unlink, user);
+        let md = self.add_descriptor(descriptor, "md_attach")?;
         if let Some(entry) = self.entries.get_mut(&me) {
             entry.md = Some(md);
         }
@@ -303,19 +316,8 @@ impl<H: Handler> Core<H> {
         if memory.len() > MAX_PAYLOAD as u64 {
             return Err(Error::new(ErrorKind::Invalid, "md_bind", "more than 1 MiB"));
         }
-        let descriptor = Descriptor {
-            memory,
-            role: Role::Source,
-            threshold: options.threshold,
-            truncate: options.truncate,
-            unlink: options.unlink,
-            user: options.user,
-            handler,
-            offset: 0,
-            in_flight: 0,
-            aborted: false,
-            reserved: 1,
-        };
+        let SourceOptions { threshold, truncate, unlink, user } = options;
+        let descriptor = Descriptor::new(memory, Role::Source, handler, threshold, truncate, unlink, user);
         self.add_descriptor(descriptor, "md_bind").map(SourceMd)
     }
 

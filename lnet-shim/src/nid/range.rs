@@ -104,7 +104,7 @@ impl Choice {
         }
         let Some(inner) = text.strip_prefix('[') else {
             let v = bounded(text, base, max)?;
-            return Ok(Self(vec![Span { low: v, high: v, step: 1 }]));
+            return Ok(Self(vec![Span::of(v)]));
         };
         let inner = inner.strip_suffix(']').ok_or((base + text.len(), "expected ']'"))?;
         let mut spans = Vec::new();
@@ -118,6 +118,11 @@ impl Choice {
 }
 
 impl Span {
+    /// One number: whatever the step was.
+    fn of(value: u32) -> Self {
+        Self { low: value, high: value, step: 1 }
+    }
+
     fn parse(text: &str, base: usize, max: u32) -> Result<Self, Stop> {
         let (range, step) = match text.find('/') {
             Some(i) => (&text[..i], text::number(&text[i + 1..], base + i + 1, 10, "expected a step")?),
@@ -127,14 +132,14 @@ impl Span {
             return Err((base + range.len() + 1, "a step of 0"));
         }
         match range.find('-') {
-            None => bounded(range, base, max).map(|v| Self { low: v, high: v, step }),
+            None => bounded(range, base, max).map(Self::of),
             Some(i) => {
                 let low = bounded(&range[..i], base, max)?;
                 let high = bounded(&range[i + 1..], base + i + 1, max)?;
                 if high < low {
                     return Err((base + i + 1, "range ends before it starts"));
                 }
-                Ok(Self { low, high, step })
+                Ok(if low == high { Self::of(low) } else { Self { low, high, step } })
             }
         }
     }

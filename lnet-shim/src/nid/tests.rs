@@ -96,8 +96,19 @@ fn lists_take_no_ipv6_where_the_network_has_none() {
     let odd = Nid::large(Net::new(Lnd(14), 0), [7; 16]);
     assert_eq!(odd.to_string(), "7070707:7070707:7070707:7070707@<14:0>");
     assert!(odd.to_string().parse::<NidList>().unwrap().contains(odd));
-    for (text, usual) in [("a4d000c@<2:0>", "10.77.0.12@tcp"), ("ff@<16:1>", "255@kfi1")] {
-        assert_eq!(text.parse::<NidList>(), usual.parse::<NidList>());
+}
+
+#[test]
+fn a_list_has_one_form() {
+    let same = [
+        ("a4d000c@<2:0>", "10.77.0.12@tcp"),
+        ("ff@<16:1>", "255@kfi1"),
+        ("[1/12].0.10.1", "1.0.10.1@tcp"),
+        ("[7-7/2,9]@kfi", "[7,9]@kfi"),
+    ];
+    for (text, usual) in same {
+        let list: NidList = text.parse().unwrap();
+        assert_eq!((&list, list.to_string()), (&usual.parse().unwrap(), usual.to_owned()));
     }
 }
 

@@ -39,7 +39,7 @@ pub use engine::{Effect, Engine, Sink};
 pub use fault::{FaultAction, FaultRule, Frequency};
 pub use oneshot::OneShot;
 pub use params::{NiConfig, NodeParams};
-pub use peers::{PeerInfo, PeerNiInfo};
+pub use peers::PeerInfo;
 pub use routes::Route;
 pub(crate) use runtime::wall_ns;
 pub use runtime::{Node, PingReport};

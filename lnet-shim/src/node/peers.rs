@@ -6,7 +6,7 @@ use super::NiConfig;
 use super::engine::Engine;
 use super::health::{Credits, Health};
 use super::oneshot::OneShot;
-use super::stats::Counts;
+use super::stats::{Counts, NiInfo};
 use crate::core::{MdHandle, SharedBytes};
 use crate::error::Result;
 use crate::network::TxId;
@@ -61,25 +61,6 @@ pub(super) struct PeerNi {
     pub(super) received: Counts,
 }
 
-/// One interface of a peer, for people.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct PeerNiInfo {
-    /// Its NID.
-    pub nid: Nid,
-    /// 0 to 1000.
-    pub health: u32,
-    /// Messages that may still be sent at once; below zero: how many wait.
-    pub credits: i32,
-    /// The lowest that ever was.
-    pub min_credits: i32,
-    /// All of them.
-    pub max_credits: i32,
-    /// Sent.
-    pub sent: Counts,
-    /// Received.
-    pub received: Counts,
-}
-
 /// A peer, for people.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct PeerInfo {
@@ -90,7 +71,7 @@ pub struct PeerInfo {
     /// Whether we have found out about it.
     pub discovered: bool,
     /// Its interfaces.
-    pub interfaces: Vec<PeerNiInfo>,
+    pub interfaces: Vec<NiInfo>,
 }
 
 impl Peer {
@@ -292,14 +273,16 @@ impl Engine {
         let peer = self.peers.get(&id)?;
         let interface = |nid: &Nid| {
             let ni = self.peer_nis.get(nid)?;
-            Some(PeerNiInfo {
+            Some(NiInfo {
                 nid: *nid,
+                up: !ni.health.down,
                 health: ni.health.value,
                 credits: ni.credits.left,
                 min_credits: ni.credits.min,
                 max_credits: ni.max_credits,
                 sent: ni.sent,
                 received: ni.received,
+                dropped: Counts::default(),
             })
         };
         Some(PeerInfo {

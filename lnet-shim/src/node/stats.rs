@@ -60,12 +60,12 @@ pub struct NodeStats {
     pub messages_max: usize,
 }
 
-/// A local interface, for people.
+/// An interface, ours or a peer's, for people.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct NiInfo {
     /// Its NID.
     pub nid: Nid,
-    /// Whether it works.
+    /// `false` once it has failed so often that its health was 0, until that is 1000 again.
     pub up: bool,
     /// 0 to 1000.
     pub health: u32,
@@ -79,7 +79,7 @@ pub struct NiInfo {
     pub sent: Counts,
     /// Received.
     pub received: Counts,
-    /// Dropped.
+    /// Dropped on their way in; not counted for each interface of peers.
     pub dropped: Counts,
 }
 

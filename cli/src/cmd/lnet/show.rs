@@ -25,6 +25,10 @@ fn list(v: &Value) -> impl Iterator<Item = &Value> {
     v.as_array().into_iter().flatten()
 }
 
+fn status(up: &Value) -> String {
+    if *up == true { "up" } else { "down" }.to_owned()
+}
+
 /// Messages of all types.
 fn total(counts: &Value) -> u64 {
     ["put", "get", "ack", "reply"].iter().filter_map(|k| counts[*k].as_u64()).sum()
@@ -37,7 +41,7 @@ pub(super) fn nets(v: &Value) -> String {
     for net in list(v) {
         for ni in list(&net["interfaces"]) {
             let mut row = vec![cell(&net["net"]), cell(&ni["nid"])];
-            row.push(if ni["up"] == true { "up" } else { "down" }.to_owned());
+            row.push(status(&ni["up"]));
             row.extend(cells(ni, &["health", "credits", "min_credits", "max_credits"]));
             row.extend(["sent", "received", "dropped"].iter().map(|k| total(&ni[*k]).to_string()));
             row.push(cell(&ni["address"]));
@@ -75,13 +79,24 @@ pub(super) fn peers(all: &[Value], verbose: bool) -> String {
         }
         return table.text();
     }
-    let head =
-        ["peer", "nid", "health", "credits", "min", "max", "sent", "received", "multi-rail", "discovered"];
-    let mut table = Table::new(2, &head);
+    let head = [
+        "peer",
+        "nid",
+        "status",
+        "health",
+        "credits",
+        "min",
+        "max",
+        "sent",
+        "received",
+        "multi-rail",
+        "discovered",
+    ];
+    let mut table = Table::new(3, &head);
     for p in all {
         for i in list(&p["interfaces"]) {
-            let mut row = vec![cell(&p["primary"])];
-            row.extend(cells(i, &["nid", "health", "credits", "min_credits", "max_credits"]));
+            let mut row = vec![cell(&p["primary"]), cell(&i["nid"]), status(&i["up"])];
+            row.extend(cells(i, &["health", "credits", "min_credits", "max_credits"]));
             row.extend(["sent", "received"].iter().map(|k| total(&i[*k]).to_string()));
             row.extend(cells(p, &["multi_rail", "discovered"]));
             table.row(row);
@@ -106,9 +121,8 @@ pub(super) fn book(v: &Value) -> String {
 }
 
 pub(super) fn ping(v: &Value) -> String {
-    let nids: Vec<String> = list(&v["interfaces"])
-        .map(|i| format!("  {} {}\n", cell(&i[0]), if i[1] == true { "up" } else { "down" }))
-        .collect();
+    let nids: Vec<String> =
+        list(&v["interfaces"]).map(|i| format!("  {} {}\n", cell(&i[0]), status(&i[1]))).collect();
     let features: Vec<String> = list(&v["features"]).map(cell).collect();
     let time = v["time_us"].as_f64().unwrap_or(0.0);
     format!(
