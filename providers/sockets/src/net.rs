@@ -161,7 +161,13 @@ impl Rail {
             s.set_only_v6(!self.local.ip().is_unspecified()).map_err(failed)?;
         }
         s.set_reuse_address(true).map_err(failed)?;
-        s.bind(&SockAddr::from(self.local)).map_err(failed)?;
+        s.bind(&SockAddr::from(self.local)).map_err(|e| match Errno::from_io_error(&e) {
+            Some(Errno::ADDRNOTAVAIL) => {
+                let why = format!("listen on {}: no interface of this host has that address", self.local);
+                Error::new(Kind::Unavailable, "open", why)
+            }
+            _ => failed(e),
+        })?;
         s.listen(BACKLOG).map_err(failed)?;
         let real = s.local_addr().map_err(failed)?.as_socket();
         self.local = real.ok_or_else(|| bad("the socket has no address".to_owned()))?;
@@ -289,10 +295,13 @@ mod tests {
     }
 
     #[test]
-    fn a_taken_address_is_said_to_be() {
+    fn an_address_that_is_taken_or_not_ours_is_said_to_be() {
         let mut r = Rail::new(None, None).unwrap();
         let _s = r.listen().unwrap();
         let mut again = Rail::new(Some(&r.local.to_string()), None).unwrap();
         assert_eq!(again.listen().unwrap_err().kind(), Kind::AddressInUse);
+        // Of the documentation's network: nobody's.
+        let e = Rail::new(Some("192.0.2.1:0"), None).unwrap().listen().unwrap_err();
+        assert!(e.kind() == Kind::Unavailable && e.to_string().contains("no interface"), "{e}");
     }
 }
