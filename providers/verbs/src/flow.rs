@@ -58,6 +58,26 @@ impl VerbsPort {
         n
     }
 
+    /// The short way down: what fits into a request is written straight into it. Where anything stands in the way the long one decides.
+    #[inline]
+    pub(crate) fn post_short(&mut self, conn: Conn, header: u128, bytes: &[u8]) -> bool {
+        let free = self.requests + SEND_RESERVE < self.requests_max && self.memory.post_many().is_ok();
+        if let Some(l) =
+            self.links.get(conn).filter(|l| free && l.phase == Phase::Up && !l.closing && l.credits > 0)
+            && let Some(qp) = &mut l.qp
+            && qp.room() > SEND_RESERVE
+            && wire::HEAD_LEN + bytes.len() <= qp.inline()
+        {
+            let owed = std::mem::take(&mut l.owed);
+            qp.send_inline(|to| wire::small(to, owed, header, bytes));
+            l.credits -= 1;
+            self.requests += 1;
+            self.ring(conn);
+            return true;
+        }
+        self.post_frames(conn, &[Frame::of_bytes(header, bytes)]) == 1
+    }
+
     fn dirty(&mut self, conn: Conn) {
         if let Some(l) = self.links.get(conn).filter(|l| !l.dirty) {
             l.dirty = true;

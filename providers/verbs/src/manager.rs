@@ -118,7 +118,7 @@ impl VerbsPort {
                 Said::Removed => self.lose("the card is taken out"),
                 Said::Disconnected => self.disconnected(conn),
                 Said::Established => self.queue_pair_ready(conn),
-                Said::Failed(why) => self.end(conn, DownReason::Refused, why),
+                Said::Failed(why) => self.refused(conn, why),
                 Said::AddressFound | Said::RouteFound | Said::Accepted => {
                     if let Err(e) = self.next_step(conn, &said) {
                         let why = format!("connect through the connection manager: {e}");
@@ -176,6 +176,13 @@ impl VerbsPort {
         let Some(l) = self.links.get(conn).filter(|l| l.phase == Phase::Greeting && !l.ready) else { return };
         l.ready = true;
         if l.ours { self.confirm(conn) } else { self.is_up(conn) }
+    }
+
+    /// The attempt has failed. Of a connection that is up its own queue pair knows better: a last word between managers was lost.
+    fn refused(&mut self, conn: Conn, why: String) {
+        if self.links.get(conn).is_some_and(|l| l.phase == Phase::Greeting) {
+            self.end(conn, DownReason::Refused, why);
+        }
     }
 
     /// The peer's queue pair is gone. Its side channel may say why, soon.

@@ -135,6 +135,11 @@ impl Port for Rail {
         self.here.as_mut().map_or(frames.len(), |p| p.post_frames(conn, frames))
     }
 
+    #[inline]
+    fn post_small(&mut self, conn: Conn, header: u128, bytes: &[u8]) -> bool {
+        self.here.as_mut().is_none_or(|p| p.post_short(conn, header, bytes))
+    }
+
     fn flush(&mut self) {
         if let Some(p) = &mut self.here {
             p.ring_dirty();

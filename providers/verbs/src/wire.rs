@@ -109,6 +109,17 @@ pub(crate) fn head(
     (out, HEAD_LEN + n)
 }
 
+/// Writes a frame of few bytes, in the form of [`head`]: they are the inline part, or the body if they are more than that takes. Its length.
+#[inline]
+pub(crate) fn small<const N: usize>(to: &mut [u8; N], credits: u16, header: u128, bytes: &[u8]) -> usize {
+    let (n, inline) = (bytes.len(), if bytes.len() <= INLINE_MAX { bytes.len() } else { 0 });
+    let first = ((inline as u64) << 8) | (u64::from(credits) << 16) | Kind::Frame as u64;
+    to[..8].copy_from_slice(&first.to_le_bytes());
+    to[8..HEAD_LEN].copy_from_slice(&header.to_le_bytes());
+    to[HEAD_LEN..HEAD_LEN + n].copy_from_slice(bytes);
+    HEAD_LEN + n
+}
+
 /// Bytes of [`Params`].
 pub(crate) const PARAMS_LEN: usize = 36;
 
@@ -163,6 +174,19 @@ mod tests {
         let terms = Terms { dialect: &DIALECT, key: None, seal: false };
         Greeter::connector(&terms, &mut g).unwrap();
         assert_eq!(g, b"kfab-rc1\x02\0\0\0\0\0\0\0");
+    }
+
+    #[test]
+    fn a_small_frame_is_written_as_any_other() {
+        for n in [0, 1, 8, 39, 40, 41, 200] {
+            let (bytes, header) = (vec![7; n], u128::from_le_bytes(*b"HEADERHEADERHEAD"));
+            let f = kfab_core::spi::Frame::of_bytes(header, &bytes);
+            let (head, at) = head(Kind::Frame, 0x0102, &f.header, &f.inline);
+            let mut to = [0xff; 256];
+            let len = small(&mut to, 0x0102, header, &bytes);
+            let body = &bytes[f.inline.len()..];
+            assert_eq!((&to[..at], &to[at..len]), (&head[..at], body), "{n} bytes");
+        }
     }
 
     #[test]

@@ -30,10 +30,11 @@ fn main() {
             std::process::exit(1);
         }
     }
-    let all: [(&str, fn()); 12] = [
+    let all: [(&str, fn()); 13] = [
         ("probe_names_the_cards", life::probe_names_the_cards),
         ("two_hundred_connections", life::two_hundred_connections),
         ("no_receiver_is_ever_not_ready", life::no_receiver_is_ever_not_ready),
+        ("the_short_way_down_keeps_the_order", life::the_short_way_down_keeps_the_order),
         ("a_large_read_and_write_in_pieces", life::a_large_read_and_write_in_pieces),
         ("nothing_is_written_after_revoke", life::nothing_is_written_after_revoke),
         ("peers_killed_in_mid_write", life::peers_killed_in_mid_write),

@@ -325,3 +325,32 @@ pub(crate) fn a_strangers_request_is_nothing() {
     assert!(b.incoming.is_empty());
     works_again(&mut a, &mut b);
 }
+
+pub(crate) fn the_short_way_down_keeps_the_order() {
+    let (mut a, mut b) = pair();
+    let (ca, _) = connect(&mut a, &mut b);
+    let lengths: Vec<usize> = (0..600).map(|n| [8, 0, 40, 41, 100, 232, 233, 1000, 16_000][n % 9]).collect();
+    let text = |n: usize| -> Vec<u8> { (0..lengths[n]).map(|at| (n + at) as u8).collect() };
+    let (mut n, mut waited) = (0, 0);
+    until("all frames", &mut [&mut a, &mut b], |nodes| {
+        // Every third takes the long way. Nothing is polled between, so that credits run out.
+        while n < lengths.len() {
+            let bytes = text(n);
+            let sent = match n % 3 {
+                0 => nodes[0].send(ca, n as u32, &[], Body::Borrowed(&bytes)),
+                _ => nodes[0].port.post_small(ca, u128::from_le_bytes(header(n as u32)), &bytes),
+            };
+            if !sent {
+                waited += 1;
+                break;
+            }
+            n += 1;
+        }
+        nodes[1].frames.len() == lengths.len()
+    });
+    assert!(waited > 0 && a.down.is_empty(), "{waited} {:?}", a.down);
+    for (n, (_, head, inline, body)) in b.frames.iter().enumerate() {
+        assert_eq!((*head, [&inline[..], body].concat()), (header(n as u32), text(n)), "frame {n}");
+        assert!(n % 3 == 0 || inline.len() == if lengths[n] <= 40 { lengths[n] } else { 0 }, "frame {n}");
+    }
+}

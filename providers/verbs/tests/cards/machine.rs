@@ -84,7 +84,8 @@ pub(crate) fn count(lines: &[String], card: &str, what: &str) -> u64 {
 pub(crate) fn manager_at(ip: &str) -> u16 {
     let out = Command::new("rdma").args(["resource", "show", "cm_id"]).output().expect("the rdma tool");
     let (said, mine) = (String::from_utf8_lossy(&out.stdout), format!("pid {} ", std::process::id()));
-    let line = said.lines().find(|l| l.contains("LISTEN") && l.contains(&mine) && l.contains(&format!("{ip}:")));
+    let line =
+        said.lines().find(|l| l.contains("LISTEN") && l.contains(&mine) && l.contains(&format!("{ip}:")));
     let after = line.and_then(|l| l.split_once(&format!("src-addr {ip}:"))).expect("a listener").1;
     after.split(' ').next().and_then(|n| n.parse().ok()).expect("a port")
 }
