@@ -4,9 +4,9 @@
 mod common;
 
 use common::child::{self, Kid};
-use common::counting::{Counting, live_bytes};
 use common::level::{Level, Rng};
 use common::node::{at, fabric_with, place};
+use common::sys::counting::{Counting, live_bytes};
 use common::watched_for;
 use kfab::{Endpoint, EndpointConfig, FaultAction, FaultRule, Kind, Op, Peer, SendOptions};
 use std::collections::VecDeque;
@@ -19,7 +19,7 @@ static HEAP: Counting = Counting;
 
 const CHILDREN: usize = 3;
 /// Bytes that may be in use after an epoch beyond those after the second: queues keep the room that they once needed.
-const LIVE_MORE: usize = 512 << 10;
+const LIVE_MORE: usize = 256 << 10;
 /// Time between two looks at what the process holds.
 const EPOCH: Duration = Duration::from_secs(10);
 /// Nothing may take longer to end: the liveness limit, faults that last, and a busy machine.

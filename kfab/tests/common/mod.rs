@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 pub(crate) mod child;
-pub(crate) mod counting;
 pub(crate) mod level;
 pub(crate) mod node;
 pub(crate) mod relay;

@@ -1,4 +1,6 @@
-//! A network card of our own making (TAP): the one thing in these tests that no safe crate offers.
+//! What no safe crate offers to these tests: a network card of our own making (TAP), and an allocator that counts.
+
+pub(crate) mod counting;
 
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl};
