@@ -329,6 +329,7 @@ impl Lane {
             let mut s = self.lock();
             s.turns += 1;
             if let Some(r) = s.machine.take(op) {
+                self.hand_back(s);
                 return Some(r);
             }
             let spin_until = match self.wait {
@@ -343,6 +344,7 @@ impl Lane {
                     && let Some(r) = s.machine.take(op)
                 {
                     self.leave(&mut s);
+                    self.hand_back(s);
                     return Some(r);
                 }
             }
@@ -354,6 +356,7 @@ impl Lane {
             let now = Instant::now();
             if deadline.is_some_and(|d| now >= d) {
                 self.leave(&mut s);
+                self.hand_back(s);
                 return None;
             }
             if spin_until.is_some_and(|t| now >= t) {
@@ -389,12 +392,12 @@ impl Lane {
         let mut s = self.lock();
         s.poll();
         let r = s.machine.take(op);
-        // Whoever waits beside us takes over the sleeping; else the helper looks after the lane again.
+        // Whoever waits beside us takes over the sleeping.
         if let Some(t) = s.followers.pop() {
             t.unpark();
-        } else if std::mem::take(&mut s.helper_idle) {
-            drop(s);
-            self.unpark_helper();
+        }
+        if r.is_some() {
+            self.hand_back(s);
         }
         r
     }
@@ -412,6 +415,17 @@ impl Lane {
         self.lock().followers.retain(|t| t.id() != me);
     }
 
+    /// The caller goes: unless another sleeps on the descriptors, the helper looks after the lane again.
+    #[inline]
+    fn hand_back(&self, mut s: LaneGuard<'_, State>) {
+        if s.helper_idle && s.asleep.is_none() {
+            s.helper_idle = false;
+            drop(s);
+            self.unpark_helper();
+        }
+    }
+
+    #[cold]
     fn unpark_helper(&self) {
         if let Some(h) = &*self.helper.lock().unwrap_or_else(|e| e.into_inner()) {
             h.thread().unpark();

@@ -45,3 +45,29 @@ fn time_that_passes_before_the_first_look_is_not_the_peers() {
         assert_eq!(&got.wait().unwrap()[..], b"late");
     });
 }
+
+/// Two callers wait, one of them beside the other's sleep; both get their message and go. The helper polls from then on.
+#[test]
+fn after_the_last_of_two_who_waited_the_helper_polls() {
+    on_all("two waited", |s| {
+        let (a, b, to_b) = pair(s);
+        to_b.send("hello").wait().unwrap();
+        b.recv().wait().unwrap();
+        for round in 0..20 {
+            std::thread::scope(|threads| {
+                let waits = [0, 1].map(|_| threads.spawn(|| b.recv().wait().unwrap().len()));
+                // Long enough for both to sleep.
+                std::thread::sleep(Duration::from_millis(10));
+                let sent = [to_b.send("one"), to_b.send("two")];
+                sent.into_iter().for_each(|s| s.wait().unwrap());
+                waits.into_iter().for_each(|w| assert_eq!(w.join().unwrap(), 3));
+            });
+            // Nobody waits there now: only the helper can tell that this has arrived.
+            let options = kfab::SendOptions { delivered: true, ..Default::default() };
+            let told = to_b.send_with("three", options).wait_timeout(Duration::from_secs(5));
+            told.unwrap_or_else(|e| panic!("round {round} over {s}: {e:?}"));
+            b.recv().wait().unwrap();
+        }
+        drop(a);
+    });
+}
