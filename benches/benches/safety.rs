@@ -4,6 +4,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kfab_core::auth::{FabricKey, Handshake, MAX_PLAIN, Session, TAG_LEN};
+use kfab_proto::price::Pieces;
 use std::hint::black_box;
 
 fn sessions() -> (Session, Session) {
@@ -36,5 +37,18 @@ fn handshake(c: &mut Criterion) {
     c.bench_function("safety/handshake, both sides", |b| b.iter(sessions));
 }
 
-criterion_group!(benches, seal, handshake);
+fn message(c: &mut Criterion) {
+    let mut g = c.benchmark_group("safety/of a message");
+    let mut p = Pieces::new(64);
+    g.bench_function("nothing", |b| b.iter(|| _ = black_box(&mut p)));
+    g.bench_function("credit", |b| b.iter(|| black_box(&mut p).credit()));
+    g.bench_function("sequence number, duplicate filter, acknowledgement", |b| {
+        b.iter(|| black_box(&mut p).sequence())
+    });
+    g.bench_function("two frames out of order, each twice", |b| b.iter(|| black_box(&mut p).out_of_order()));
+    g.bench_function("counters", |b| b.iter(|| black_box(&mut p).count(black_box(8))));
+    g.finish();
+}
+
+criterion_group!(benches, seal, handshake, message);
 criterion_main!(benches);

@@ -26,6 +26,8 @@ mod onesided;
 mod ops;
 mod pace;
 mod peer;
+#[doc(hidden)]
+pub mod price;
 mod receive;
 mod short;
 mod transmit;
