@@ -41,6 +41,10 @@ pub struct Limits {
     pub reconnect: (Duration, Duration),
 }
 
+/// The largest message that any provider wants as one frame, bytes. One that waits for the first connection may be as large, and would
+/// wait for ever at a peer whose credit it exceeds.
+const EAGER_MOST: u64 = 64 << 10;
+
 impl Default for Limits {
     fn default() -> Self {
         Limits {
@@ -76,12 +80,22 @@ impl Limits {
     }
 
     /// Checks that the limits make sense together; the error names the first that does not.
+    ///
+    /// ```
+    /// # use kfab_proto::Limits;
+    /// assert!(Limits::default().check().is_ok());
+    /// let e = Limits { credits: 16, ..Default::default() }.check().unwrap_err();
+    /// assert!(e.to_string().contains("at least 65536"), "{e}");
+    /// ```
     pub fn check(&self) -> kfab_core::Result<()> {
         let bad = |what: &str| Err(kfab_core::Error::new(kfab_core::Kind::InvalidArgument, "limits", what));
         match () {
             _ if !(16..=32_768).contains(&self.credits) => bad("credits must be 16..=32768"),
             _ if self.max_message > crate::wire::Rts::MAX_LEN => bad("max_message must be below 2^48"),
             _ if self.credit_bytes < 64 => bad("credit_bytes must be at least 64"),
+            _ if u64::from(self.credits) * u64::from(self.credit_bytes) < EAGER_MOST => bad(
+                "credits times credit_bytes must be at least 65536: a message that a rail carries as one frame",
+            ),
             _ if self.max_unacked == 0 || self.max_unacked > 16_384 => bad("max_unacked must be 1..=16384"),
             _ if self.coalesce_max > 16_384 => bad("coalesce_max must be at most 16384"),
             _ if self.max_ops == 0 || self.max_ops > 1 << 24 => bad("max_ops must be 1..=16777216"),
