@@ -204,16 +204,19 @@ impl Machine {
             self.dial(io, pi);
             due = self.next_dial(pi);
         }
-        if self.peers[pi as usize].active.len() > 1 {
+        // Whom a fault rule stalls is silent on all, and what was held back has yet to be taken from them.
+        let p = &self.peers[pi as usize];
+        if p.active.len() > 1 && !self.faults.stalls(p.name) {
             due = due.min(self.check_silent_rails(io, pi));
         }
         let p = &self.peers[pi as usize];
         if p.tx.unacked.iter().any(|u| u.conn == NOWHERE) {
             self.mark_dirty(pi);
         }
-        let p = &self.peers[pi as usize];
+        let p = &mut self.peers[pi as usize];
+        p.struck &= !p.tx.unacked.is_empty();
         let lossy = |ci: &u32| self.conns[*ci as usize].delivery == Delivery::Datagram;
-        if !p.tx.unacked.is_empty() && (!self.faults.is_empty() || p.active.iter().any(lossy)) {
+        if !p.tx.unacked.is_empty() && (p.struck || p.active.iter().any(lossy)) {
             due = due.min(self.resend_overdue(io, pi));
         }
         let p = &self.peers[pi as usize];

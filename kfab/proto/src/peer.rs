@@ -246,6 +246,8 @@ pub(crate) struct Peer {
     pub(crate) active: Vec<u32>,
     /// Frames are kept until acknowledged.
     pub(crate) keep: bool,
+    /// A fault rule has taken frames: what is not acknowledged is sent again as over a lossy rail, even when the rule is gone.
+    pub(crate) struck: bool,
     pub(crate) tx: Tx,
     pub(crate) rx: Rx,
     /// Operations that wait for this peer.
@@ -281,6 +283,7 @@ impl Peer {
             rails: Vec::new(),
             active: Vec::new(),
             keep: false,
+            struck: false,
             tx: Tx::default(),
             rx: Rx::default(),
             expects: 0,

@@ -31,10 +31,11 @@ pub(crate) enum Taking {
     Discard { seq: Option<u32> },
 }
 
-/// A frame that came again while its first copy is still being taken from a connection that is dying.
+/// A frame that waits: its first copy is still being taken from a connection that is dying, or a fault rule stalls its sender.
 #[derive(Debug)]
 pub(crate) struct Parked {
     port: usize,
+    conn: Conn,
     ci: u32,
     header: [u8; 16],
     inline: Inline,
@@ -116,7 +117,7 @@ impl Machine {
             return self.hostile(io, ci, "a frame before the hello");
         };
         if !self.faults.is_empty() && self.faults.stalls(self.peers[pi as usize].name) {
-            return self.discard(io, ci, None, body_len);
+            return self.hold_back(io, ci, kind, &h, *inline, body_len);
         }
         c.pace.comes(body_len);
         c.used_at = io.now;
@@ -434,7 +435,7 @@ impl Machine {
 
     /// The frame is also on its way over another connection, which its sender has given up: wait until that one has ended.
     fn park(&mut self, io: &mut Io<'_>, ci: u32, h: &Header, inline: Inline, body_len: usize) {
-        let (pi, port) = (self.conns[ci as usize].peer, self.conns[ci as usize].port);
+        let pi = self.conns[ci as usize].peer;
         if self.conns[ci as usize].delivery == Delivery::Datagram {
             return self.discard(io, ci, None, body_len);
         }
@@ -445,13 +446,39 @@ impl Machine {
                 io.ports[o.port].close(o.conn);
             }
         }
-        self.parked.push(Parked { port, ci, header: h.to_bytes(), inline, body_len });
+        self.wait_with(ci, h, inline, body_len);
+    }
+
+    fn wait_with(&mut self, ci: u32, h: &Header, inline: Inline, body_len: usize) {
+        let (port, conn) = (self.conns[ci as usize].port, self.conns[ci as usize].conn);
+        self.parked.push(Parked { port, conn, ci, header: h.to_bytes(), inline, body_len });
+    }
+
+    /// A fault rule stalls the peer: what its sender does not keep must not be lost by that, and waits until the rule is gone.
+    #[cold]
+    fn hold_back(
+        &mut self,
+        io: &mut Io<'_>,
+        ci: u32,
+        kind: FrameKind,
+        h: &Header,
+        inline: Inline,
+        body_len: usize,
+    ) {
+        if !kind.is_sequenced() {
+            return self.discard(io, ci, None, body_len);
+        }
+        if self.parked.len() >= self.limits.max_unacked {
+            self.discard(io, ci, None, body_len);
+            return self.close_conn(io, ci);
+        }
+        self.wait_with(ci, h, inline, body_len);
     }
 
     pub(crate) fn retry_parked(&mut self, io: &mut Io<'_>) {
         for k in std::mem::take(&mut self.parked) {
             let c = &self.conns[k.ci as usize];
-            if c.live && c.port == k.port {
+            if c.live && (c.port, c.conn) == (k.port, k.conn) {
                 self.on_frame(io, k.ci, Header::parse(&k.header), &k.inline, k.body_len);
             }
         }

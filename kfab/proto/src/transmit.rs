@@ -338,7 +338,10 @@ impl Machine {
                     let f = Frame { header: h.to_bytes(), inline: out.inline, body, more: true };
                     io.ports[c.port].post(c.conn, &[f]);
                 }
-                _ => return true,
+                _ => {
+                    p.struck = true;
+                    return true;
+                }
             }
         }
         // The first frame of a round leaves at once; what follows may share its way with others until the next round.

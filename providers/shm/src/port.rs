@@ -508,12 +508,12 @@ impl Port for ShmPort {
         let Some(link) = self.conns.link(conn) else {
             if let Some(State::Attempt(a)) = self.conns.state(conn) {
                 a.refused = true;
-                return 0;
             }
-            return frames.len();
+            return 0;
         };
+        // Nobody keeps what is sent through memory: here it must not be dropped. `Down` is on its way.
         if link.closing || link.ending.is_some() {
-            return frames.len();
+            return 0;
         }
         match link.post(frames) {
             Posted::All => frames.len(),

@@ -11,7 +11,9 @@ impl Inner {
     /// Takes as many frames as there is room for.
     pub(crate) fn post(&mut self, conn: u64, frames: &[Frame<'_>]) -> usize {
         let (max_frames, max_bytes) = (self.config.queue_frames.max(1), self.config.queue_bytes.max(1));
-        let Some(h) = self.halves.get_mut(&conn) else { return frames.len() };
+        // Nobody keeps what is sent through memory.
+        let dropped = if self.config.delivery == Delivery::Process { 0 } else { frames.len() };
+        let Some(h) = self.halves.get_mut(&conn) else { return dropped };
         let max_body = self.ports.get(&h.port).map_or(0, |p| p.caps.max_body);
         match h.phase {
             Phase::Up => {}
@@ -20,7 +22,7 @@ impl Inner {
                 self.violation(format!("post on connection {conn}, which is not up yet"));
                 return 0;
             }
-            Phase::Closing | Phase::Ended => return frames.len(),
+            Phase::Closing | Phase::Ended => return dropped,
         }
         for (n, f) in frames.iter().enumerate() {
             let Some(h) = self.halves.get_mut(&conn) else { return frames.len() };

@@ -323,7 +323,8 @@ pub trait Port: Send {
     fn close(&mut self, conn: Conn);
 
     /// Sends frames in order; the number accepted. Fewer than offered is back-pressure: `Event::Writable` will follow.
-    /// On a connection that is not up any more everything is accepted and dropped; its `Event::Down` is on its way.
+    /// On a connection that is not up any more everything is accepted and dropped, or, by a port whose delivery is
+    /// [`Delivery::Process`](super::Delivery::Process) (nobody keeps what is sent there), nothing accepted; its `Event::Down` is on its way.
     fn post(&mut self, conn: Conn, frames: &[Frame<'_>]) -> usize;
 
     /// The short way down, for a frame that needs not wait for company: a header (as a little-endian number) and bytes, copied

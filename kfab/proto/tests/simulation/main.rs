@@ -91,6 +91,16 @@ fn connections_with_everything() {
 }
 
 #[test]
+fn connections_with_fault_rules() {
+    all_seeds(&plan("connections, rules", Delivery::Connection, Trouble::Rules));
+}
+
+#[test]
+fn one_sided_connections_with_fault_rules() {
+    all_seeds(&Plan { rma: true, ..plan("rma connections, rules", Delivery::Connection, Trouble::Rules) });
+}
+
+#[test]
 fn memory_like_calm() {
     all_seeds(&Plan { rails: 1, rma: true, ..plan("process, calm", Delivery::Process, Trouble::None) });
 }

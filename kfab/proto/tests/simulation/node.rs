@@ -35,6 +35,8 @@ pub(crate) struct Node {
     held: Vec<Message>,
     /// A notice is waited for.
     listens: bool,
+    /// Fault rules in force.
+    rules: Vec<FaultId>,
 }
 
 /// Bytes of every node's window: byte i is `i * 7 + host`.
@@ -64,8 +66,11 @@ pub(crate) fn contents(id: u64, len: usize) -> Vec<u8> {
 impl Node {
     pub(crate) fn new(world: &World, host: u32, life: u32, rails: u32, seed: u64) -> Node {
         let ports: Vec<_> = (0..rails).map(|r| world.port(host, r)).collect();
+        // In every third run connections are closed when nothing has gone over them for a while, and made again.
+        let idle_close = std::time::Duration::from_millis(if seed.is_multiple_of(3) { 20 } else { 600_000 });
+        let limits = Limits { idle_close, ..limits() };
         let mut machine =
-            Machine::new(limits(), seed ^ (u64::from(host) << 32) ^ u64::from(life) << 48 | 1, false);
+            Machine::new(limits, seed ^ (u64::from(host) << 32) ^ u64::from(life) << 48 | 1, false);
         machine.set_address(&Address::new(ports.iter().flat_map(|p| p.ways()).collect()));
         let pool = Pool::new(PoolConfig { region_bytes: 1 << 20, max_bytes: 64 << 20, node: None });
         let mut n = Node {
@@ -82,6 +87,7 @@ impl Node {
             posted: [0; 2],
             held: Vec::new(),
             listens: false,
+            rules: Vec::new(),
         };
         let bytes: Vec<u8> = (0..WINDOW).map(|i| (i * 7 + host as usize) as u8).collect();
         let memory = n.pool.alloc_window(WINDOW + PLACE).unwrap();
@@ -249,6 +255,17 @@ impl Node {
             let mut bytes = vec![0; len];
             self.window.as_ref().unwrap().2.read(WINDOW, &mut bytes);
             assert!(bytes == contents(n.value, len), "told of write {} before it was there", n.value);
+        }
+    }
+
+    pub(crate) fn add_rule(&mut self, now: u64, rule: FaultRule) {
+        let id = self.with(now, |m, io| m.add_fault(io, rule)).unwrap();
+        self.rules.push(id);
+    }
+
+    pub(crate) fn without_rules(&mut self, now: u64) {
+        for id in std::mem::take(&mut self.rules) {
+            self.with(now, |m, _| m.remove_fault(id)).expect("a rule that was added");
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::node::{Job, Node, contents, is_loss};
 use kfab_core::Error;
 use kfab_core::spi::Delivery;
-use kfab_proto::WindowKey;
+use kfab_proto::{FaultAction, FaultRule, WindowKey};
 use kfab_sim::{Faults, Path, World, WorldConfig};
 use std::collections::BTreeMap;
 
@@ -14,6 +14,8 @@ pub(crate) enum Trouble {
     Cuts,
     Crashes,
     Everything,
+    /// Fault rules of the API, at one node or another.
+    Rules,
 }
 
 #[derive(Clone, Debug)]
@@ -347,6 +349,7 @@ impl Run {
             Trouble::Cuts => 1 + self.rng.below(4),
             Trouble::Crashes => 5 + self.rng.below(2),
             Trouble::Everything => self.rng.below(7),
+            Trouble::Rules => return self.rule(a as usize),
         };
         let r = &mut self.rng;
         match kind {
@@ -370,6 +373,24 @@ impl Run {
             4 => self.world.stall_for(a, r.below(300 * MS)),
             _ => self.crash_or_restart(a),
         }
+    }
+
+    /// A node gets a fault rule, or loses those it has.
+    fn rule(&mut self, host: usize) {
+        let (now, rng) = (self.world.now(), &mut self.rng);
+        let Some(n) = &mut self.nodes[host] else { return };
+        if rng.chance(0.4) {
+            return n.without_rules(now);
+        }
+        let (action, chance) = match rng.below(5) {
+            0 => (FaultAction::Drop, 0.1),
+            1 => (FaultAction::Delay { ns: rng.below(5 * MS) }, 0.3),
+            2 => (FaultAction::Duplicate, 0.3),
+            3 => (FaultAction::Cut, 1.0),
+            _ => (FaultAction::Stall, 1.0),
+        };
+        let port = rng.chance(0.5).then(|| rng.below(u64::from(self.plan.rails)) as usize);
+        n.add_rule(now, FaultRule { peer: None, port, action, chance, seed: rng.next() });
     }
 
     fn crash_or_restart(&mut self, host: u32) {
@@ -399,6 +420,8 @@ impl Run {
         self.world.clear_faults();
         self.world.heal_all();
         (0..self.plan.rails).for_each(|r| self.world.rail_up(r));
+        let now = self.world.now();
+        self.nodes.iter_mut().flatten().for_each(|n| n.without_rules(now));
         for h in 0..self.plan.hosts {
             self.world.resume(h);
             if self.nodes[h as usize].is_none() {

@@ -82,11 +82,14 @@ pub(super) fn a_closed_connection_swallows_posts(b: &Bench) {
     x.port().close(cx);
     let data = body(2, 1000);
     let f = Frame { header: header(2), inline: Inline::EMPTY, body: Body::Borrowed(&data), more: false };
-    assert_eq!(x.port().post(cx, &[f, f]), 2, "after close");
+    // Where nobody keeps what is sent, nothing may be swallowed that could not be read.
+    let keeps = x.port().caps().delivery != Delivery::Process;
+    let swallows = |n| if keeps { n } else { 0 };
+    assert_eq!(x.port().post(cx, &[f, f]), swallows(2), "after close");
     x.port().flush();
     both_end(b, &mut x, &mut y, cx, cy);
-    assert_eq!(x.port().post(cx, &[f, f, f]), 3, "after Down, at the closing side");
-    assert_eq!(y.port().post(cy, &[f]), 1, "after Down, at the other side");
+    assert_eq!(x.port().post(cx, &[f, f, f]), swallows(3), "after Down, at the closing side");
+    assert_eq!(y.port().post(cy, &[f]), swallows(1), "after Down, at the other side");
     b.quiet(&mut [&mut x, &mut y]);
     assert_eq!(numbers(&y), [1]);
     assert!(x.frames.is_empty() && x.writable.is_empty());
