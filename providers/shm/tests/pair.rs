@@ -128,7 +128,7 @@ fn closing_delivers_what_was_posted_then_one_down_each() {
     });
     assert_eq!(at_b, ["frame 1 0", "frame 2 4", "Closed"]);
     assert_eq!(at_a, ["frame 3", "Closed"]);
-    assert_eq!(a.post(ca, &[frame(4, Body::Empty)]), 1, "dropped, not refused");
+    assert_eq!(a.post(ca, &[frame(4, Body::Empty)]), 0, "refused, not dropped: nobody keeps it");
 }
 
 #[test]
