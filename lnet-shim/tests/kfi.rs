@@ -8,7 +8,7 @@ use lnet_shim::core::*;
 use lnet_shim::kfi::{Book, Frame, KfiParams, Outcome};
 use lnet_shim::network::Failure;
 use lnet_shim::nid::ProcessId;
-use lnet_shim::node::{FaultAction, FaultRule, NiConfig, NodeParams};
+use lnet_shim::node::{FaultAction, FaultRule, NiConfig, Node, NodeParams};
 use lnet_shim::wire::lnet::{Body, LnetHeader, WireHandle};
 use std::time::Duration;
 
@@ -34,6 +34,30 @@ fn put_and_get_with_acknowledgement() {
         }
         a.at_rest();
         b.at_rest();
+    });
+}
+
+/// A peer may be quicker than we are: its message is in the endpoint before the node has the interface.
+#[test]
+fn a_message_that_came_before_the_interface_is_served() {
+    on_all("early message", |scheme| {
+        for i in 0..20 {
+            let (book, place) = (Book::new(), endpoint(scheme, None));
+            book.set("58@kfi".parse().unwrap(), &[place.address().to_string()]).unwrap();
+            let a = Kfi::start("57@kfi", scheme, &book);
+            let (node, to) = (a.node.clone(), ProcessId::lnet("58@kfi".parse().unwrap()));
+            let put =
+                std::thread::spawn(move || block_on(node.put_bytes(to, PORTAL, BITS, vec![i; 100], WAIT)));
+            until("the message waits", || {
+                place.progress();
+                place.stats().lane.unexpected > 0
+            });
+            let b = Node::new(NodeParams::default()).unwrap();
+            let (memory, _events) = serve(&b, 4096);
+            let _b = Kfi::of(b, "58@kfi", vec![place], &book, &KfiParams::default());
+            assert_eq!(put.join().unwrap().unwrap(), 100);
+            assert_eq!(memory.to_vec()[..100], [i; 100]);
+        }
     });
 }
 

@@ -45,6 +45,8 @@ impl Drop for Guard {
 struct Inner {
     engine: Mutex<Engine>,
     networks: RwLock<HashMap<Nid, Arc<dyn Network>>>,
+    /// Held while an interface is added: its network is up before the engine knows it, and what it has to say must wait.
+    opening: RwLock<()>,
     start: Instant,
     timer: Condvar,
     stop: AtomicBool,
@@ -187,6 +189,7 @@ fn unsendable(command: Command) -> Option<Upcall> {
 
 impl Upper for Inner {
     fn upcalls(&self, local: Nid, upcalls: Vec<Upcall>) {
+        drop(self.opening.read());
         self.with(|engine, now| {
             for upcall in upcalls {
                 engine.upcall(now, local, upcall);
@@ -201,6 +204,7 @@ impl Node {
         let inner = Arc::new(Inner {
             engine: Mutex::new(Engine::new(params, wall_ns())),
             networks: RwLock::default(),
+            opening: RwLock::default(),
             start: Instant::now(),
             timer: Condvar::new(),
             stop: AtomicBool::new(false),
@@ -219,6 +223,7 @@ impl Node {
         let pid = self.inner.lock().params.pid;
         let upper: Weak<dyn Upper> = Arc::downgrade(&(self.inner.clone() as Arc<dyn Upper>));
         let me = ProcessId { nid: config.nid, pid };
+        let _opening = self.inner.opening.write();
         let network = TcpNetwork::start(params, me, wall_ns(), upper)?;
         self.add_network(config, Arc::new(network))
     }
@@ -231,6 +236,7 @@ impl Node {
         book: &Book,
         params: &KfiParams,
     ) -> Result<()> {
+        let _opening = self.inner.opening.write();
         let network = KfiNetwork::start(config.nid, endpoints, book, params, &self.upper())?;
         self.add_network(config, Arc::new(network))
     }
