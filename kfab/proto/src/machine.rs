@@ -118,7 +118,7 @@ pub struct Machine {
     pub(crate) dirty: Vec<u32>,
     /// Rails that were given up in the middle of a body, until their ports say that they are down.
     pub(crate) leaving: Vec<u32>,
-    /// Frames whose twin is still being taken from a dying connection.
+    /// Frames that wait: for the end of a twin on a dying connection, or of a fault rule that stalls their sender.
     pub(crate) parked: Vec<crate::receive::Parked>,
     /// Counts polls.
     pub(crate) round: u64,

@@ -58,6 +58,8 @@ struct Count {
     stop: AtomicBool,
     good: AtomicU64,
     bad: AtomicU64,
+    /// Calls that ended, by thread.
+    ended: [AtomicU64; 4],
 }
 
 /// Puts and gets of 1 MiB from four threads.
@@ -79,6 +81,7 @@ impl Load {
                         block_on(node.get_bytes(target, PORTAL, BITS, 0, 1 << 20, WAIT)).is_ok()
                     };
                     if well { &count.good } else { &count.bad }.fetch_add(1, Ordering::Relaxed);
+                    count.ended[i].fetch_add(1, Ordering::Relaxed);
                     if !well {
                         std::thread::sleep(Duration::from_millis(5));
                     }
@@ -94,6 +97,11 @@ impl Load {
         let good = || self.count.good.load(Ordering::Relaxed);
         let before = good();
         until_or("calls go well", || good() > before + 8, report);
+    }
+
+    /// Calls that ended, by thread.
+    pub(crate) fn ended(&self) -> [u64; 4] {
+        self.count.ended.each_ref().map(|n| n.load(Ordering::Relaxed))
     }
 
     /// Calls that failed.
