@@ -32,7 +32,9 @@ impl Machine {
         self.next_tick = self.next_tick.min(now + GRAIN);
     }
 
-    pub(crate) fn heal_timers(&mut self, pi: u32) {
+    /// A fault rule is gone: what it kept from being done is due now.
+    pub(crate) fn heal(&mut self, pi: u32) {
+        self.mark_dirty(pi);
         let p = &mut self.peers[pi as usize];
         for c in &mut p.candidates {
             if let Dial::Down { next_try } = &mut c.dial {

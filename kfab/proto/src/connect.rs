@@ -387,6 +387,10 @@ impl Machine {
         detail: String,
     ) {
         let Some(ci) = self.conn_at(port, conn) else { return };
+        self.conns[ci as usize].closing = true;
+        if !self.parked.is_empty() {
+            self.release_parked(io, ci);
+        }
         let c = &mut self.conns[ci as usize];
         let (was_up, process) = (c.up, c.delivery == Delivery::Process);
         let peer = c.peer.filter(|_| was_up || c.dialed);
@@ -522,6 +526,10 @@ impl Machine {
         let c = &mut self.conns[ci as usize];
         if c.live && !c.closing {
             c.closing = true;
+            if !self.parked.is_empty() {
+                self.release_parked(io, ci);
+            }
+            let c = &self.conns[ci as usize];
             io.ports[c.port].close(c.conn);
         }
     }

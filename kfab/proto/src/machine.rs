@@ -648,7 +648,7 @@ impl Machine {
         let hits = self.faults.remove(id);
         for pi in 0..self.peers.len() as u32 {
             self.refresh_rails(pi);
-            self.heal_timers(pi);
+            self.heal(pi);
         }
         hits
     }

@@ -116,20 +116,37 @@ impl Machine {
             }
             return self.hostile(io, ci, "a frame before the hello");
         };
-        if !self.faults.is_empty() && self.faults.stalls(self.peers[pi as usize].name) {
-            return self.hold_back(io, ci, kind, &h, *inline, body_len);
+        if !self.faults.is_empty() && self.faults.stalls(self.peers[pi as usize].name) && !c.closing {
+            return self.hold_back(io, ci, pi, kind, &h, inline, body_len);
         }
+        self.hear(io, ci, pi, kind, &h, inline, body_len);
+    }
+
+    /// A frame of a peer over one of its rails.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one frame, taken apart once")]
+    #[inline(always)]
+    fn hear(
+        &mut self,
+        io: &mut Io<'_>,
+        ci: u32,
+        pi: u32,
+        kind: FrameKind,
+        h: &Header,
+        inline: &Inline,
+        body_len: usize,
+    ) {
+        let c = &mut self.conns[ci as usize];
         c.pace.comes(body_len);
         c.used_at = io.now;
         c.heard_at = io.now;
         c.asked_at = 0;
-        self.take_header(io, pi, &h);
+        self.take_header(io, pi, h);
         if !kind.is_sequenced() {
-            return self.on_bare(io, ci, pi, kind, &h, body_len);
+            return self.on_bare(io, ci, pi, kind, h, body_len);
         }
         let seq = h.seq;
         match self.peers[pi as usize].rx.dedup.look(seq) {
-            Verdict::New => self.on_new(io, ci, pi, kind, &h, seq, inline, body_len),
+            Verdict::New => self.on_new(io, ci, pi, kind, h, seq, inline, body_len),
             Verdict::Duplicate => {
                 let p = &mut self.peers[pi as usize];
                 p.counters.duplicates += 1;
@@ -454,33 +471,46 @@ impl Machine {
         self.parked.push(Parked { port, conn, ci, header: h.to_bytes(), inline, body_len });
     }
 
-    /// A fault rule stalls the peer: what its sender does not keep must not be lost by that, and waits until the rule is gone.
+    /// A fault rule stalls the peer: what its sender does not keep must not be lost by that, and waits until the rule is gone. What
+    /// there is no room to keep is heard.
     #[cold]
+    #[expect(clippy::too_many_arguments, reason = "the parts of one frame, taken apart once")]
     fn hold_back(
         &mut self,
         io: &mut Io<'_>,
         ci: u32,
+        pi: u32,
         kind: FrameKind,
         h: &Header,
-        inline: Inline,
+        inline: &Inline,
         body_len: usize,
     ) {
-        if !kind.is_sequenced() {
+        if !kind.is_sequenced() && kind != FrameKind::Ack {
             return self.discard(io, ci, None, body_len);
         }
         if self.parked.len() >= self.limits.max_unacked {
-            self.discard(io, ci, None, body_len);
-            return self.close_conn(io, ci);
+            return self.hear(io, ci, pi, kind, h, inline, body_len);
         }
-        self.wait_with(ci, h, inline, body_len);
+        self.wait_with(ci, h, *inline, body_len);
     }
 
     pub(crate) fn retry_parked(&mut self, io: &mut Io<'_>) {
         for k in std::mem::take(&mut self.parked) {
-            let c = &self.conns[k.ci as usize];
-            if c.live && (c.port, c.conn) == (k.port, k.conn) {
-                self.on_frame(io, k.ci, Header::parse(&k.header), &k.inline, k.body_len);
-            }
+            self.look_again(io, &k);
+        }
+    }
+
+    /// A connection ends: what waits of it is looked at now or never.
+    pub(crate) fn release_parked(&mut self, io: &mut Io<'_>, ci: u32) {
+        for k in self.parked.extract_if(.., |k| k.ci == ci).collect::<Vec<_>>() {
+            self.look_again(io, &k);
+        }
+    }
+
+    fn look_again(&mut self, io: &mut Io<'_>, k: &Parked) {
+        let c = &self.conns[k.ci as usize];
+        if c.live && (c.port, c.conn) == (k.port, k.conn) {
+            self.on_frame(io, k.ci, Header::parse(&k.header), &k.inline, k.body_len);
         }
     }
 

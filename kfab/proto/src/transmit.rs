@@ -340,6 +340,11 @@ impl Machine {
                 }
                 _ => {
                     p.struck = true;
+                    if p.rx.ack_now {
+                        // The acknowledgement it carried is still owed.
+                        p.rx.ack_at = io.now + self.limits.ack_delay.as_nanos() as u64;
+                        self.set_timer(pi, io.now);
+                    }
                     return true;
                 }
             }

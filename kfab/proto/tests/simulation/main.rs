@@ -4,7 +4,8 @@
 //! sender was told it was delivered; contents are intact; a notice comes once, after its bytes; credits come back; what peers make us hold is bounded; when the faults
 //! end, everything that can end does; nothing is left over (operations, memory).
 //!
-//! `KFAB_SEEDS=N` runs N seeds per scenario (default 20; `cargo xtask test` goes on with 200); `KFAB_SEED=S` replays one, with the world's trace.
+//! `KFAB_SEEDS=N` runs N seeds per scenario (default 20; `cargo xtask test` goes on with 200); `KFAB_SEED=S` replays one, with the last
+//! `KFAB_TRACE=N` lines (default 300) of the world's trace.
 
 mod node;
 mod run;
@@ -12,12 +13,16 @@ mod run;
 use kfab_core::spi::Delivery;
 use run::{Plan, Trouble};
 
+/// A number from the environment.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|v| v.parse().ok())
+}
+
 fn seeds() -> Box<dyn Iterator<Item = u64>> {
-    let var = |n: &str| std::env::var(n).ok().and_then(|v| v.parse::<u64>().ok());
-    if let Some(one) = var("KFAB_SEED") {
+    if let Some(one) = number("KFAB_SEED") {
         return Box::new(std::iter::once(one));
     }
-    Box::new(0..var("KFAB_SEEDS").unwrap_or(20))
+    Box::new(0..number("KFAB_SEEDS").unwrap_or(20))
 }
 
 fn all_seeds(plan: &Plan) {
@@ -39,86 +44,44 @@ fn plan(name: &'static str, delivery: Delivery, trouble: Trouble) -> Plan {
     Plan { name, delivery, rails: 2, hosts: 3, rma: false, trouble, messages: 200 }
 }
 
-#[test]
-fn calm_datagrams() {
-    all_seeds(&plan("calm datagrams", Delivery::Datagram, Trouble::None));
+/// One test each: what ports promise, what befalls them, and what differs from [`plan`].
+macro_rules! scenarios {
+    ($($name:ident: $delivery:ident, $trouble:ident $(, $field:ident = $value:expr)*;)*) => {$(
+        #[test]
+        fn $name() {
+            #[allow(clippy::needless_update, reason = "some scenarios differ in nothing")]
+            all_seeds(&Plan {
+                $($field: $value,)*
+                ..plan(stringify!($name), Delivery::$delivery, Trouble::$trouble)
+            });
+        }
+    )*};
 }
 
-#[test]
-fn lossy_reordered_doubled_datagrams() {
-    all_seeds(&plan("lossy datagrams", Delivery::Datagram, Trouble::Lossy));
-}
+scenarios! {
+    calm_datagrams: Datagram, None;
+    lossy_reordered_doubled_datagrams: Datagram, Lossy;
+    datagrams_with_partitions_and_dying_rails: Datagram, Cuts;
+    datagrams_with_fault_rules: Datagram, Rules;
+    datagrams_with_everything: Datagram, Everything;
 
-#[test]
-fn datagrams_with_partitions_and_dying_rails() {
-    all_seeds(&plan("datagrams, cuts", Delivery::Datagram, Trouble::Cuts));
-}
+    calm_connections: Connection, None;
+    connections_with_partitions_and_dying_rails: Connection, Cuts;
+    connections_with_crashes_and_restarts: Connection, Crashes;
+    connections_with_fault_rules: Connection, Rules;
+    connections_with_everything: Connection, Everything;
 
-#[test]
-fn calm_connections() {
-    all_seeds(&plan("calm connections", Delivery::Connection, Trouble::None));
-}
+    // The short way is for one rail: where frames are kept, too.
+    one_rail_of_connections_with_cuts: Connection, Cuts, rails = 1;
+    one_rail_of_connections_with_crashes: Connection, Crashes, rails = 1;
 
-#[test]
-fn connections_with_partitions_and_dying_rails() {
-    all_seeds(&plan("connections, cuts", Delivery::Connection, Trouble::Cuts));
-}
+    one_sided_connections_with_cuts: Connection, Cuts, rma = true;
+    one_sided_connections_with_fault_rules: Connection, Rules, rma = true;
+    one_sided_connections_with_everything: Connection, Everything, rma = true;
 
-#[test]
-fn connections_with_crashes_and_restarts() {
-    all_seeds(&plan("connections, crashes", Delivery::Connection, Trouble::Crashes));
-}
-
-/// The short way is for one rail: where frames are kept, too.
-#[test]
-fn one_rail_of_connections_with_cuts() {
-    all_seeds(&Plan { rails: 1, ..plan("one rail, cuts", Delivery::Connection, Trouble::Cuts) });
-}
-
-#[test]
-fn one_rail_of_connections_with_crashes() {
-    all_seeds(&Plan { rails: 1, ..plan("one rail, crashes", Delivery::Connection, Trouble::Crashes) });
-}
-
-#[test]
-fn datagrams_with_everything() {
-    all_seeds(&plan("datagrams, everything", Delivery::Datagram, Trouble::Everything));
-}
-
-#[test]
-fn connections_with_everything() {
-    all_seeds(&plan("connections, everything", Delivery::Connection, Trouble::Everything));
-}
-
-#[test]
-fn connections_with_fault_rules() {
-    all_seeds(&plan("connections, rules", Delivery::Connection, Trouble::Rules));
-}
-
-#[test]
-fn one_sided_connections_with_fault_rules() {
-    all_seeds(&Plan { rma: true, ..plan("rma connections, rules", Delivery::Connection, Trouble::Rules) });
-}
-
-#[test]
-fn memory_like_calm() {
-    all_seeds(&Plan { rails: 1, rma: true, ..plan("process, calm", Delivery::Process, Trouble::None) });
-}
-
-#[test]
-fn memory_like_with_crashes() {
-    all_seeds(&Plan { rails: 1, rma: true, ..plan("process, crashes", Delivery::Process, Trouble::Crashes) });
-}
-
-#[test]
-fn one_sided_connections_with_cuts() {
-    all_seeds(&Plan { rma: true, ..plan("rma connections, cuts", Delivery::Connection, Trouble::Cuts) });
-}
-
-#[test]
-fn one_sided_connections_with_everything() {
-    let everything = plan("rma connections, everything", Delivery::Connection, Trouble::Everything);
-    all_seeds(&Plan { rma: true, ..everything });
+    memory_like_calm: Process, None, rails = 1, rma = true;
+    memory_like_with_fault_rules: Process, Rules, rails = 1, rma = true;
+    memory_like_with_crashes: Process, Crashes, rails = 1, rma = true;
 }
 
 /// The twin that proves the checks can fail: a world that lets duplicates through must be noticed.

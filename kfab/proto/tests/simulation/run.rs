@@ -220,7 +220,7 @@ impl Run {
     fn new(seed: u64, plan: &Plan, trace: bool) -> Run {
         let mut c = WorldConfig::new(plan.delivery);
         c.rma = plan.rma;
-        c.trace = if trace { 300 } else { 0 };
+        c.trace = if trace { crate::number("KFAB_TRACE").unwrap_or(300) as usize } else { 0 };
         c.sees_rail_death = seed.is_multiple_of(2);
         let world = World::new(seed, c);
         let new = |h| Some(Node::new(&world, h, 0, plan.rails, seed));
