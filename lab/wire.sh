@@ -63,7 +63,7 @@ new_end() {
 	echo "link set $2$1 up"
 	if [ "$LAB_SIDE" = one ]; then
 		echo "rule add pref 10 iif $2$1 lookup local"
-		echo "addr add $(address_of "$1" "$2")/32 dev $2$1"
+		echo "addr add $(address_of "$1" "$2")/24 dev $2$1 noprefixroute"
 		route "$1" "$2"
 	else
 		echo "addr add $(address_of "$1" "$2")/24 dev $2$1"

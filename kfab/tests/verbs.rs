@@ -458,6 +458,43 @@ fn sockets_take_over_when_both_cards_are_cut_and_step_back() {
     });
 }
 
+/// Both cables are networks of their own, and the two ends name their cards in different orders.
+#[test]
+fn cards_are_paired_with_those_on_their_network() {
+    let Some(_cables) = Cables::new() else { return };
+    watched_for("pairs", WATCH_S, || {
+        let open = |cards: [&str; 2]| {
+            let limits = Limits { peer_timeout: Duration::from_secs(40), ..Default::default() };
+            let devices = cards.iter().map(|c| format!("verbs:{c}")).collect();
+            let c = EndpointConfig { providers: vec!["verbs".into()], devices, limits, ..Default::default() };
+            Fabric::new((kfab_verbs::Verbs,)).open(c).unwrap()
+        };
+        let (a, b) = (open(["rxe_a1", "rxe_a0"]), open(["rxe_b0", "rxe_b1"]));
+        let to = a.peer(&b.address().to_string()).unwrap();
+        let receive = b.recv();
+        to.send(&[7; 100][..]).wait().unwrap();
+        assert_eq!(&receive.wait().unwrap()[..], [7; 100]);
+        let ports = || -> Vec<usize> {
+            let mut all: Vec<_> =
+                a.stats().peers.iter().flat_map(|p| &p.info.rails).map(|r| r.port).collect();
+            all.sort_unstable();
+            all
+        };
+        while ports() != [0, 1] {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // Every connection has a socket beside it, between the addresses of the cards.
+        let said =
+            Command::new("ss").args(["-Htn", "state", "established", "src", "10.8.0.0/16"]).output().unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        let network = |end: &str| end.rsplit_once('.').map(|(n, _)| n.to_owned());
+        let ends: Vec<Vec<_>> =
+            said.lines().map(|l| l.split_whitespace().skip(2).take(2).map(network).collect()).collect();
+        assert_eq!(ends.len(), 4, "two connections, seen from both ends: {said}");
+        assert!(ends.iter().all(|e| e[0] == e[1]), "{said}");
+    });
+}
+
 #[test]
 fn an_idle_connection_is_closed_and_made_again() {
     let Some(_cables) = Cables::new() else { return };

@@ -5,6 +5,7 @@ use crate::faults::split_mix;
 use crate::machine::{Io, Machine};
 use crate::message::*;
 use crate::ops::Proto;
+use crate::pairs::pairs;
 use crate::peer::{Candidate, Dial, Held, Rx, Tx};
 use crate::transmit::NOWHERE;
 use crate::wire::*;
@@ -19,8 +20,7 @@ const PAST_MAX: usize = 8;
 impl Machine {
     // ---- dialing ----
 
-    /// Pairs the ways of a peer's address with our ports: the k-th way of a scheme with the k-th port of it, so that two
-    /// cards here and two there make two rails.
+    /// Pairs the ways of a peer's address with our ports of the same scheme.
     pub(crate) fn list_candidates(&mut self, io: &Io<'_>, pi: u32) {
         let Some(address) = &self.peers[pi as usize].address else { return };
         let mut list: Vec<Candidate> = Vec::new();
@@ -34,10 +34,10 @@ impl Machine {
             let ways: Vec<_> = address.ways().iter().filter(|w| w.scheme == scheme).collect();
             let has = |p: &usize| io.ports[*p].ways().first().is_some_and(|w| w.scheme == scheme);
             let ports: Vec<_> = (0..io.ports.len()).filter(has).collect();
-            let n = if ports.is_empty() { 0 } else { ways.len().max(ports.len()) };
-            for i in 0..n {
-                let port = ports[i % ports.len()];
-                let (way, rank) = (ways[i % ways.len()].clone(), io.ports[port].caps().rank);
+            let reaches = |w: usize, p: usize| io.ports[ports[p]].reaches(ways[w]);
+            for (way, port) in pairs(ways.len(), ports.len(), reaches) {
+                let (way, port) = (ways[way].clone(), ports[port]);
+                let rank = io.ports[port].caps().rank;
                 let dial = Dial::Down { next_try: 0 };
                 list.push(Candidate { port, way, rank, dial, fails: 0, refused: false, why: String::new() });
             }

@@ -25,6 +25,7 @@ mod notice;
 mod onesided;
 mod ops;
 mod pace;
+mod pairs;
 mod peer;
 #[doc(hidden)]
 pub mod price;

@@ -42,6 +42,11 @@ impl Port for SimPort {
         vec![Way::new(SCHEME, format!("{}.{}", self.place.host, self.place.rail))]
     }
 
+    fn reaches(&self, way: &Way) -> bool {
+        let routed = self.world.lock().config.routed;
+        routed || parse_place("reaches", &way.rest).is_ok_and(|to| to.rail == self.place.rail)
+    }
+
     fn connect(&mut self, way: &Way) -> Result<Conn> {
         if way.scheme != SCHEME {
             return Err(Error::new(

@@ -153,7 +153,8 @@ fn find_addresses(cards: &mut [Card]) {
     }
 }
 
-fn address(a: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
+/// The address of a socket address.
+pub(crate) fn address(a: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
     let v4 = a.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
     v4.or_else(|| a.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
 }

@@ -17,7 +17,7 @@
 //!   are is exchanged sealed.
 //!
 //! The parts: `rail` outlives its card, `port` polls and sleeps, `connect` makes and ends connections (`side` their sockets, `manager` the kernel's connection manager,
-//! `reaper` the slow ends), `flow` moves frames, `rma` memory, `memory` and `cache` hold what is registered, `device` knows the cards, `sys` has all `unsafe`.
+//! `reaper` the slow ends), `flow` moves frames, `rma` memory, `memory` and `cache` hold what is registered, `device` knows the cards, `networks` whom they lead to, `sys` has all `unsafe`.
 
 #![deny(unsafe_code)]
 
@@ -32,6 +32,7 @@ mod flow;
 mod link;
 mod manager;
 mod memory;
+mod networks;
 mod port;
 mod rail;
 mod reaper;
@@ -44,6 +45,7 @@ mod wire;
 use device::{Card, Gid};
 use kfab_core::spi::{Caps, Delivery, Device, Port, PortConfig, Provider, Unavailable};
 use kfab_core::{Error, Kind, Result};
+use networks::Networks;
 use std::net::SocketAddr;
 
 /// The scheme of this provider's ways.
@@ -115,9 +117,12 @@ impl Provider for Verbs {
     /// card whose port is up, at any port.
     fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>> {
         let (card, managed) = asked(config);
-        let (card, gid, at) = choose(config, card)?;
+        let cards = device::cards().map_err(|why| Error::new(Kind::Unavailable, "open", why))?;
+        let (card, gid, at) = choose(config, card, cards.clone())?;
         let caps = caps(&card, config.weight(card.speed, card.node));
-        let plan = rail::Plan { config: config.clone(), caps, managed: managed || card.iwarp };
+        let managed = managed || card.iwarp;
+        let plan =
+            rail::Plan { config: config.clone(), caps, managed, networks: Networks::around(at.ip(), &cards) };
         Ok(Box::new(rail::Rail::open(plan, card, gid, at)?))
     }
 }
@@ -130,7 +135,11 @@ fn asked(config: &PortConfig) -> (Option<&str>, bool) {
 }
 
 /// Which card, by which of its addresses, and where to listen.
-fn choose(config: &PortConfig, device: Option<&str>) -> Result<(Card, Gid, SocketAddr)> {
+fn choose(
+    config: &PortConfig,
+    device: Option<&str>,
+    mut cards: Vec<Card>,
+) -> Result<(Card, Gid, SocketAddr)> {
     let unavailable = |why: String| Error::new(Kind::Unavailable, "open", why);
     let listen = match &config.listen {
         Some(text) => Some(text.parse::<SocketAddr>().map_err(|_| {
@@ -138,7 +147,6 @@ fn choose(config: &PortConfig, device: Option<&str>) -> Result<(Card, Gid, Socke
         })?),
         None => None,
     };
-    let mut cards = device::cards().map_err(unavailable)?;
     if let Some(name) = device {
         let all: Vec<String> = cards.iter().map(|c| c.label.clone()).collect();
         cards.retain(|c| c.is_called(name));

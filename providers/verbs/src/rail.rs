@@ -6,6 +6,7 @@
 //! window of before is still open: peers have keys to it that name nothing any more, and each use would break the connection.
 
 use crate::device::{self, Card, Gid};
+use crate::networks::Networks;
 use crate::port::VerbsPort;
 use kfab_core::mem::{Landing, Slice};
 use kfab_core::spi::{
@@ -29,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) caps: Caps,
     /// Through the connection manager.
     pub(crate) managed: bool,
+    /// Whom it leads to.
+    pub(crate) networks: Networks,
 }
 
 /// Numbers of connections and exposures are never used again, also not by the port of a card that came back.
@@ -115,6 +118,10 @@ impl Port for Rail {
 
     fn ways(&self) -> Vec<Way> {
         vec![Way::new(crate::SCHEME, self.at.to_string())]
+    }
+
+    fn reaches(&self, way: &Way) -> bool {
+        self.plan.networks.reach(&way.rest)
     }
 
     fn connect(&mut self, way: &Way) -> Result<Conn> {

@@ -316,6 +316,12 @@ pub trait Port: Send {
     /// How peers reach this port; best first.
     fn ways(&self) -> Vec<Way>;
 
+    /// Whether this port may lead to a way of its scheme: `false` where it is on another network. Asked once a peer, to pair rails.
+    fn reaches(&self, way: &Way) -> bool {
+        let _ = way;
+        true
+    }
+
     /// Starts a connection; `Event::Up` or `Event::Down` follows. An error means the way makes no sense here.
     fn connect(&mut self, way: &Way) -> Result<Conn>;
 
