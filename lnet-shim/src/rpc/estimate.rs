@@ -46,6 +46,11 @@ pub(crate) fn us(ns: u64) -> u32 {
     u32::try_from(ns / 1000).unwrap_or(u32::MAX)
 }
 
+/// A time in nanoseconds; the longest that fits is over 500 years.
+pub(crate) fn ns(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// A client's patience with one portal: what replies took (RFC 6298), and what the server says they may take.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Patience {

@@ -6,7 +6,7 @@ use super::client::{ClientLimits, Core, Replay, Send, Start};
 use super::error::{Kind, Result};
 use super::faults::{Blow, Dice, Faults, split_mix};
 use super::outbox::Packet;
-use super::server::{Clients, Desk, Post, ServerLimits};
+use super::server::{Arrival, Clients, Desk, Post, Run, ServerLimits, Ticket};
 use super::session::Answer;
 use super::wire::Status;
 use std::collections::HashMap;
@@ -65,17 +65,46 @@ impl Send for Net {
     }
 }
 
+/// Who runs the calls.
+struct Hands {
+    now: u64,
+    seed: u64,
+    /// Handlers at work: when they end, and what they answer.
+    work: Vec<(u64, Ticket, u64)>,
+    /// How often each call ran, by number.
+    ran: HashMap<u64, u32>,
+    /// Some handlers take longer than the clients' patience.
+    slow: bool,
+}
+
+impl Run<usize> for Hands {
+    fn is_free(&self, _: bool) -> bool {
+        !split_mix(&mut (self.seed ^ self.now)).is_multiple_of(4)
+    }
+
+    fn run(&mut self, a: Arrival, _: &usize) -> Option<(Answer, u32)> {
+        let number = u64::from_le_bytes(a.body[..8].try_into().unwrap());
+        *self.ran.entry(number).or_default() += 1;
+        if number % 3 == 1 {
+            return Some((answer_to(number), 100));
+        }
+        let slow = self.slow && number.is_multiple_of(97);
+        let takes = split_mix(&mut self.seed) % if slow { 80 * MS } else { MS };
+        self.work.push((self.now + takes, a.ticket, number));
+        None
+    }
+}
+
+fn answer_to(number: u64) -> Answer {
+    Answer { status: Status::Ok, arg: 0, body: Body::copy(&(number * 3).to_le_bytes()) }
+}
+
 struct Play {
     net: Net,
     clients: Vec<Core>,
     desk: Desk<Net>,
     limits: ServerLimits,
-    /// Handlers at work: when they end, and what they answer.
-    work: Vec<(u64, super::server::Ticket, u64)>,
-    /// How often each call ran, by number.
-    ran: HashMap<u64, u32>,
-    /// Some handlers take longer than the clients' patience.
-    slow: bool,
+    hands: Hands,
 }
 
 impl Play {
@@ -91,13 +120,14 @@ impl Play {
             ..Default::default()
         };
         let clients = (0..clients).map(|c| Core::new(c as u64 + 1, patience.clone())).collect();
-        Play { net, clients, desk, limits, work: Vec::new(), ran: HashMap::new(), slow: true }
+        let hands = Hands { now: 0, seed, work: Vec::new(), ran: HashMap::new(), slow: true };
+        Play { net, clients, desk, limits, hands }
     }
 
     /// The server is replaced by another incarnation: it knows nobody, and its handlers are gone.
     fn restart(&mut self, incarnation: u64) {
         self.desk = Desk::new(Arc::new(Clients::new(incarnation << 16, self.limits.clone())));
-        self.work.clear();
+        self.hands.work.clear();
         self.net.under_way.clear();
         for c in &mut self.clients {
             c.link_lost();
@@ -126,11 +156,12 @@ impl Play {
     fn step(&mut self) {
         let at = |i: &(u64, To, Vec<u8>)| i.0;
         let packet = self.net.under_way.iter().map(at).min();
-        let work = self.work.iter().map(|w| w.0).min();
+        let work = self.hands.work.iter().map(|w| w.0).min();
         let timers = self.clients.iter().map(Core::due).min();
         let next = [packet, work, timers].into_iter().flatten().min().unwrap_or(self.net.now);
         self.net.now = self.net.now.max(next.min(self.net.now + 5 * MS));
         let now = self.net.now;
+        self.hands.now = now;
         for (_, to, bytes) in self.net.under_way.extract_if(.., |i| i.0 <= now).collect::<Vec<_>>() {
             match to {
                 To::Client(c) => {
@@ -139,7 +170,7 @@ impl Play {
                 }
                 To::Server => {
                     let from = self.net.from[&bytes[8..16]];
-                    self.desk.receive(now, |_| from, bytes, &mut self.net);
+                    self.desk.receive(now, |_| from, bytes, &mut self.hands, &mut self.net);
                 }
             }
         }
@@ -154,19 +185,17 @@ impl Play {
     }
 
     fn serve(&mut self, now: u64) {
-        while let Some(a) = self.desk.next_call() {
-            let number = u64::from_le_bytes(a.body[..8].try_into().unwrap());
-            *self.ran.entry(number).or_default() += 1;
-            let takes = split_mix(&mut self.net.seed)
-                % (if self.slow && number.is_multiple_of(97) { 80 * MS } else { MS });
-            self.work.push((now + takes, a.ticket, number));
+        while let Some(call) = self.desk.next_call() {
+            let (ticket, to) = (call.ticket, call.ticket.client as usize - 1);
+            if let Some((answer, estimate_us)) = self.hands.run(call, &to) {
+                self.desk.answer(ticket, answer, estimate_us, &mut self.net);
+            }
         }
         for t in self.desk.abandoned().into_iter().map(|a| a.ticket) {
-            self.work.retain(|w| w.1 != t);
+            self.hands.work.retain(|w| w.1 != t);
         }
-        for (_, t, number) in self.work.extract_if(.., |w| w.0 <= now).collect::<Vec<_>>() {
-            let answer = Answer { status: Status::Ok, arg: 0, body: Body::copy(&(number * 3).to_le_bytes()) };
-            self.desk.answer(t, answer, 100, &mut self.net);
+        for (_, t, number) in self.hands.work.extract_if(.., |w| w.0 <= now).collect::<Vec<_>>() {
+            self.desk.answer(t, answer_to(number), 100, &mut self.net);
         }
         self.desk.flush(&mut self.net);
     }
@@ -221,7 +250,11 @@ fn ten_thousand_calls_over_a_lossy_network_end_once_and_run_once() {
         for (number, result) in ended {
             let body = result.unwrap_or_else(|e| panic!("seed {seed}, call {number}: {e}"));
             assert_eq!(*body, (number * 3).to_le_bytes(), "seed {seed}");
-            assert_eq!(play.ran[&number], 1, "seed {seed}: call {number} ran {} times", play.ran[&number]);
+            assert_eq!(
+                play.hands.ran[&number], 1,
+                "seed {seed}: call {number} ran {} times",
+                play.hands.ran[&number]
+            );
         }
         let counts = play.desk.counts();
         assert!(counts.answered_again > 0 && counts.still_running > 0, "seed {seed}: {counts:?}");
@@ -233,11 +266,11 @@ fn ten_thousand_calls_over_a_lossy_network_end_once_and_run_once() {
 #[test]
 fn a_sound_network_needs_no_resends() {
     let mut play = Play::new(9, 2, Faults::default(), ServerLimits { slots: 64, ..Default::default() });
-    play.slow = false;
+    play.hands.slow = false;
     let ended = run(&mut play, 2000, Replay::Never, |_, _| {});
     assert!(ended.values().all(Result::is_ok));
     assert_eq!((play.desk.counts().answered_again, play.desk.counts().stale), (0, 0));
-    assert!(play.ran.values().all(|n| *n == 1));
+    assert!(play.hands.ran.values().all(|n| *n == 1));
 }
 
 #[test]
@@ -247,7 +280,7 @@ fn overload_delays_calls_and_loses_none() {
         let mut play = Play::new(seed, 2, lossy(), limits);
         let ended = run(&mut play, 600, Replay::Never, |_, _| {});
         assert!(ended.values().all(Result::is_ok), "seed {seed}");
-        assert!(play.ran.values().all(|n| *n == 1), "seed {seed}");
+        assert!(play.hands.ran.values().all(|n| *n == 1), "seed {seed}");
         assert!(play.desk.counts().retry_after > 0, "seed {seed}");
     }
 }
@@ -263,7 +296,7 @@ fn a_call_that_a_restart_makes_uncertain_fails_and_never_runs_twice() {
         });
         let mut restarted = 0;
         for (number, result) in ended {
-            let ran = play.ran.get(&number).copied().unwrap_or(0);
+            let ran = play.hands.ran.get(&number).copied().unwrap_or(0);
             assert!(ran <= 1, "seed {seed}: call {number} ran {ran} times");
             match result {
                 Ok(_) => assert_eq!(ran, 1),
@@ -298,8 +331,32 @@ fn a_client_that_was_forgotten_is_welcomed_again_and_its_calls_run() {
     play.net.now += 1000 * MS;
     let now = play.net.now;
     play.desk.sweep(now);
-    play.ran.clear();
+    play.hands.ran.clear();
     assert!(run(&mut play, 100, Replay::Never, |_, _| {}).values().all(Result::is_ok));
-    assert!(play.ran.values().all(|n| *n == 1));
+    assert!(play.hands.ran.values().all(|n| *n == 1));
     assert!(play.desk.counts().strangers > 0);
+}
+
+/// A call counts from the first look at the clock after it began, and a place that is used again does not count twice.
+#[test]
+fn a_call_that_began_before_the_clock_was_looked_at_counts_from_then() {
+    let mut play = Play::new(5, 1, Faults::default(), ServerLimits::default());
+    let Play { net, clients, .. } = &mut play;
+    let start = || Start {
+        portal: 1,
+        opcode: 0,
+        high: false,
+        replay: Replay::Never,
+        deadline: 10 * MS,
+        extend_to: 10 * MS,
+        extra: None,
+        body: Body::EMPTY,
+    };
+    let key = clients[0].start(0, start(), net).unwrap();
+    clients[0].began_later(key, 5 * MS);
+    clients[0].began_later(key, 5 * MS);
+    clients[0].tick(14 * MS, net);
+    assert!(!clients[0].has_ended(key));
+    clients[0].tick(15 * MS, net);
+    assert!(clients[0].take(key).unwrap().is_err());
 }

@@ -2,6 +2,7 @@
 
 use super::super::body::Body;
 use super::super::error::{Error, Kind, Result};
+use super::super::estimate::ns;
 use super::super::wire::{Extension, JOB_MAX, WINDOWS_MAX};
 use super::Shared;
 use super::core::{Extra, Replay, Start};
@@ -51,7 +52,7 @@ impl<'a, R> Prepared<'a, R> {
         self.start.extra.get_or_insert_default()
     }
 
-    /// Ends the call as `TimedOut` after so long, whatever the server says. Without it the client's default holds, and
+    /// Ends the call as `TimedOut` after so long, whatever the server says: from when it is next waited for, polled or flushed, or before. Without it the client's default holds, and
     /// early replies move it.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = Some(limit);
@@ -92,8 +93,7 @@ impl<'a, R> Prepared<'a, R> {
     pub fn start(self) -> Call<R> {
         let (shared, decode) = (self.shared.clone(), self.decode);
         let mut state = shared.lock();
-        let now = state.clock();
-        let key = self.begin(&mut state, now);
+        let key = self.begin(&mut state);
         drop(state);
         Call { shared, key: key.map_err(Some), decode }
     }
@@ -103,14 +103,13 @@ impl<'a, R> Prepared<'a, R> {
     pub fn wait(self) -> Result<R> {
         let (shared, decode) = (self.shared, self.decode);
         let mut state = shared.lock();
-        let earlier = state.now;
-        let key = self.begin(&mut state, earlier)?;
-        state.leave(key, earlier);
+        let key = self.begin(&mut state)?;
+        state.leave();
         shared.wait(state, key).and_then(decode)
     }
 
     #[inline]
-    fn begin(mut self, state: &mut State, now: u64) -> Result<usize> {
+    fn begin(mut self, state: &mut State) -> Result<usize> {
         if let Some(e) = self.wrong {
             return Err(e);
         }
@@ -124,13 +123,17 @@ impl<'a, R> Prepared<'a, R> {
         if let Some(extra) = &mut self.start.extra {
             extra.bytes = encode(&extra.extension)?;
         }
-        let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
-        let deadline = now.saturating_add(ns(self.limit.unwrap_or(limits.limit)));
-        let longest = now.saturating_add(ns(limits.limit_max));
-        self.start.deadline = deadline;
-        self.start.extend_to = if self.limit.is_some() { deadline } else { longest.max(deadline) };
-        let State { core, wire, .. } = state;
-        core.start(now, self.start, wire)
+        (self.start.deadline, self.start.extend_to) = match self.limit {
+            Some(limit) => {
+                let deadline = state.now.saturating_add(ns(limit));
+                (deadline, deadline)
+            }
+            None => {
+                let (usual, longest) = self.shared.limits_ns;
+                (state.now.saturating_add(usual), state.now.saturating_add(longest))
+            }
+        };
+        state.begin(self.start)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::super::body::Body;
 use super::super::error::{Error, Fate, Kind as Failure, Result};
-use super::super::estimate::{Patience, us};
+use super::super::estimate::{Patience, ns, us};
 use super::super::outbox::{COPY_MAX, Outbox, Packet, tailed};
 use super::super::wire::*;
 use super::{ClientCounts, ClientLimits};
@@ -54,7 +54,8 @@ enum Phase {
     Sent,
     /// The server sent it back: not begun.
     Held,
-    Ended(Result<Body>),
+    /// What came back lies where the request lay.
+    Ended(Result<()>),
 }
 
 struct Call {
@@ -73,6 +74,8 @@ struct Call {
     orphan: bool,
     /// Sent once, to a session that is forgotten: did it run before? The server may yet say that it did not.
     doubtful: bool,
+    /// Its times are to be moved to the next look at the clock.
+    early: bool,
 }
 
 /// Where the client stands with its server.
@@ -113,6 +116,9 @@ pub(crate) struct Core {
     before: u64,
     incarnation: u64,
     limits: ClientLimits,
+    /// Limits, ns.
+    patience_min: u64,
+    patience_max: u64,
     link: Link,
     calls: slab::Slab<Call>,
     slots: Vec<Slot>,
@@ -135,6 +141,8 @@ impl Core {
             session: 0,
             before: 0,
             incarnation: 0,
+            patience_min: ns(limits.patience_min),
+            patience_max: ns(limits.patience_max),
             limits,
             link: Link::Down,
             calls: slab::Slab::new(),
@@ -172,6 +180,7 @@ impl Core {
             waker: None,
             orphan: false,
             doubtful: false,
+            early: true,
         };
         let key = self.calls.insert(call);
         let queue = if high { &mut self.waiting_high } else { &mut self.waiting };
@@ -186,7 +195,8 @@ impl Core {
     /// The call began so much later than [`Core::start`] was told. What travels is relative, so this is nobody else's business.
     #[inline]
     pub(crate) fn began_later(&mut self, key: usize, passed: u64) {
-        if let Some(call) = self.calls.get_mut(key) {
+        if let Some(call) = self.calls.get_mut(key).filter(|c| c.early) {
+            call.early = false;
             for time in [&mut call.start.deadline, &mut call.start.extend_to, &mut call.sent, &mut call.due] {
                 *time = time.saturating_add(passed);
             }
@@ -199,8 +209,9 @@ impl Core {
         if !matches!(self.calls.get(key)?.phase, Phase::Ended(_)) {
             return None;
         }
-        match self.calls.remove(key).phase {
-            Phase::Ended(r) => Some(r),
+        match self.calls.remove(key) {
+            Call { phase: Phase::Ended(Ok(())), start, .. } => Some(Ok(start.body)),
+            Call { phase: Phase::Ended(Err(e)), .. } => Some(Err(e)),
             _ => None,
         }
     }
@@ -444,7 +455,7 @@ impl Core {
     fn hello(&mut self, now: u64, give_up: u64, send: &mut impl Send) {
         let head = Head { kind: Kind::Hello, count: 0, client: self.client, session: self.session };
         send.send(self.tag(), Packet::Whole(&head.encode()));
-        let again = now + self.limits.patience_min.as_nanos() as u64;
+        let again = now + self.patience_min;
         self.link = Link::Greeting { again: again.min(give_up), give_up };
     }
 
@@ -484,7 +495,7 @@ impl Core {
         let call = &mut self.calls[key];
         if call.tries == 1 && !call.doubtful {
             call.doubtful = true;
-            call.due = now + self.limits.patience_min.as_nanos() as u64;
+            call.due = now + self.patience_min;
             self.due = self.due.min(call.due);
             return;
         }
@@ -557,8 +568,7 @@ impl Core {
         let Some(call) = self.calls.get_mut(key) else { return };
         let Some(id) = call.slot else { return };
         let s = &call.start;
-        let (least, most) =
-            (self.limits.patience_min.as_nanos() as u64, self.limits.patience_max.as_nanos() as u64);
+        let (least, most) = (self.patience_min, self.patience_max);
         let wait = self.patience[usize::from(s.portal)].wait_ns(least, most);
         // Each time longer, for the network may be as slow as the server.
         let wait = (wait << call.tries.min(6)).min(most);
@@ -693,7 +703,7 @@ impl Core {
     #[inline]
     fn end(&mut self, key: usize, result: Result<Body>) {
         let Some(call) = self.calls.get_mut(key) else { return };
-        call.phase = Phase::Ended(result);
+        call.phase = Phase::Ended(result.map(|body| call.start.body = body));
         call.start.extra = None;
         if let Some(id) = call.slot.take() {
             self.slots[usize::from(id.slot)].call = None;

@@ -1,11 +1,11 @@
 //! The client's endpoint side: the server's addresses in turn, the receive that is posted, and how packets leave.
 
 use super::super::body::Body;
-use super::super::error::Kind as Failure;
+use super::super::error::{Kind as Failure, Result};
 use super::super::faults::{Blow, Dice};
 use super::super::outbox::Packet;
 use super::super::wire::{TAG_CLIENT, TAG_TO_CLIENT};
-use super::core::{Core, Send};
+use super::core::{Core, Send, Start};
 use kfab::{Buffer, Endpoint, Kind, Message, Op, Payload, Peer};
 use std::time::{Duration, Instant};
 
@@ -75,6 +75,8 @@ pub(super) struct State {
     pub(super) wire: Wire,
     client: u64,
     receive: Option<Op<Message>>,
+    /// The last packet: its memory is given up while the next is waited for.
+    read: Option<Message>,
     addresses: Vec<String>,
     next: usize,
     next_try: u64,
@@ -84,7 +86,10 @@ pub(super) struct State {
     /// Somebody drives in a loop: polled calls need not.
     pub(super) driven: usize,
     start: Instant,
+    /// The last look at the clock.
     pub(super) now: u64,
+    /// Calls that have begun since then.
+    begun: Vec<usize>,
 }
 
 impl State {
@@ -94,6 +99,7 @@ impl State {
             wire: Wire { peer: None, dice, late: Vec::new(), now: 0 },
             client,
             receive: None,
+            read: None,
             addresses,
             next: 0,
             next_try: 0,
@@ -102,22 +108,40 @@ impl State {
             driven: 0,
             start: Instant::now(),
             now: 0,
+            begun: Vec::new(),
         }
     }
 
+    /// Looks at the clock. Calls that have begun since the last look count from this one.
     #[inline]
-    pub(super) fn clock(&mut self) -> u64 {
-        self.now = self.start.elapsed().as_nanos() as u64;
-        self.now
+    pub(super) fn clock(&mut self) {
+        let now = self.start.elapsed().as_nanos() as u64;
+        let passed = now - self.now;
+        self.now = now;
+        for key in self.begun.drain(..) {
+            self.core.began_later(key, passed);
+        }
     }
 
-    /// Sends a call that was begun with the time of an earlier look at the clock, and what waits with it; only then looks, as that
-    /// takes longer than most of the sending.
+    /// Begins a call. To look at the clock takes longer than most of it: that is for later, once for many.
     #[inline]
-    pub(super) fn leave(&mut self, key: usize, earlier: u64) {
+    pub(super) fn begin(&mut self, start: Start) -> Result<usize> {
+        let key = self.core.start(self.now, start, &mut self.wire)?;
+        self.begun.push(key);
+        Ok(key)
+    }
+
+    /// Calls have begun since the last look at the clock.
+    #[inline]
+    pub(super) fn has_begun(&self) -> bool {
+        !self.begun.is_empty()
+    }
+
+    /// Sends what waits, and only then looks at the clock.
+    #[inline]
+    pub(super) fn leave(&mut self) {
         self.core.flush(&mut self.wire);
-        let passed = self.clock() - earlier;
-        self.core.began_later(key, passed);
+        self.clock();
     }
 
     /// Connects if need be, sends what waits, and looks at the timers.
@@ -151,6 +175,7 @@ impl State {
     /// The posted receive, to be waited for. While no peer is there, one that nothing will ever end but its time.
     #[inline]
     pub(super) fn take_receive(&mut self, endpoint: &Endpoint) -> Op<Message> {
+        self.read = None;
         if let Some(op) = self.receive.take() {
             return op;
         }
@@ -193,7 +218,9 @@ impl State {
         let (len, start) = (message.len(), self.start);
         let now = || start.elapsed().as_nanos() as u64;
         if len <= super::super::outbox::COPY_MAX {
-            return self.core.receive(now, &message, |_| None, &mut self.wire);
+            self.core.receive(now, &message, |_| None, &mut self.wire);
+            self.read = Some(message);
+            return;
         }
         match Body::from_message(message, 0) {
             Ok(body) => {

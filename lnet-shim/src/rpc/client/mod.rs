@@ -12,6 +12,7 @@ pub(crate) use self::core::{Send, Start};
 use super::body::Body;
 use super::book::Book;
 use super::error::{Error, Kind, Result};
+use super::estimate::ns;
 use super::faults::{Dice, Faults};
 use super::method::{Method, decode, encode};
 use kfab::{Buffer, Endpoint, EndpointConfig, Fabric, Rights, Window};
@@ -105,6 +106,8 @@ pub(crate) struct Shared {
     endpoint: Arc<Endpoint>,
     state: Mutex<State>,
     limits: ClientLimits,
+    /// How long a call may take that does not say, and how far that may move.
+    limits_ns: (u64, u64),
     job: Option<Box<str>>,
 }
 
@@ -129,7 +132,9 @@ impl Client {
         let core = Core::new(client, config.limits.clone());
         let state = Mutex::new(State::new(core, client, addresses, dice));
         let job = config.job.map(String::into_boxed_str);
-        Ok(Client { shared: Arc::new(Shared { endpoint, state, limits: config.limits, job }) })
+        let usual = ns(config.limits.limit);
+        let limits_ns = (usual, usual.max(ns(config.limits.limit_max)));
+        Ok(Client { shared: Arc::new(Shared { endpoint, state, limits: config.limits, limits_ns, job }) })
     }
 
     /// A typed call.
@@ -228,6 +233,9 @@ impl Shared {
                 pass_on(s);
                 return r;
             }
+            if s.has_begun() {
+                s.clock();
+            }
             s = self.wait_once(s, Some(key), FOLLOW);
             if !s.core.has_ended(key) {
                 s.clock();
@@ -311,6 +319,7 @@ impl Shared {
 
     fn cancel(&self, key: usize) -> Result<Body> {
         let mut s = self.lock();
+        s.clock();
         let State { core, wire, .. } = &mut *s;
         core.cancel(key, wire);
         let r = core.take(key);
@@ -320,6 +329,7 @@ impl Shared {
 
     fn abandon(&self, key: usize) {
         let mut s = self.lock();
+        s.clock();
         let State { core, wire, .. } = &mut *s;
         core.abandon(key, wire);
         pass_on(s);

@@ -1,7 +1,8 @@
 //! The server's protocol without endpoint, clock or thread: packets come in, calls that are to run come out, answers go back.
 //!
-//! Used by a lane, and by tests in virtual time. Every call that comes out of [`Desk::next_call`] goes back in by [`Desk::answer`] (or
-//! is named by [`Desk::abandoned`]). What is answered leaves at [`Desk::flush`] or before.
+//! Used by a lane, and by tests in virtual time. A call runs as soon as it has come where [`Run`] has a hand free, else it waits
+//! for [`Desk::next_call`]. One that did not end at once goes back in by [`Desk::answer`] (or is named by [`Desk::abandoned`]). What is
+//! answered leaves at [`Desk::flush`] or before.
 
 use super::super::body::Body;
 use super::super::error::Result;
@@ -23,10 +24,26 @@ pub(crate) trait Post {
     fn post(&mut self, to: &Self::To, tag: u64, packet: Packet<'_>);
 }
 
+/// Who runs calls: implemented by a lane's floor, and by tests.
+pub(crate) trait Run<To> {
+    /// `true` if a call may begin before the next packet is looked at.
+    fn is_free(&self, high: bool) -> bool;
+    /// Begins a call of the client at `to`: its answer and the service's estimate, if it ended at once.
+    fn run(&mut self, call: Arrival, to: &To) -> Option<(Answer, u32)>;
+}
+
 /// A received packet.
 pub(crate) trait Arrived: Deref<Target = [u8]> {
     /// Its bytes from `at` on: shared with it where they are many.
     fn into_body(self, at: usize) -> Result<Body>;
+}
+
+/// A call of a packet that is to run.
+struct Fresh {
+    call: CallHead,
+    extension: Extension,
+    /// Where in the packet its payload begins.
+    payload: usize,
 }
 
 impl Arrived for Message {
@@ -62,6 +79,23 @@ pub(crate) struct Arrival {
     pub(crate) deadline: u64,
     pub(crate) extension: Extension,
     pub(crate) body: Body,
+}
+
+impl Arrival {
+    #[inline]
+    fn new(now: u64, ticket: Ticket, call: &CallHead, extension: Extension, body: Body) -> Arrival {
+        Arrival {
+            ticket,
+            portal: call.portal,
+            opcode: call.opcode,
+            high: call.flags & flags::HIGH != 0,
+            patience_us: call.patience_us,
+            arrived: now,
+            deadline: if call.limit_us == 0 { u64::MAX } else { now + u64::from(call.limit_us) * 1000 },
+            extension,
+            body,
+        }
+    }
 }
 
 /// A client on this lane.
@@ -105,11 +139,10 @@ struct Queues {
     counts: DeskCounts,
 }
 
-/// A call that has ended, and whose answer has not left yet.
+/// A call that has ended, and whose answer is not kept yet.
 struct Ended {
     ticket: Ticket,
     answer: Answer,
-    estimate_us: u32,
 }
 
 /// Counts of what a desk met.
@@ -136,6 +169,8 @@ pub(crate) struct Desk<P: Post> {
     by_client: HashMap<u64, usize>,
     last: usize,
     queues: Queues,
+    /// The calls of the packet at hand.
+    fresh: Vec<Fresh>,
     ended: Vec<Ended>,
 }
 
@@ -147,6 +182,7 @@ impl<P: Post> Desk<P> {
             by_client: HashMap::new(),
             last: 0,
             queues: Queues::default(),
+            fresh: Vec::new(),
             ended: Vec::new(),
         }
     }
@@ -156,25 +192,31 @@ impl<P: Post> Desk<P> {
         self.queues.counts
     }
 
-    /// A packet came. `from` is asked only if the client's line does not tell.
+    /// A packet came. `from` is asked only if the client's line does not tell. Gives the packet back unless its payload was kept: to
+    /// give up its memory takes longer than to answer, and can wait until then.
     #[inline]
     pub(crate) fn receive<A: Arrived>(
         &mut self,
         now: u64,
         from: impl FnOnce(&A) -> P::To,
         packet: A,
+        run: &mut impl Run<P::To>,
         post: &mut P,
-    ) {
+    ) -> Option<A> {
         let Some((head, rest)) = Head::decode(&packet) else {
             self.queues.counts.damaged += 1;
-            return;
+            return None;
         };
         if head.kind == Kind::Hello {
-            return self.hello(now, head.client, from(&packet), post);
+            self.hello(now, head.client, from(&packet), post);
+            return None;
         }
-        let Some(at) = self.line(&head) else { return self.stranger(&head, rest, from(&packet), post) };
+        let Some(at) = self.line(&head) else {
+            self.stranger(&head, rest, from(&packet), post);
+            return None;
+        };
         match head.kind {
-            Kind::Calls => self.calls(now, at, head, packet, post),
+            Kind::Calls => return self.calls(now, at, head, packet, run, post),
             Kind::Cancel => {
                 self.lines[at].known.lock().heard = now;
                 self.cancel(at, head, rest);
@@ -188,6 +230,7 @@ impl<P: Post> Desk<P> {
             Kind::Bye => self.bye(at),
             _ => self.queues.counts.damaged += 1,
         }
+        None
     }
 
     /// The next call to run, those of high priority first.
@@ -225,13 +268,16 @@ impl<P: Post> Desk<P> {
         std::mem::take(&mut self.queues.abandoned)
     }
 
-    /// A call has ended.
+    /// A call has ended that did not end at once.
     #[inline]
     pub(crate) fn answer(&mut self, ticket: Ticket, answer: Answer, estimate_us: u32, post: &mut P) {
-        self.ended.push(Ended { ticket, answer, estimate_us });
-        if self.ended.len() >= usize::from(RECORDS_MAX) {
-            self.settle(post);
-        }
+        let Some(line) = self.lines.get_mut(ticket.line).filter(|l| l.way.client == ticket.client) else {
+            return;
+        };
+        self.queues.reply(&mut line.way, ticket.id, &answer, estimate_us, post);
+        let left = line.way.out.is_empty();
+        self.ended.push(Ended { ticket, answer });
+        self.settle(left, post);
     }
 
     /// A call takes longer than its client may expect.
@@ -248,10 +294,27 @@ impl<P: Post> Desk<P> {
         self.lines.get(t.line).filter(|l| l.way.client == t.client).map(|l| l.way.to.clone())
     }
 
-    /// Sends what is ready.
+    /// Sends what is ready, then keeps the answers. A call that comes again in between, over another lane, still runs there; an
+    /// answer that nobody waits for any more is a late packet to the client. A client's session is locked once for all of its calls
+    /// that ended one after the other.
     #[inline]
     pub(crate) fn flush(&mut self, post: &mut P) {
-        if self.ended.is_empty() { self.send_dirty(post) } else { self.settle(post) }
+        while let Some(at) = self.queues.dirty.pop() {
+            if let Some(line) = self.lines.get_mut(at).filter(|l| !l.way.out.is_empty()) {
+                line.way.send(post);
+            }
+        }
+        let of_one =
+            |a: &Ended, b: &Ended| (a.ticket.line, a.ticket.client) == (b.ticket.line, b.ticket.client);
+        for run in self.ended.chunk_by_mut(of_one) {
+            let Ticket { line, client, .. } = run[0].ticket;
+            let Some(line) = self.lines.get(line).filter(|l| l.way.client == client) else { continue };
+            let mut session = line.known.lock();
+            for e in run {
+                session.finish(e.ticket.id, std::mem::replace(&mut e.answer, Answer::empty(Status::Ok)));
+            }
+        }
+        self.ended.clear();
     }
 
     /// Forgets clients that have not been heard for too long; their calls are abandoned.
@@ -318,66 +381,68 @@ impl<P: Post> Desk<P> {
         }
     }
 
-    /// The client's session is locked once for a packet.
+    /// The client's session is locked once for a packet, and not while its calls run.
     #[inline]
-    fn calls(&mut self, now: u64, at: usize, head: Head, packet: impl Arrived, post: &mut P) {
-        let Some(Line { known, way }) = self.lines.get_mut(at) else { return };
+    fn calls<A: Arrived>(
+        &mut self,
+        now: u64,
+        at: usize,
+        head: Head,
+        packet: A,
+        run: &mut impl Run<P::To>,
+        post: &mut P,
+    ) -> Option<A> {
+        let Line { known, way } = self.lines.get_mut(at)?;
         let (limits, queues) = (&self.clients.limits, &mut self.queues);
-        let mut door = Door { session: &mut known.lock(), way, limits };
-        door.session.heard = now;
-        let mut records = Records::new(head.count, &packet[HEAD..]);
-        let mut large = None;
-        while let Some(record) = records.call() {
-            let Ok((call, extension, payload)) = record else {
-                queues.counts.damaged += 1;
-                return;
-            };
-            let Some((t, extension)) = queues.admit(&mut door, &call, extension, post) else { continue };
-            if head.count == 1 && payload.len() > COPY_MAX {
-                large = Some((t, call, extension, HEAD + records.at() - payload.len()));
+        {
+            let mut door = Door { session: &mut known.lock(), way, limits };
+            door.session.heard = now;
+            let mut records = Records::new(head.count, &packet[HEAD..]);
+            while let Some(record) = records.call() {
+                let Ok((call, extension, payload)) = record else {
+                    queues.counts.damaged += 1;
+                    break;
+                };
+                let fresh = self.fresh.len();
+                if let Some(extension) = queues.admit(&mut door, &call, extension, fresh, post) {
+                    let payload = HEAD + records.at() - payload.len();
+                    self.fresh.push(Fresh { call, extension, payload });
+                }
+            }
+        }
+        let before = self.ended.len();
+        let mut packet = Some(packet);
+        for Fresh { call, extension, payload } in self.fresh.drain(..) {
+            let ticket = Ticket { line: way.at, client: way.client, id: call.id };
+            let len = call.len as usize;
+            // A large payload is shared with its packet, not copied.
+            let body = if len > COPY_MAX && head.count == 1 {
+                packet.take().and_then(|p| p.into_body(payload).ok())
             } else {
-                queues.push(now, t, &call, extension, Body::copy(payload));
+                packet.as_ref().map(|p| Body::copy(&p[payload..payload + len]))
+            };
+            let Some(body) = body else {
+                queues.send_back(&mut Door { session: &mut known.lock(), way, limits }, ticket, post);
+                continue;
+            };
+            let arrival = Arrival::new(now, ticket, &call, extension, body);
+            if !(queues.none_waits(arrival.high) && run.is_free(arrival.high)) {
+                queues.push(arrival);
+            } else if let Some((answer, estimate_us)) = run.run(arrival, &way.to) {
+                queues.reply(way, ticket.id, &answer, estimate_us, post);
+                self.ended.push(Ended { ticket, answer });
             }
         }
-        // A large payload is shared with its packet, not copied.
-        if let Some((t, call, extension, begins)) = large {
-            match packet.into_body(begins) {
-                Ok(body) => queues.push(now, t, &call, extension, body),
-                Err(_) => queues.send_back(&mut door, t, post),
-            }
-        }
+        let left = way.out.is_empty() && self.ended.len() > before;
+        self.settle(left, post);
+        packet
     }
 
-    /// Sends the answers of calls that have ended, then keeps them. A call that comes again in between, over another lane, still runs
-    /// there; an answer that nobody waits for any more is a late packet to the client. A client's session is locked once for all of
-    /// its calls that ended one after the other.
-    fn settle(&mut self, post: &mut P) {
-        for e in &self.ended {
-            let t = e.ticket;
-            if let Some(line) = self.lines.get_mut(t.line).filter(|l| l.way.client == t.client) {
-                self.queues.reply(&mut line.way, t.id, &e.answer, e.estimate_us, post);
-            }
-        }
-        self.send_dirty(post);
-        let of_one =
-            |a: &Ended, b: &Ended| (a.ticket.line, a.ticket.client) == (b.ticket.line, b.ticket.client);
-        for run in self.ended.chunk_by_mut(of_one) {
-            let Ticket { line, client, .. } = run[0].ticket;
-            let Some(line) = self.lines.get(line).filter(|l| l.way.client == client) else { continue };
-            let mut session = line.known.lock();
-            for e in run {
-                session.finish(e.ticket.id, std::mem::replace(&mut e.answer, Answer::empty(Status::Ok)));
-            }
-        }
-        self.ended.clear();
-    }
-
+    /// After calls have ended: sends and keeps many answers together, and keeps at once those that have `left`.
     #[inline]
-    fn send_dirty(&mut self, post: &mut P) {
-        while let Some(at) = self.queues.dirty.pop() {
-            if let Some(line) = self.lines.get_mut(at).filter(|l| !l.way.out.is_empty()) {
-                line.way.send(post);
-            }
+    fn settle(&mut self, left: bool, post: &mut P) {
+        if left || self.ended.len() >= usize::from(RECORDS_MAX) {
+            self.flush(post);
         }
     }
 
@@ -416,22 +481,23 @@ impl<To> Way<To> {
 }
 
 impl Queues {
-    /// A call, and what came with it, if it is to run; else it has been answered here.
+    /// What came with a call that is to run, after `fresh` others of its packet; another has been answered here.
     #[inline]
     fn admit<P: Post>(
         &mut self,
         door: &mut Door<'_, P::To>,
         call: &CallHead,
         extension: &[u8],
+        fresh: usize,
         post: &mut P,
-    ) -> Option<(Ticket, Extension)> {
+    ) -> Option<Extension> {
         let t = Ticket { line: door.way.at, client: door.way.client, id: call.id };
         match door.session.admit(call.id) {
             Admission::New { abandoned } => {
                 if let Some(id) = abandoned {
                     self.give_up(Ticket { id, ..t });
                 }
-                return self.enter(door, t, call, extension, post).map(|extension| (t, extension));
+                return self.enter(door, t, call, extension, fresh, post);
             }
             Admission::Running => self.counts.still_running += 1,
             Admission::Again(answer) => {
@@ -445,7 +511,7 @@ impl Queues {
         None
     }
 
-    /// What came with a new call; `None` if it is sent back, because the queue is full, or refused.
+    /// What came with a new call; `None` if it is sent back, because the queue might not hold it, or refused.
     #[inline]
     fn enter<P: Post>(
         &mut self,
@@ -453,11 +519,12 @@ impl Queues {
         t: Ticket,
         call: &CallHead,
         extension: &[u8],
+        fresh: usize,
         post: &mut P,
     ) -> Option<Extension> {
         let room = match call.flags & flags::HIGH != 0 {
-            true => self.high.len() < door.limits.queue_high,
-            false => self.normal.len() < door.limits.queue,
+            true => self.high.len() + fresh < door.limits.queue_high,
+            false => self.normal.len() + fresh < door.limits.queue,
         };
         if !room {
             self.send_back(door, t, post);
@@ -502,21 +569,15 @@ impl Queues {
         self.abandoned.push(Abandoned { ticket, waited });
     }
 
+    /// No call waits that goes before one that has just come.
     #[inline]
-    fn push(&mut self, now: u64, t: Ticket, call: &CallHead, extension: Extension, body: Body) {
-        let high = call.flags & flags::HIGH != 0;
-        let arrival = Arrival {
-            ticket: t,
-            portal: call.portal,
-            opcode: call.opcode,
-            high,
-            patience_us: call.patience_us,
-            arrived: now,
-            deadline: if call.limit_us == 0 { u64::MAX } else { now + u64::from(call.limit_us) * 1000 },
-            extension,
-            body,
-        };
-        if high { self.high.push_back(arrival) } else { self.normal.push_back(arrival) }
+    fn none_waits(&self, high: bool) -> bool {
+        self.high.is_empty() && (high || self.normal.is_empty())
+    }
+
+    #[inline]
+    fn push(&mut self, call: Arrival) {
+        if call.high { self.high.push_back(call) } else { self.normal.push_back(call) }
     }
 
     #[inline]

@@ -2,6 +2,7 @@
 
 mod clients;
 mod desk;
+mod floor;
 mod inbox;
 mod lane;
 mod out;
@@ -13,7 +14,7 @@ pub(crate) use clients::Clients;
 pub use desk::DeskCounts;
 #[cfg(test)]
 pub(crate) use desk::Ticket;
-pub(crate) use desk::{Desk, Post};
+pub(crate) use desk::{Arrival, Desk, Post, Run};
 pub use request::{Bulk, DEPTH, PIECE, Request};
 pub use service::Service;
 pub use stats::ServiceStats;
