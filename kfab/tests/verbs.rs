@@ -7,10 +7,11 @@
 mod common;
 
 use common::child::{self, Kid};
+use common::traffic::{self, Arrivals, Numbers, is_filled, send_until};
 use common::watched_for;
-use kfab::{Endpoint, EndpointConfig, Fabric, Limits, Peer, Rights, SendOptions, WindowKey};
+use kfab::{Endpoint, EndpointConfig, Fabric, Limits, Peer, Rights, WindowKey};
 use kfab_core::spi::Provider;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,6 +25,10 @@ static ALONE: Mutex<()> = Mutex::new(());
 const WATCH_S: u64 = 900;
 /// How long single steps may take.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// A guest on a busy host may stand still for seconds.
+const PEER_TIMEOUT: Duration = Duration::from_secs(40);
+/// Connections that are to stay open.
+const LONG: Duration = Duration::from_secs(600);
 /// Places in the sink's window, and their length.
 const PLACES: usize = 4;
 const PLACE: usize = 256 << 10;
@@ -145,25 +150,25 @@ fn on_cards(end: char) -> Endpoint {
     let c = EndpointConfig {
         providers: vec!["verbs".into(), "tcp".into()],
         devices: (0..2).map(|rail| format!("verbs:rxe_{end}{rail}")).collect(),
-        // A guest on a busy host may stand still for seconds.
-        limits: Limits { peer_timeout: Duration::from_secs(40), ..Default::default() },
+        limits: Limits { peer_timeout: PEER_TIMEOUT, ..Default::default() },
         ..Default::default()
     };
     Fabric::new((kfab_verbs::Verbs, kfab_sockets::Sockets)).open(c).unwrap()
 }
 
-/// The two ends; both are processes of their own.
-struct Pair {
-    source: Kid,
-    sink: Kid,
+/// An endpoint on these cards and nothing else, whose idle connections are closed after this time.
+fn only_on(cards: &[&str], idle_close: Duration) -> Endpoint {
+    let limits = Limits { idle_close, peer_timeout: PEER_TIMEOUT, ..Default::default() };
+    let devices = cards.iter().map(|c| format!("verbs:{c}")).collect();
+    let c = EndpointConfig { providers: vec!["verbs".into()], devices, limits, ..Default::default() };
+    Fabric::new((kfab_verbs::Verbs,)).open(c).unwrap()
 }
 
-/// What the sink has got so far: messages, and bytes by port (two cards, then tcp).
-#[derive(Debug, Clone, Copy)]
-struct Got {
-    messages: u64,
-    ports: [u64; 3],
-}
+/// Two cards, then sockets.
+type Traffic = traffic::Pair<3>;
+
+/// The two ends; both are processes of their own.
+struct Pair(Traffic);
 
 impl Pair {
     fn start() -> Pair {
@@ -172,20 +177,20 @@ impl Pair {
         let (address, window) = ready.split_once(' ').unwrap();
         let source = Kid::start("source", &[address, window]);
         source.says("ready");
-        Pair { source, sink }
+        Pair(Traffic { source, sink, patience: PATIENCE })
     }
 
     /// Does something to the cables, waits until what comes is shared as `is_good` wants, and prints how long that took.
     fn disturb(&mut self, what: &str, mut it: impl FnMut(), mut is_good: impl FnMut([f64; 3]) -> bool) {
-        self.ask("again");
-        self.source.tell("ended");
-        self.source.says("ended");
+        self.0.ask("again");
+        self.0.source.tell("ended");
+        self.0.source.says("ended");
         let done_ms = now_ms();
         it();
         self.until(what, &mut is_good);
-        let [gap, resumed, sink_saw] = self.ask("gap");
-        self.source.tell("ended");
-        let source_saw: u64 = self.source.says("ended").parse().unwrap();
+        let [gap, resumed, sink_saw] = self.0.ask("gap")[..] else { panic!("not three numbers") };
+        self.0.source.tell("ended");
+        let source_saw: u64 = self.0.source.says("ended").parse().unwrap();
         // Either end may have been the first to see it; where nobody did, it was the protocol that gave the rail up.
         let saw = [source_saw, sink_saw].into_iter().filter(|t| *t > 0);
         let (first, last) = (saw.clone().min(), saw.max());
@@ -203,45 +208,13 @@ impl Pair {
         );
     }
 
-    /// Tells the sink a word and gets three numbers.
-    fn ask(&mut self, word: &str) -> [u64; 3] {
-        self.sink.tell(word);
-        let n: Vec<u64> = self.sink.says(word).split(' ').map(|n| n.parse().unwrap()).collect();
-        n.try_into().unwrap()
-    }
-
-    fn got(&mut self) -> Got {
-        self.sink.tell("got");
-        let said = self.sink.says("got");
-        let n: Vec<u64> = said.split(' ').map(|n| n.parse().unwrap()).collect();
-        Got { messages: n[0], ports: [n[1], n[2], n[3]] }
-    }
-
-    /// Bytes by port since `before`, as shares of their sum.
-    fn shares(&mut self, before: Got) -> [f64; 3] {
-        let now = self.got();
-        let by: Vec<u64> = (0..3).map(|i| now.ports[i].saturating_sub(before.ports[i])).collect();
-        let all = by.iter().sum::<u64>().max(1) as f64;
-        [by[0] as f64 / all, by[1] as f64 / all, by[2] as f64 / all]
-    }
-
-    /// Waits until the sink has `n` more messages.
-    fn more(&mut self, n: u64) -> Duration {
-        let (begun, from) = (Instant::now(), self.got().messages);
-        while self.got().messages < from + n {
-            assert!(begun.elapsed() < PATIENCE, "traffic does not go on: {:?}", self.got());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        begun.elapsed()
-    }
-
     /// Waits until what comes is shared as `is_good` wants.
     fn until(&mut self, what: &str, mut is_good: impl FnMut([f64; 3]) -> bool) {
         let begun = Instant::now();
         loop {
-            let before = self.got();
-            self.more(10);
-            let s = self.shares(before);
+            let before = self.0.got();
+            self.0.more(10);
+            let s = self.0.shares(before);
             if is_good(s) {
                 println!("{what}: after {:?}, shares {s:.2?}", begun.elapsed());
                 return;
@@ -251,20 +224,8 @@ impl Pair {
     }
 
     /// Ends the traffic: all that was sent has arrived, once each.
-    fn finish(mut self) {
-        self.source.tell("stop");
-        let said = self.source.says("sent");
-        let (sent, rest) = said.split_once(' ').unwrap();
-        let sent: u64 = sent.parse().unwrap();
-        let begun = Instant::now();
-        while self.got().messages < sent {
-            assert!(begun.elapsed() < PATIENCE, "{:?} of {sent} arrived", self.got());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        std::thread::sleep(Duration::from_millis(100));
-        assert_eq!(self.got().messages, sent, "more arrived than was sent");
-        assert!(self.source.lives() && self.sink.lives());
-        println!("{sent} messages, each once; {rest}");
+    fn finish(self) {
+        println!("each message once; {}", self.0.finish());
     }
 }
 
@@ -288,35 +249,20 @@ fn sink() {
     // The longest time without a message, when it ended, and when the last message came.
     let gap = Arc::new(Mutex::new((0, 0, now_ms())));
     let (seen_by, seen_gap, seen_e) = (count.clone(), gap.clone(), e.clone());
-    // Bytes of connections that are gone count too: a connection's counter that went back is a new one's.
-    let (mut last, mut gone) = (HashMap::new(), [0u64; 3]);
+    let mut arrivals = Arrivals::<3>::new();
     child::listen(move |word| {
+        if word == "got" {
+            return child::say(&arrivals.line(&seen_e, seen_by.load(Ordering::Relaxed)));
+        }
         let mut gap = seen_gap.lock().unwrap();
-        let ended = match word {
-            "again" => {
-                *gap = (0, 0, now_ms());
-                ENDED.swap(0, Ordering::Relaxed)
-            }
-            _ => ENDED.load(Ordering::Relaxed),
-        };
-        if word != "got" {
-            return child::say(&format!("{word} {} {} {ended}", gap.0, gap.1));
+        if word == "again" {
+            *gap = (0, 0, now_ms());
+            ENDED.store(0, Ordering::Relaxed);
         }
-        drop(gap);
-        let mut by = gone;
-        for r in seen_e.stats().peers.into_iter().flat_map(|p| p.info.rails) {
-            let before = last.insert((r.rail, r.port), r.rx_bytes).unwrap_or(0);
-            if r.rx_bytes < before {
-                gone[r.port] += before;
-                by[r.port] += before;
-            }
-        }
-        last.iter().for_each(|((_, port), bytes)| by[*port] += bytes);
-        let n = seen_by.load(Ordering::Relaxed);
-        child::say(&format!("got {n} {} {} {}", by[0], by[1], by[2]));
+        child::say(&format!("{word} {} {} {}", gap.0, gap.1, ENDED.load(Ordering::Relaxed)));
     });
     child::say(&format!("ready {} {}", e.address(), common::node::hex(&window.key().to_bytes())));
-    let mut seen = Vec::new();
+    let mut numbers = Numbers::default();
     loop {
         let m = e.recv().wait().unwrap();
         let now = now_ms();
@@ -326,21 +272,9 @@ fn sink() {
         }
         g.2 = now;
         drop(g);
-        let n = u64::from_le_bytes(m[..8].try_into().unwrap()) as usize;
-        if seen.len() <= n {
-            seen.resize(n + 1, false);
-        }
-        assert!(!std::mem::replace(&mut seen[n], true), "message {n} came twice");
-        let expected = length(n as u64);
-        assert_eq!(m.len(), expected, "message {n} has another length");
-        assert!(is_filled(&m[8..], n as u8), "message {n} is damaged");
+        numbers.take(&m, length);
         count.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-/// Whether all bytes are `b`; in pieces that are compared fast without optimisation.
-fn is_filled(bytes: &[u8], b: u8) -> bool {
-    bytes.chunks(4096).all(|c| c == &[b; 4096][..c.len()])
 }
 
 /// Mostly 1 MiB, some of the sizes that go inline and eagerly.
@@ -367,35 +301,20 @@ fn source(address: &str, window: &str) {
         _ => stopped.store(true, Ordering::Relaxed),
     });
     child::say("ready");
-    let (mut under_way, mut n, mut written) = (VecDeque::new(), 0u64, 0u64);
-    while !stop.load(Ordering::Relaxed) {
-        under_way.push_back(numbered(&e, &to, n));
-        n += 1;
-        if n.is_multiple_of(6) {
+    let mut written = 0u64;
+    let n = send_until(&e, &to, length, |n| {
+        if n > 0 && n.is_multiple_of(6) {
             write_and_read(&e, &to, &key, written);
             written += 1;
         }
-        if under_way.len() >= 8
-            && let Some(oldest) = under_way.pop_front()
-        {
-            kfab::Op::<()>::wait(oldest).expect("a send");
-        }
-    }
-    under_way.into_iter().for_each(|o| o.wait().expect("a send"));
+        stop.load(Ordering::Relaxed)
+    });
     let c = e.stats().lane.totals;
     child::say(&format!(
         "sent {n} {written} writes read back, {} frames sent again, {} fail-overs",
         c.resent, c.failovers
     ));
     std::thread::sleep(Duration::from_secs(60));
-}
-
-fn numbered(e: &Endpoint, to: &Peer, n: u64) -> kfab::Op<()> {
-    let mut b = e.buffer(length(n)).unwrap();
-    let bytes = b.get_mut().unwrap();
-    bytes.fill(n as u8);
-    bytes[..8].copy_from_slice(&n.to_le_bytes());
-    to.send_with(b, SendOptions { delivered: true, ..Default::default() })
 }
 
 /// Writes a place of the window and looks at it from here.
@@ -414,10 +333,10 @@ fn large_traffic_uses_both_cards_and_survives_the_loss_of_one() {
     watched_for("two cards", WATCH_S, || {
         let before = not_ready();
         let mut pair = Pair::start();
-        pair.more(10);
-        let start = pair.got();
-        pair.more(30);
-        let s = pair.shares(start);
+        pair.0.more(10);
+        let start = pair.0.got();
+        pair.0.more(30);
+        let s = pair.0.shares(start);
         println!("shares of two equal rails: {s:.2?}");
         assert!(s[0] > 0.2 && s[1] > 0.2 && s[2] == 0.0, "{s:?}");
         assert_eq!(not_ready(), before, "a receiver was not ready");
@@ -463,13 +382,7 @@ fn sockets_take_over_when_both_cards_are_cut_and_step_back() {
 fn cards_are_paired_with_those_on_their_network() {
     let Some(_cables) = Cables::new() else { return };
     watched_for("pairs", WATCH_S, || {
-        let open = |cards: [&str; 2]| {
-            let limits = Limits { peer_timeout: Duration::from_secs(40), ..Default::default() };
-            let devices = cards.iter().map(|c| format!("verbs:{c}")).collect();
-            let c = EndpointConfig { providers: vec!["verbs".into()], devices, limits, ..Default::default() };
-            Fabric::new((kfab_verbs::Verbs,)).open(c).unwrap()
-        };
-        let (a, b) = (open(["rxe_a1", "rxe_a0"]), open(["rxe_b0", "rxe_b1"]));
+        let (a, b) = (only_on(&["rxe_a1", "rxe_a0"], LONG), only_on(&["rxe_b0", "rxe_b1"], LONG));
         let to = a.peer(&b.address().to_string()).unwrap();
         let receive = b.recv();
         to.send(&[7; 100][..]).wait().unwrap();
@@ -495,21 +408,43 @@ fn cards_are_paired_with_those_on_their_network() {
     });
 }
 
+/// Keys of before open nothing on a card that was put back: such a window is reached by messages, a new one by the card.
+#[test]
+fn a_window_outlives_the_absence_of_its_card() {
+    let Some(_cables) = Cables::new() else { return };
+    watched_for("a card put back", WATCH_S, || {
+        let (a, b) = (only_on(&["rxe_a0"], LONG), only_on(&["rxe_b0"], LONG));
+        let to = a.peer(&b.address().to_string()).unwrap();
+        let window = || b.window(PLACES * PLACE, Rights::READ | Rights::WRITE).unwrap();
+        let old = window();
+        write_and_read(&a, &to, old.key(), 0);
+        // This ends when nobody holds the card any more.
+        rdma("link delete rxe_b0");
+        rdma("link add rxe_b0 type rxe netdev b0");
+        // Until it is found nobody listens there, and the peer may be given up for that.
+        let begun = Instant::now();
+        while let Err(e) = to.send(&b"again"[..]).wait() {
+            assert!(begun.elapsed() < PATIENCE, "{e}");
+        }
+        assert_eq!(&b.recv().wait().unwrap()[..], b"again");
+        a.events();
+        write_and_read(&a, &to, old.key(), 1);
+        let new = window();
+        write_and_read(&a, &to, new.key(), 2);
+        drop(old);
+        write_and_read(&a, &to, new.key(), 3);
+        let (events, _) = a.events();
+        let broken = events.iter().any(|e| matches!(e.name(), "rail_down" | "peer_lost"));
+        assert!(!broken, "a key of before was used: {events:?}");
+    });
+}
+
 #[test]
 fn an_idle_connection_is_closed_and_made_again() {
     let Some(_cables) = Cables::new() else { return };
     watched_for("idle", WATCH_S, || {
-        let open = |card: &str| {
-            let limits = Limits {
-                idle_close: Duration::from_millis(300),
-                peer_timeout: Duration::from_secs(40),
-                ..Default::default()
-            };
-            let (providers, devices) = (vec!["verbs".into()], vec![format!("verbs:{card}")]);
-            let c = EndpointConfig { providers, devices, limits, ..Default::default() };
-            Fabric::new((kfab_verbs::Verbs,)).open(c).unwrap()
-        };
-        let (a, b) = (open("rxe_a0"), open("rxe_b0"));
+        let idle_close = Duration::from_millis(300);
+        let (a, b) = (only_on(&["rxe_a0"], idle_close), only_on(&["rxe_b0"], idle_close));
         let to = a.peer(&b.address().to_string()).unwrap();
         // Beside the one that every card has for itself.
         let queue_pairs = || -> u64 {

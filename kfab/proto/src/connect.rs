@@ -169,7 +169,7 @@ impl Machine {
         let h = Hello {
             magic: MAGIC.into(),
             version: VERSION.into(),
-            port: (c.port as u16).into(),
+            port: io.port_name(c.port).into(),
             id: self.identity.into(),
             credits: self.limits.credits.into(),
             flags: ((u32::from(self.keyed) * KEYED) | stranger | again).into(),

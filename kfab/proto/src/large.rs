@@ -29,7 +29,7 @@ impl Machine {
         let op = self.start_send(io, pi, Proto::Large { peer, source, exposed, canceled: false })?;
         let rts = Rts {
             bytes: Rts::bytes_of(len),
-            port: (port as u16).into(),
+            port: io.port_name(port).into(),
             op: op.to_bits().into(),
             region: key.region.into(),
             base: key.base.into(),

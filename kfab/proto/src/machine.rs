@@ -26,6 +26,13 @@ pub struct Io<'a> {
     pub pool: &'a Pool,
 }
 
+impl Io<'_> {
+    /// What peers call a port: its number, and in the upper half its epoch, so that no key of another fits it.
+    pub(crate) fn port_name(&self, port: usize) -> u16 {
+        (port as u16) ^ (u16::from(self.ports[port].epoch()) << 8)
+    }
+}
+
 /// A connection as the machine sees it.
 #[derive(Debug)]
 pub(crate) struct ConnState {

@@ -40,7 +40,7 @@ impl WindowMemory {
 /// What a peer needs to reach a window: unguessable, sent to it in a message.
 ///
 /// As bytes: owner u64, window u64, secret u64, length u64, rights u8, number of ports u8 (at most [`WindowKey::MAX_PORTS`]), then
-/// for each a port number u16 and three u64. Little-endian.
+/// for each a port (its number, the upper half changed by its epoch) u16 and three u64. Little-endian.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WindowKey {
     owner: u64,
@@ -195,11 +195,11 @@ impl Machine {
         let id = self.windows.next;
         let source = memory.source();
         let (mut exposed, mut ports) = (Vec::new(), Vec::new());
-        for (i, port) in io.ports.iter_mut().enumerate().take(WindowKey::MAX_PORTS) {
-            if port.caps().rma
-                && let Ok(e) = port.expose(&source, rights)
+        for i in 0..io.ports.len().min(WindowKey::MAX_PORTS) {
+            if io.ports[i].caps().rma
+                && let Ok(e) = io.ports[i].expose(&source, rights)
             {
-                ports.push((i as u16, e.key));
+                ports.push((io.port_name(i), e.key));
                 exposed.push((i, e));
             }
         }

@@ -22,7 +22,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -343,13 +343,12 @@ impl VerbsPort {
         self.lost && self.links.len() == 0 && self.pending.is_empty()
     }
 
-    /// Gives up everything made on the card; the numbers used, and the exposures that were not revoked.
-    pub(crate) fn close(self) -> (Numbers, HashSet<u64>) {
+    /// Gives up everything made on the card; the numbers used.
+    pub(crate) fn close(self) -> Numbers {
         let numbers = Numbers { conns: self.links.last(), exposures: self.exposures.last() };
-        let open = self.exposures.names();
         drop(self);
         sys::manager::forget_lost_cards();
-        (numbers, open)
+        numbers
     }
 
     /// Ends links whose work got no completion for too long.

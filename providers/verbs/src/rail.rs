@@ -2,8 +2,8 @@
 //! provider, called by the lane that drives it.
 //!
 //! A card is taken out under our hands (or breaks beyond use): its connections end, and when all of them have been reported everything
-//! made on it is given up, which is what the kernel waits for. From then on the card is looked for. It comes back at the same address, unless a
-//! window of before is still open: peers have keys to it that name nothing any more, and each use would break the connection.
+//! made on it is given up, which is what the kernel waits for. From then on the card is looked for. It comes back at the same address, in another
+//! epoch: peers have keys to windows of before that name nothing any more, and reach those by messages.
 
 use crate::device::{self, Card, Gid};
 use crate::networks::Networks;
@@ -15,7 +15,6 @@ use kfab_core::spi::{
 use kfab_core::{Error, Kind, Result};
 use rustix::event::epoll;
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -48,6 +47,8 @@ pub(crate) struct Rail {
     at: SocketAddr,
     epoll: Arc<OwnedFd>,
     here: Option<VerbsPort>,
+    /// How often the card was put back.
+    epoch: u8,
     away: Away,
 }
 
@@ -56,8 +57,6 @@ struct Away {
     timer: OwnedFd,
     look: Instant,
     numbers: Numbers,
-    /// Exposures of before that have not been revoked.
-    open: HashSet<u64>,
 }
 
 impl Rail {
@@ -68,14 +67,14 @@ impl Rail {
             .map_err(os)?;
         let label = card.label.clone();
         let port = VerbsPort::open(&plan, card, gid, at, epoll.clone(), Numbers::default())?;
-        let away = Away { timer, look: Instant::now(), numbers: Numbers::default(), open: HashSet::new() };
-        Ok(Rail { at: port.local, plan, label, epoll, here: Some(port), away })
+        let away = Away { timer, look: Instant::now(), numbers: Numbers::default() };
+        Ok(Rail { at: port.local, plan, label, epoll, here: Some(port), epoch: 0, away })
     }
 
     /// Gives the card up once nothing of it is with the caller any more.
     fn let_go(&mut self) {
         let Some(port) = self.here.take_if(|p| p.is_over()) else { return };
-        (self.away.numbers, self.away.open) = port.close();
+        self.away.numbers = port.close();
         self.away.look = Instant::now() + LOOK_EVERY;
         let (timer, data) = (&self.away.timer, epoll::EventData::new_u64(0));
         let _ = epoll::add(&self.epoll, timer, data, epoll::EventFlags::IN);
@@ -85,7 +84,7 @@ impl Rail {
     /// Looks whether the card is there again.
     fn look(&mut self) {
         let _ = rustix::io::read(&self.away.timer, &mut [0; 8]);
-        if Instant::now() < self.away.look || !self.away.open.is_empty() {
+        if Instant::now() < self.away.look {
             return;
         }
         self.away.look = Instant::now() + LOOK_EVERY;
@@ -95,6 +94,7 @@ impl Rail {
                 let _ = epoll::delete(&self.epoll, &self.away.timer);
                 tracing::info!(card = self.label, "a card is back");
                 self.here = Some(port);
+                self.epoch = self.epoch.wrapping_add(1);
             }
             Err(e) => tracing::debug!(card = self.label, %e, "a card that came back cannot be used"),
         }
@@ -122,6 +122,10 @@ impl Port for Rail {
 
     fn reaches(&self, way: &Way) -> bool {
         self.plan.networks.reach(&way.rest)
+    }
+
+    fn epoch(&self) -> u8 {
+        self.epoch
     }
 
     fn connect(&mut self, way: &Way) -> Result<Conn> {
@@ -191,9 +195,9 @@ impl Port for Rail {
     }
 
     fn revoke(&mut self, exposure: Exposure) {
-        match &mut self.here {
-            Some(p) => p.revoke_memory(exposure),
-            None => drop(self.away.open.remove(&exposure.id)),
+        // Else it has gone with the card.
+        if let Some(p) = &mut self.here {
+            p.revoke_memory(exposure);
         }
     }
 

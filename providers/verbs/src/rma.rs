@@ -16,7 +16,7 @@ use kfab_core::auth::random_u64;
 use kfab_core::mem::{Access, Landing, Slice};
 use kfab_core::spi::{Conn, Event, Exposure, RemoteKey, Rights, Rma, RmaStarted, RmaToken};
 use kfab_core::{Error, Kind, Result};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,11 +48,6 @@ impl Exposures {
     /// What [`Exposures::after`] wants to know.
     pub(crate) fn last(&self) -> u64 {
         self.next
-    }
-
-    /// Those that were not revoked.
-    pub(crate) fn names(&self) -> HashSet<u64> {
-        self.by_id.keys().copied().collect()
     }
 }
 

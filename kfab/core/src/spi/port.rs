@@ -322,6 +322,12 @@ pub trait Port: Send {
         true
     }
 
+    /// Another number than before when what was exposed before is gone although nobody revoked it (a card was taken out and put back). Peers are told
+    /// it with the port's own, so that they use a key only on a connection that leads to what it opens.
+    fn epoch(&self) -> u8 {
+        0
+    }
+
     /// Starts a connection; `Event::Up` or `Event::Down` follows. An error means the way makes no sense here.
     fn connect(&mut self, way: &Way) -> Result<Conn>;
 
