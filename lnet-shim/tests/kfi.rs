@@ -8,8 +8,8 @@ use lnet_shim::core::*;
 use lnet_shim::kfi::{Book, Frame, KfiParams, Outcome};
 use lnet_shim::network::Failure;
 use lnet_shim::nid::ProcessId;
-use lnet_shim::node::{FaultAction, FaultRule, NiConfig, Node, NodeParams};
-use lnet_shim::wire::lnet::{Body, LnetHeader, WireHandle};
+use lnet_shim::node::{FaultAction, FaultRule, Frequency, NiConfig, Node, NodeParams};
+use lnet_shim::wire::lnet::{Body, LnetHeader, MsgType, WireHandle};
 use std::time::Duration;
 
 #[test]
@@ -359,6 +359,46 @@ fn a_stranger_breaks_nothing() {
         drop(stranger);
         until("its offers are gone", || b.node.with_engine(|e, _| e.stats().core.parked) == 0);
         block_on(a.node.ping(b.nid, WAIT)).unwrap();
+        b.at_rest();
+    });
+}
+
+/// A question whose asker dies is answered to nobody: to wait for a successor would take the endpoint's `peer_timeout`, and it has not
+/// asked. One that asks is answered.
+#[test]
+fn answers_to_the_dead_end_and_their_successors_are_answered() {
+    on_all("answers to the dead", |scheme| {
+        let book = Book::new();
+        let at = endpoint_with(scheme, None, kfab::Progress::Inline, WAIT * 4);
+        let b = Kfi::on("58@kfi", vec![at], &book, NodeParams::default(), &KfiParams::default());
+        let (_memory, events) = serve(&b.node, 64);
+        let late = FaultRule {
+            src: None,
+            dst: None,
+            local: None,
+            portal: None,
+            kind: Some(MsgType::Ack),
+            frequency: Frequency::Always,
+            action: FaultAction::Delay(Duration::from_secs(1)),
+        };
+        b.node.with_engine(|e, _| e.add_fault(late)).unwrap();
+        let handle = WireHandle::new(1, 4);
+        let body = Body::Put { handle, match_bits: BITS, hdr_data: 0, portal: PORTAL, offset: 0 };
+        let put =
+            Frame::Immediate(LnetHeader { body, ..put_header("99@kfi", "58@kfi", BITS, 1) }, b"x").encode();
+        let asker = || {
+            let asker = endpoint_with(scheme, None, kfab::Progress::Helper, WAIT);
+            book.set("99@kfi".parse().unwrap(), &[asker.address().to_string()]).unwrap();
+            let peer = asker.peer(&b.endpoint.address().to_string()).unwrap();
+            peer.send_tagged(TAG, &put[..]).wait_timeout(WAIT).unwrap();
+            events.recv_timeout(WAIT).unwrap();
+            asker
+        };
+        drop(asker());
+        b.at_rest();
+        let answer = asker().recv_tagged(TAG, 0).wait_timeout(WAIT).unwrap();
+        let Ok(Frame::Immediate(header, _)) = Frame::decode(&answer) else { panic!("{answer:?}") };
+        assert!(matches!(header.body, Body::Ack { .. }), "{header:?}");
         b.at_rest();
     });
 }

@@ -82,6 +82,9 @@ impl Lane {
         if bound.nid != nid {
             return false;
         }
+        if !std::mem::replace(&mut bound.spoke, true) {
+            self.speakers.speaks(nid, self.number, from.id());
+        }
         // Who spoke last is who is there: a restarted peer calls before the death of its predecessor is known.
         s.remotes.insert(nid, Remote { peer: from.clone(), last: now });
         self.watch(s, from, nid);
@@ -137,7 +140,10 @@ impl Lane {
 
     /// A kfab peer is gone: what waits for it ends.
     pub(super) fn lost(&self, s: &mut State, peer: PeerId, nid: Nid, up: &mut Vec<Upcall>) {
-        let known = s.bound.remove(&peer).is_some();
+        let bound = s.bound.remove(&peer);
+        if bound.as_ref().is_some_and(|b| b.spoke) {
+            self.speakers.died(nid, self.number, peer);
+        }
         s.pulls.retain(|_, pull| pull.peer.id() != peer);
         let queue = std::mem::take(&mut s.queue);
         let (gone, stay): (VecDeque<_>, VecDeque<_>) =
@@ -150,7 +156,7 @@ impl Lane {
         if s.remotes.get(&nid).is_some_and(|r| r.peer.id() == peer) {
             s.remotes.remove(&nid);
         }
-        if known {
+        if bound.is_some() {
             up.push(Upcall::PeerLost(nid));
         }
     }

@@ -1,6 +1,6 @@
 //! One lane: an endpoint, what is under way on it, and the way of messages down. Its thread is in `run`, the way up in `arrive`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
@@ -14,9 +14,9 @@ use super::{Book, KfiParams};
 use crate::core::Fetch;
 use crate::network::{Failure, Tx, TxId, Upcall};
 use crate::nid::Nid;
-use crate::wire::lnet::LnetHeader;
+use crate::wire::lnet::{Body, LnetHeader};
 
-/// A lane. Locks: `state` first, then kfab's own, then `ready`.
+/// A lane. Locks: `state` first, then kfab's own, then `ready` or `speakers`.
 pub(super) struct Lane {
     pub(super) nid: Nid,
     /// The lane's number, and so the upper bits of what it calls its offers' `via`.
@@ -27,7 +27,57 @@ pub(super) struct Lane {
     pub(super) ready: Arc<Ready>,
     pub(super) stop: AtomicBool,
     pub(super) thread: OnceLock<ThreadId>,
+    /// Shared by all lanes of the interface.
+    pub(super) speakers: Arc<Speakers>,
     state: Mutex<State>,
+}
+
+/// Who speaks for NIDs, on all lanes. Where the last one has died an answer is for nobody: a successor has not asked, and to wait for one
+/// takes as long as the endpoint waits for a peer to appear.
+#[derive(Default)]
+pub(super) struct Speakers(Mutex<HashMap<Nid, Speaking>>);
+
+struct Speaking {
+    /// By lane.
+    peers: HashSet<(usize, PeerId)>,
+    /// The last death.
+    died: Instant,
+}
+
+impl Speakers {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Nid, Speaking>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn speaks(&self, nid: Nid, lane: usize, peer: PeerId) {
+        let new = || Speaking { peers: HashSet::new(), died: Instant::now() };
+        self.lock().entry(nid).or_insert_with(new).peers.insert((lane, peer));
+    }
+
+    pub(super) fn died(&self, nid: Nid, lane: usize, peer: PeerId) {
+        if let Some(s) = self.lock().get_mut(&nid) {
+            s.peers.remove(&(lane, peer));
+            s.died = Instant::now();
+        }
+    }
+
+    /// Nobody looks any more whether this one dies.
+    pub(super) fn forget(&self, nid: Nid, lane: usize, peer: PeerId) {
+        let mut all = self.lock();
+        let last = all.get_mut(&nid).is_some_and(|s| s.peers.remove(&(lane, peer)) && s.peers.is_empty());
+        if last {
+            all.remove(&nid);
+        }
+    }
+
+    /// Forgets those that died so long ago that nobody can be answering them any more.
+    pub(super) fn expire(&self, idle: impl Fn(Instant) -> bool) {
+        self.lock().retain(|_, s| !s.peers.is_empty() || !idle(s.died));
+    }
+
+    fn are_dead(&self, nid: Nid) -> bool {
+        self.lock().get(&nid).is_some_and(|s| s.peers.is_empty())
+    }
 }
 
 /// Who is at a NID.
@@ -39,6 +89,8 @@ pub(super) struct Remote {
 /// A kfab peer that speaks for a NID.
 pub(super) struct Bound {
     pub(super) nid: Nid,
+    /// It has said so itself.
+    pub(super) spoke: bool,
     /// Payloads of its that wait here.
     pub(super) pulls: usize,
     /// What it is being told of others.
@@ -50,7 +102,7 @@ pub(super) struct Bound {
 
 impl Bound {
     pub(super) fn new(nid: Nid, now: Instant) -> Self {
-        Self { nid, pulls: 0, tells: 0, watch: None, last: now }
+        Self { nid, spoke: false, pulls: 0, tells: 0, watch: None, last: now }
     }
 }
 
@@ -110,6 +162,7 @@ impl Lane {
         endpoint: Arc<Endpoint>,
         book: Book,
         params: KfiParams,
+        speakers: Arc<Speakers>,
     ) -> std::io::Result<Self> {
         let ready = Arc::new(Ready::new()?);
         let state = State {
@@ -124,7 +177,18 @@ impl Lane {
             next_via: 0,
         };
         let (stop, thread) = (AtomicBool::new(false), OnceLock::new());
-        Ok(Self { nid, number, endpoint, book, params, ready, stop, thread, state: Mutex::new(state) })
+        Ok(Self {
+            nid,
+            number,
+            endpoint,
+            book,
+            params,
+            ready,
+            stop,
+            thread,
+            speakers,
+            state: Mutex::new(state),
+        })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -143,6 +207,10 @@ impl Lane {
 
     /// Sends a message.
     pub(super) fn transmit(&self, s: &mut State, tx: Tx, up: &mut Vec<Upcall>) {
+        let answer = matches!(tx.header.body, Body::Ack { .. } | Body::Reply { .. });
+        if answer && self.speakers.are_dead(tx.peer.nid) {
+            return up.push(Upcall::Sent(tx.id, Err(Failure::RemoteDropped)));
+        }
         let peer = match self.reach(s, tx.peer.nid) {
             Ok(peer) => peer,
             Err(failure) => return up.push(Upcall::Sent(tx.id, Err(failure))),

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use kfab::Endpoint;
 
-use super::lane::Lane;
+use super::lane::{Lane, Speakers};
 use super::{Book, KfiParams};
 use crate::error::{Error, ErrorKind, Result};
 use crate::network::{Command, ConnectionInfo, Failure, Network, Upcall, Upper};
@@ -40,8 +40,9 @@ impl KfiNetwork {
             return Err(Error::new(ErrorKind::Invalid, "kfi", format!("1 to {MAX_LANES} endpoints")));
         }
         let mut network = Self { nid, lanes: Vec::new(), threads: Mutex::default() };
+        let speakers = Arc::<Speakers>::default();
         for (number, endpoint) in endpoints.into_iter().enumerate() {
-            let lane = Lane::new(nid, number, endpoint, book.clone(), params.clone());
+            let lane = Lane::new(nid, number, endpoint, book.clone(), params.clone(), speakers.clone());
             let lane = Arc::new(lane.map_err(|e| Error::io("kfi", "an eventfd", e))?);
             let (runner, upper) = (lane.clone(), upper.clone());
             let thread = std::thread::Builder::new()

@@ -99,8 +99,15 @@ impl Lane {
                 bound.watch.take().into_iter().for_each(|id| s.tasks.drop_task(id));
             }
         }
-        s.bound.retain(|_, b| b.watch.is_some() || b.pulls > 0 || !idle(b.last));
+        s.bound.retain(|peer, b| {
+            let stays = b.watch.is_some() || b.pulls > 0 || !idle(b.last);
+            if !stays && b.spoke {
+                self.speakers.forget(b.nid, self.number, *peer);
+            }
+            stays
+        });
         s.remotes.retain(|_, r| !idle(r.last));
+        self.speakers.expire(idle);
     }
 }
 
