@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::core::PORTALS;
 use crate::error::{Error, ErrorKind, Result};
 use crate::network::{ConnectionInfo, Failure};
 use crate::nid::{Net, Nid, NidList, ProcessId};
@@ -153,6 +154,26 @@ pub fn peer_priority(node: &Node, rules: &[(String, u32)]) -> Result<()> {
     Ok(())
 }
 
+/// Reads rules of two NID lists.
+fn pairs(rules: &[(String, String)]) -> Result<Vec<(NidList, NidList)>> {
+    let pair = |(one, two): &(String, String)| Ok((one.parse::<NidList>()?, two.parse::<NidList>()?));
+    rules.iter().map(pair).collect()
+}
+
+/// Sets which interfaces of peers go first with which of ours, as (our NIDs, theirs). The rules replace those before.
+pub fn peer_pairs(node: &Node, rules: &[(String, String)]) -> Result<()> {
+    let rules = pairs(rules)?;
+    node.with_engine(|engine, _| engine.set_pairs(rules));
+    Ok(())
+}
+
+/// Sets which gateways are taken first to which destinations, as (destinations, gateways). The rules replace those before.
+pub fn route_preference(node: &Node, rules: &[(String, String)]) -> Result<()> {
+    let rules = pairs(rules)?;
+    node.with_engine(|engine, _| engine.set_preferred_gateways(rules));
+    Ok(())
+}
+
 /// Connections of tcp networks.
 pub fn conn_list(node: &Node) -> Vec<ConnectionInfo> {
     node.connections()
@@ -260,6 +281,10 @@ pub fn fault_add(node: &Node, add: &FaultAdd) -> Result<u64> {
             ));
         }
     };
+    if add.portal.is_some_and(|p| p >= PORTALS) {
+        let words = format!("portals are below {PORTALS}");
+        return Err(Error::new(ErrorKind::Invalid, "fault", words));
+    }
     let rule = FaultRule {
         src: list(&add.src)?,
         dst: list(&add.dst)?,
@@ -413,6 +438,8 @@ mod tests {
         assert_eq!(all[0].dst.as_deref(), Some("*@tcp 10.0.[0-3].*@tcp1"));
         let both = FaultAdd { delay, random_error: true, ..FaultAdd::default() };
         assert_eq!(fault_add(&node, &both).unwrap_err().kind(), ErrorKind::Invalid);
+        let none = FaultAdd { portal: Some(64), ..FaultAdd::default() };
+        assert_eq!(fault_add(&node, &none).unwrap_err().kind(), ErrorKind::Invalid);
         let odd = FaultAdd { src: Some("10.0.0.x@tcp".into()), ..FaultAdd::default() };
         assert!(fault_add(&node, &odd).unwrap_err().to_string().contains("character 8"));
         assert_eq!((fault_del(&node, Some(id)), fault_del(&node, None)), (1, 1));

@@ -7,6 +7,7 @@ use super::Time;
 use super::engine::{Effect, Engine, Purpose, SendFlags, Sink};
 use super::oneshot::OneShot;
 use super::peers::{Discovery, PeerId, PeerInfo};
+use super::routes::Said;
 use crate::core::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nid::{Nid, ProcessId};
@@ -221,6 +222,11 @@ impl Engine {
         let named = info.primary().filter(|_| multi_rail).and_then(|n| self.peer_nis.get(&n)).map(|p| p.peer);
         let id = named.unwrap_or(id);
         self.merge(id, asked, info, multi_rail);
+        if let Some(peer) = self.peers.get_mut(&id) {
+            let up = info.entries().into_iter().filter(|e| e.status == ping::STATUS_UP);
+            let routes = info.features & ping::FEAT_ROUTING_DISABLED == 0;
+            peer.said = Some(Said { routes, nets: up.map(|e| e.nid.net()).collect() });
+        }
         let sequence = self.ping.sequence;
         let Some(peer) = self.peers.get(&id) else { return };
         let told = peer.pushed == Some(sequence) && !peer.force_push;

@@ -129,6 +129,8 @@ pub struct Engine {
     pub(super) faults: Faults,
     pub(super) priorities: Vec<(NidList, u32)>,
     pub(super) routes: Vec<Route>,
+    pub(super) preferred_gateways: Vec<(NidList, NidList)>,
+    pub(super) next_route_check: Time,
     pub(super) pairs: Vec<(NidList, NidList)>,
     pub(super) stats: NodeStats,
     pub(super) next_id: u64,
@@ -146,6 +148,8 @@ impl Engine {
             faults: Faults::new(params.seed),
             priorities: Vec::new(),
             routes: Vec::new(),
+            preferred_gateways: Vec::new(),
+            next_route_check: Time::ZERO,
             pairs: Vec::new(),
             nis: Vec::new(),
             peers: HashMap::new(),
@@ -182,9 +186,7 @@ impl Engine {
 
     /// Adds an interface and tells peers.
     pub fn add_ni(&mut self, now: Time, config: NiConfig) -> Result<()> {
-        if self.is_local(config.nid) {
-            return Err(Error::new(ErrorKind::Exists, "add_ni", config.nid.to_string()));
-        }
+        self.is_new(config.nid)?;
         if !self.vias.contains(&config.nid) {
             self.vias.push(config.nid);
         }
@@ -202,10 +204,23 @@ impl Engine {
         Ok(())
     }
 
+    /// `Exists` for a NID that is ours.
+    pub(super) fn is_new(&self, nid: Nid) -> Result<()> {
+        match self.is_local(nid) {
+            true => Err(Error::new(
+                ErrorKind::Exists,
+                "interface",
+                format!("{nid} is an interface of this node already"),
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Removes an interface and tells peers. Messages that wait for it fail.
     pub fn remove_ni(&mut self, now: Time, nid: Nid) -> Result<()> {
         let at = self.nis.iter().position(|n| n.config.nid == nid);
-        let at = at.ok_or_else(|| Error::new(ErrorKind::NotFound, "remove_ni", nid.to_string()))?;
+        let none = || Error::new(ErrorKind::NotFound, "interface", format!("{nid} is none of this node"));
+        let at = at.ok_or_else(none)?;
         self.nis.remove(at);
         let of_ni: Vec<TxId> =
             self.messages.iter().filter(|(_, m)| m.local == Some(nid)).map(|(id, _)| *id).collect();
@@ -393,7 +408,7 @@ impl Engine {
             || self.peer_nis.values().any(|p| sick(&p.health));
         let delayed = self.delayed.keys().next().map(|k| k.0);
         let tick = busy.then_some(self.next_tick);
-        [delayed, tick].into_iter().flatten().min()
+        [delayed, tick, self.route_check_due()].into_iter().flatten().min()
     }
 
     /// Does what has come due.
@@ -409,6 +424,7 @@ impl Engine {
             self.expire_answers(now);
             self.recover(now);
         }
+        self.check_routes(now);
         self.settle(now);
     }
 

@@ -133,8 +133,15 @@ pub(super) fn status_of(failure: Failure) -> Status {
 }
 
 impl Engine {
-    /// Notes a failed send; whether it may be sent again by another way.
-    pub(super) fn note_failure(&mut self, now: Time, local: Nid, peer: Nid, failure: Failure) -> bool {
+    /// Notes a failed send; whether it may be sent again by another way. `others`: the far end has several.
+    pub(super) fn note_failure(
+        &mut self,
+        now: Time,
+        local: Nid,
+        peer: Nid,
+        failure: Failure,
+        others: bool,
+    ) -> bool {
         let class = class(failure);
         if class.local {
             self.local_failed(now, local);
@@ -143,8 +150,7 @@ impl Engine {
             self.peer_failed(now, peer);
         }
         let several_local = self.nis.len() > 1;
-        let several_remote = self.peer_size(peer) > 1;
-        class.resend && if class.local { several_local } else { several_remote }
+        class.resend && if class.local { several_local } else { others }
     }
 
     fn local_failed(&mut self, now: Time, nid: Nid) {
@@ -157,10 +163,10 @@ impl Engine {
         }
     }
 
-    /// A peer with one interface keeps its health: there is nothing to choose.
+    /// A peer with one interface keeps its health, unless it is a gateway: there is nothing to choose.
     pub(super) fn peer_failed(&mut self, now: Time, nid: Nid) {
         let params = self.params.clone();
-        if self.peer_size(nid) > 1
+        if (self.peer_size(nid) > 1 || self.is_gateway(nid))
             && let Some(p) = self.peer_nis.get_mut(&nid)
         {
             p.health.fail(now, &params);

@@ -40,7 +40,7 @@ pub use fault::{FaultAction, FaultRule, Frequency};
 pub use oneshot::OneShot;
 pub use params::{NiConfig, NodeParams};
 pub use peers::PeerInfo;
-pub use routes::Route;
+pub use routes::{Route, RouteInfo};
 pub(crate) use runtime::wall_ns;
 pub use runtime::{Node, PingReport};
 pub use stats::{Counts, NiInfo, NodeStats};

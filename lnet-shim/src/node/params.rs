@@ -27,6 +27,8 @@ pub struct NodeParams {
     pub discovery: bool,
     /// How long finding out may take.
     pub discovery_timeout: Duration,
+    /// How often gateways are asked about themselves.
+    pub router_check_interval: Duration,
     /// End operations whose answer is outstanding as soon as the connection to the peer breaks, not when their time is
     /// over. LNet does not; RPC layers that ask again want it.
     pub fail_on_peer_lost: bool,
@@ -59,6 +61,7 @@ impl Default for NodeParams {
             recovery_limit: Duration::ZERO,
             discovery: true,
             discovery_timeout: Duration::from_secs(50),
+            router_check_interval: Duration::from_secs(60),
             fail_on_peer_lost: false,
             max_waiting: 4096,
             max_waiting_bytes: 256 << 20,

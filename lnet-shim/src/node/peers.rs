@@ -6,6 +6,7 @@ use super::NiConfig;
 use super::engine::Engine;
 use super::health::{Credits, Health};
 use super::oneshot::OneShot;
+use super::routes::Said;
 use super::stats::{Counts, NiInfo};
 use crate::core::{MdHandle, SharedBytes};
 use crate::error::Result;
@@ -46,6 +47,8 @@ pub(super) struct Peer {
     pub(super) waiters: Vec<OneShot<Result<PeerInfo>>>,
     /// The local NI a peer that is not multi-rail always sees.
     pub(super) preferred: Option<Nid>,
+    /// What it said last, as far as it matters for a gateway.
+    pub(super) said: Option<Said>,
 }
 
 /// One interface of a peer.
@@ -91,6 +94,7 @@ impl Peer {
             parked: VecDeque::new(),
             waiters: Vec::new(),
             preferred: None,
+            said: None,
         }
     }
 }

@@ -224,6 +224,7 @@ impl Node {
         let upper: Weak<dyn Upper> = Arc::downgrade(&(self.inner.clone() as Arc<dyn Upper>));
         let me = ProcessId { nid: config.nid, pid };
         let _opening = self.inner.opening.write();
+        self.is_new(config.nid)?;
         let network = TcpNetwork::start(params, me, wall_ns(), upper)?;
         self.add_network(config, Arc::new(network))
     }
@@ -237,12 +238,19 @@ impl Node {
         params: &KfiParams,
     ) -> Result<()> {
         let _opening = self.inner.opening.write();
+        self.is_new(config.nid)?;
         let network = KfiNetwork::start(config.nid, endpoints, book, params, &self.upper())?;
         self.add_network(config, Arc::new(network))
     }
 
+    /// Before anything is opened for an interface: the one there is of this NID would be lost to it.
+    fn is_new(&self, nid: Nid) -> Result<()> {
+        self.inner.lock().is_new(nid)
+    }
+
     /// Adds an interface over any network. Its upcalls go to [`Node::upper`].
     pub fn add_network(&self, config: NiConfig, network: Arc<dyn Network>) -> Result<()> {
+        self.is_new(config.nid)?;
         self.inner.networks.write().unwrap_or_else(PoisonError::into_inner).insert(config.nid, network);
         self.inner.with(|engine, now| engine.add_ni(now, config))
     }

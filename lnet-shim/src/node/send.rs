@@ -103,7 +103,7 @@ impl Engine {
             return self.park_message(now, id, peer);
         }
         let direct = self.select(id, peer);
-        let routed = || self.select_route(dest.nid.net(), flags.local);
+        let routed = || self.select_route(dest.nid, flags.local);
         let Some((local, nid)) = direct.or_else(routed) else {
             return self.finish_message(id, Status::Unreachable);
         };
@@ -198,7 +198,7 @@ impl Engine {
         known.min_by_key(rank).map(|(nid, _)| *nid)
     }
 
-    fn note_use(&mut self, local: Nid, remote: Nid, peer: u64) {
+    pub(super) fn note_use(&mut self, local: Nid, remote: Nid, peer: u64) {
         let stamp = self.id();
         if let Some(ni) = self.ni_mut(local) {
             ni.used = stamp;
@@ -339,7 +339,8 @@ impl Engine {
         let Some(m) = self.messages.get(&id) else { return };
         let (local, peer) = (m.local.unwrap_or(Nid::LO), m.peer.unwrap_or(Nid::LO));
         let may = !m.flags.recovery && m.retries < self.params.retry_count && now < m.deadline;
-        let again = self.note_failure(now, local, peer, failure);
+        let others = m.beyond.map_or_else(|| self.peer_size(peer), |dest| self.routes_to(dest));
+        let again = self.note_failure(now, local, peer, failure, others > 1);
         if !(may && again) {
             return self.finish_message(id, status_of(failure));
         }

@@ -4,8 +4,8 @@ use super::*;
 use crate::core::*;
 use crate::network::{Command, Failure, Rx, Tx, TxId, Upcall};
 use crate::nid::{Nid, ProcessId};
-use crate::wire::lnet::MsgType;
-use crate::wire::ping::{STATUS_DOWN, STATUS_UP};
+use crate::wire::lnet::{Body, LnetHeader, MsgType};
+use crate::wire::ping::{FEAT_NI_STATUS, NiEntry, PingInfo, STATUS_DOWN, STATUS_UP};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -72,7 +72,13 @@ impl World {
             return stuck.push((from, tx.id));
         }
         // A gateway hands a message on as it is.
-        let (to, hop) = match self.gateways.iter().find(|g| g.0 == to || g.1 == to) {
+        let gateway = self.gateways.iter().find(|g| g.0 == to || g.1 == to);
+        if let Some(reply) = gateway.filter(|_| !self.dead.contains(&to)).and_then(|g| pong(*g, &tx)) {
+            self.engines[from].upcall(self.now, local, Upcall::Sent(tx.id, Ok(())));
+            return self.engines[from].upcall(self.now, local, Upcall::Received(reply));
+        }
+        let (to, hop) = match gateway {
+            Some(_) if self.dead.contains(&to) => (to, local),
             Some((a, b)) => (tx.header.dest.nid, if *a == to { *b } else { *a }),
             None => (to, local),
         };
@@ -188,6 +194,24 @@ impl World {
         self.run();
         waiter
     }
+}
+
+/// What a gateway says to a ping.
+fn pong(gateway: (Nid, Nid), tx: &Tx) -> Option<Rx> {
+    let Body::Get { handle, portal: 0, .. } = tx.header.body else { return None };
+    let entry = |nid| NiEntry { nid, status: STATUS_UP };
+    let info = PingInfo {
+        features: FEAT_NI_STATUS,
+        pid: 12345,
+        sequence: 1,
+        small: vec![entry(gateway.0), entry(gateway.1)],
+        large: vec![],
+        metadata: vec![],
+    };
+    let bytes = info.encode(crate::wire::ByteOrder::Little);
+    let (dest, src, body) = (tx.header.src, tx.header.dest, Body::Reply { handle });
+    let header = LnetHeader { dest, src, payload_len: bytes.len() as u32, body };
+    (src.nid == tx.peer.nid).then_some(Rx { via: 3, peer: src, header, payload: bytes.into() })
 }
 
 fn events(queue: &EventQueue) -> Vec<(EventKind, Status, bool)> {
@@ -352,6 +376,67 @@ fn other_networks_are_reached_by_gateways() {
     assert!(!w.engines[0].remove_route(net, nid("10.0.0.8@tcp")));
     put(&mut w);
     assert!(w.log.contains(&(nid(A1), nid("10.0.0.7@tcp"), MsgType::Put)));
+}
+
+/// A gateway with one interface that does not answer is left for another, and one that says it does not route is not taken.
+#[test]
+fn routes_avoid_gateways_that_are_dead_or_say_no() {
+    let (far, near) = ("10.9.0.2@tcp9", ["10.0.0.7@tcp", "10.0.0.8@tcp", "10.0.0.9@tcp"]);
+    let beyond = ["10.9.0.7@tcp9", "10.9.0.8@tcp9"];
+    let mut w = World::new(&[&[A1], &[far], &[near[2]]], NodeParams::default());
+    w.gateways = near.iter().zip(beyond).map(|(a, b)| (nid(a), nid(b))).collect();
+    let _served = w.serve(1, 9, 64);
+    for gateway in near {
+        let priority = u32::from(gateway != near[2]);
+        w.engines[0]
+            .add_route(Route { net: nid(far).net(), gateway: nid(gateway), hops: 1, priority })
+            .unwrap();
+    }
+    for gateway in beyond {
+        let route = Route { net: nid(A1).net(), gateway: nid(gateway), hops: 1, priority: 0 };
+        w.engines[1].add_route(route).unwrap();
+    }
+    // The third is a node of ours: it says that it does not route.
+    w.pass(sec(1));
+    let up: Vec<bool> = w.engines[0].routes().iter().map(|r| r.up).collect();
+    assert_eq!(up, [true, true, false]);
+    let hops = |w: &World| -> Vec<Nid> {
+        let puts = w.log.iter().filter(|l| l.0 == nid(A1) && l.2 == MsgType::Put);
+        puts.map(|l| l.1).collect()
+    };
+    let put = |w: &mut World| {
+        w.log.clear();
+        let queue = w.put(0, far, b"beyond");
+        w.run();
+        events(&queue).iter().any(|e| e.0 == EventKind::Ack && e.1.is_ok())
+    };
+    let last = |w: &World| *hops(w).last().unwrap();
+    let several = |w: &mut World| -> Vec<Nid> {
+        let mut ways: Vec<Nid> = (0..4).map(|_| if put(w) { last(w) } else { Nid::LO }).collect();
+        ways.sort();
+        ways.dedup();
+        ways
+    };
+    // Both are as good as each other, and take turns.
+    let (one, other) = (nid(near[0]), nid(near[1]));
+    assert_eq!(several(&mut w), [one, other]);
+    w.dead.extend([one, nid(beyond[0])]);
+    for n in 0..4 {
+        assert!(put(&mut w), "{n}");
+        assert_eq!(last(&w), other, "{n}");
+    }
+    let down = w.engines[0].routes().into_iter().find(|r| r.route.gateway == one).unwrap();
+    assert!(down.health < 1000, "{down:?}");
+    // It comes back by the pings that go on meanwhile.
+    w.dead.clear();
+    w.pass(sec(200));
+    assert_eq!(several(&mut w), [one, other]);
+    let rule = (far.parse().unwrap(), near[0].parse().unwrap());
+    w.engines[0].set_preferred_gateways(vec![rule]);
+    for _ in 0..2 {
+        assert!(put(&mut w));
+        assert_eq!(hops(&w), [nid(near[0])]);
+    }
 }
 
 #[test]

@@ -114,6 +114,8 @@ enum Peer {
     Del { nid: String },
     /// Which interfaces of peers are taken first: LIST=NUMBER, 0 is first; replaces all rules
     Priority { rules: Vec<String> },
+    /// Which of them go first with which of ours: OURS=THEIRS, lists of NIDs; replaces all rules
+    Pair { rules: Vec<String> },
 }
 
 #[derive(Subcommand, Debug)]
@@ -133,8 +135,10 @@ enum Route {
     },
     /// Remove a route
     Del { net: String, gateway: String },
-    /// All routes
+    /// All routes, and whether the gateway passes messages on
     Show,
+    /// Which gateways are taken first to whom: NIDS=GATEWAYS, lists of NIDs; replaces all rules
+    Prefer { rules: Vec<String> },
 }
 
 #[derive(Subcommand, Debug)]
@@ -205,6 +209,7 @@ fn run_peer(out: &Out, peer: &Peer) -> Result<()> {
         Peer::Add { nids } => Request::PeerAdd { nids: nids.clone() },
         Peer::Del { nid } => Request::PeerDel { nid: nid.clone() },
         Peer::Priority { rules } => Request::PeerPriority { rules: rules.clone() },
+        Peer::Pair { rules } => Request::PeerPair { rules: rules.clone() },
     };
     client::ask(out, &request, show::done)
 }
@@ -216,6 +221,7 @@ fn run_route(out: &Out, route: &Route) -> Result<()> {
             Request::RouteAdd { net, gateway, hops, priority }
         }
         Route::Del { net, gateway } => Request::RouteDel { net: net.clone(), gateway: gateway.clone() },
+        Route::Prefer { rules } => Request::RoutePrefer { rules: rules.clone() },
         Route::Show => return client::ask(out, &Request::RouteShow, show::routes),
     };
     client::ask(out, &request, show::done)

@@ -74,6 +74,9 @@ pub(crate) fn failure(error: Error) -> Failure {
     }
 }
 
+/// Sets rules of two lists of NIDs.
+type SetPairs = fn(&Node, &[(String, String)]) -> lnet_shim::Result<()>;
+
 /// A time a user gave.
 pub(crate) fn seconds(what: &str, s: f64) -> Result<Duration> {
     match (0.001..=MAX_SECONDS).contains(&s) {
@@ -144,6 +147,7 @@ impl Server {
             Request::PeerAdd { nids } => self.peer_add(nids),
             Request::PeerDel { nid: text } => self.peer_del(nid(text)?),
             Request::PeerPriority { rules } => self.peer_priority(rules),
+            Request::PeerPair { rules } => self.pairs(rules, command::peer_pairs),
             Request::RouteAdd { net, gateway, hops, priority } => {
                 let (net, gateway) = (self::net(net)?, nid(gateway)?);
                 let route = Route { net, gateway, hops: *hops, priority: *priority };
@@ -151,7 +155,8 @@ impl Server {
                 Ok(Value::Null)
             }
             Request::RouteDel { net, gateway } => self.route_del(self::net(net)?, nid(gateway)?),
-            Request::RouteShow => value(&node.with_engine(|engine, _| engine.routes().to_vec())),
+            Request::RouteShow => value(&node.with_engine(|engine, _| engine.routes())),
+            Request::RoutePrefer { rules } => self.pairs(rules, command::route_preference),
             Request::BookSet { entry } => self.book_set(entry).map(|()| Value::Null),
             Request::BookShow => Ok(self.book_show()),
             Request::Ping { nid: text, timeout_s } => {
@@ -267,6 +272,17 @@ impl Server {
         };
         let rules: Vec<(String, u32)> = rules.iter().map(rule).collect::<Result<_>>()?;
         command::peer_priority(&self.node, &rules).map_err(failure)?;
+        Ok(Value::Null)
+    }
+
+    /// Rules of two lists of NIDs.
+    fn pairs(&self, rules: &[String], set: SetPairs) -> Result<Value> {
+        let rule = |text: &String| {
+            let split = text.split_once('=').map(|(one, two)| (one.to_owned(), two.to_owned()));
+            split.ok_or_else(|| Failure::usage(format!("{text:?} is not NIDS=NIDS")))
+        };
+        let rules: Vec<(String, String)> = rules.iter().map(rule).collect::<Result<_>>()?;
+        set(&self.node, &rules).map_err(failure)?;
         Ok(Value::Null)
     }
 

@@ -106,8 +106,13 @@ pub(super) fn peers(all: &[Value], verbose: bool) -> String {
 }
 
 pub(super) fn routes(v: &Value) -> String {
-    let mut table = Table::new(2, &["net", "gateway", "hops", "priority"]);
-    list(v).for_each(|r| table.row(cells(r, &["net", "gateway", "hops", "priority"])));
+    let mut table = Table::new(3, &["net", "gateway", "status", "health", "hops", "priority"]);
+    for r in list(v) {
+        let mut row = cells(r, &["net", "gateway"]);
+        row.push(status(&r["up"]));
+        row.extend(cells(r, &["health", "hops", "priority"]));
+        table.row(row);
+    }
     table.text()
 }
 

@@ -45,6 +45,16 @@ fn nodes_ping_discover_push_put_and_get() {
     assert!(a.connections().len() >= 3);
 }
 
+/// What is added twice is refused, and the interface that there is goes on as it was.
+#[test]
+fn an_interface_is_not_replaced_by_another_of_its_name() {
+    let a = node(&["127.0.3.1@tcp"], &TcpParams::unprivileged(19882));
+    let _b = node(&["127.0.3.2@tcp"], &TcpParams::unprivileged(19882));
+    let again = a.add_tcp(NiConfig::new(nid("127.0.3.1@tcp")), TcpParams::unprivileged(19883)).unwrap_err();
+    assert_eq!(again.kind(), crate::ErrorKind::Exists);
+    block_on(a.ping(nid("127.0.3.2@tcp"), WAIT)).unwrap();
+}
+
 #[test]
 fn privileged_nodes_dial_and_a_killed_one_is_an_error() {
     // Needs the right to bind low ports: without it, the words must say so.
