@@ -269,10 +269,10 @@ fn a_killed_node_is_gone_and_its_name_free() {
 fn a_load_whose_target_dies_shows_what_was_done_and_fails() {
     let (a, b) = (Node::kfi("57@kfi", any()), Node::kfi("58@kfi", any()));
     a.knows(&b);
-    let timeout = if in_lab() { "10" } else { "1" };
-    let args =
-        ["lst", "load", "58@kfi", "--duration", "3", "--timeout", timeout, "--json", "--node", &a.name];
-    let load = Running::start(kfab(&args));
+    // Long enough for a guest on a busy host to get the load going.
+    let (duration, timeout) = if in_lab() { ("30", "10") } else { ("3", "1") };
+    let more = ["--duration", duration, "--timeout", timeout, "--json", "--node", &a.name];
+    let load = Running::start(kfab(&[&["lst", "load", "58@kfi"][..], &more].concat()));
     let begun = || b.json(&["stats"])["sent"]["put"].as_u64() > Some(16);
     assert!(crate::run::wait_until(LIMIT, begun), "{}", b.json(&["stats"]));
     b.process.signal(Signal::KILL);
