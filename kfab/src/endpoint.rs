@@ -243,11 +243,13 @@ impl Peer {
     /// Sends a message: tagged or not, in order or not, ended by the peer's having it or by the memory's being free.
     #[inline(always)]
     pub fn send_with<'a>(&self, payload: impl Into<Payload<'a>>, options: SendOptions) -> Op<()> {
-        let payload = payload.into();
-        if self.lane.send_now(self.id, &payload, options) {
-            return Op::ready(Ok(()));
+        match payload.into() {
+            Payload::Bytes(b) if self.lane.send_now(self.id, b, false, options) => Op::ready(Ok(())),
+            Payload::Bytes(b) => self.send_long(Payload::Bytes(b), options),
+            Payload::Buffer(b) if self.lane.send_now(self.id, &b, true, options) => Op::ready(Ok(())),
+            Payload::Buffer(b) => self.send_long(Payload::Buffer(b), options),
+            Payload::Buffers(v) => self.send_long(Payload::Buffers(v), options),
         }
-        self.send_long(payload, options)
     }
 
     #[inline(never)]
@@ -272,11 +274,11 @@ impl Peer {
     /// Writes into the peer's window, starting at byte `offset`. Ends when the bytes are there.
     #[inline(always)]
     pub fn write<'a>(&self, key: &WindowKey, offset: u64, payload: impl Into<Payload<'a>>) -> Op<()> {
-        let payload = payload.into();
-        if self.lane.write_now(self.id, key, offset, &payload) {
-            return Op::ready(Ok(()));
+        match payload.into() {
+            Payload::Bytes(b) if self.lane.write_now(self.id, key, offset, b) => Op::ready(Ok(())),
+            Payload::Buffer(b) if self.lane.write_now(self.id, key, offset, &b) => Op::ready(Ok(())),
+            payload => self.write_long(key, offset, payload, None),
         }
-        self.write_long(key, offset, payload, None)
     }
 
     #[inline(never)]

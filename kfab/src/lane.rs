@@ -9,9 +9,7 @@ use kfab_core::mem::{Buffer, Pool};
 use kfab_core::ring::{LaneGuard, LaneLock};
 use kfab_core::spi::{Address, Port};
 use kfab_core::{Error, Kind, Result};
-use kfab_proto::{
-    Direct, Io, Machine, OpId, Outcome, Payload, PeerId, Polled, SendOptions, Started, Want, WindowKey,
-};
+use kfab_proto::{Direct, Io, Machine, OpId, Outcome, PeerId, Polled, SendOptions, Started, Want, WindowKey};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -237,18 +235,18 @@ impl Lane {
 
     /// Sends by the short way; `false`, and nothing has happened, if that cannot take it.
     #[inline(always)]
-    pub(crate) fn send_now(&self, to: PeerId, payload: &Payload<'_>, options: SendOptions) -> bool {
+    pub(crate) fn send_now(&self, to: PeerId, bytes: &[u8], in_slab: bool, options: SendOptions) -> bool {
         let mut s = self.lock();
         let (machine, mut io) = s.split();
-        machine.send_now(&mut io, to, payload, options)
+        machine.send_now(&mut io, to, bytes, in_slab, options)
     }
 
     /// Writes by the short way; `false`, and nothing has happened, if that cannot take it.
     #[inline(always)]
-    pub(crate) fn write_now(&self, to: PeerId, key: &WindowKey, offset: u64, payload: &Payload<'_>) -> bool {
+    pub(crate) fn write_now(&self, to: PeerId, key: &WindowKey, offset: u64, bytes: &[u8]) -> bool {
         let mut s = self.lock();
         let (machine, mut io) = s.split();
-        machine.write_now(&mut io, to, key, offset, payload)
+        machine.write_now(&mut io, to, key, offset, bytes)
     }
 
     /// Reads by the short way; the buffer back as it was, if that cannot take it.

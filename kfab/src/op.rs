@@ -113,8 +113,38 @@ pub(crate) mod sealed {
 
 enum State<T: Finish> {
     Ready(Result<T>),
-    Pending(T::Hold, OpId),
+    Pending(Watch<T>),
     Taken,
+}
+
+/// An operation under way that somebody watches; dropped, it goes on unwatched. It is apart from [`Op`] so that one which has
+/// ended, as most have when they are looked at first, has nothing to do when it goes.
+struct Watch<T: Finish> {
+    /// `None` only while being dropped.
+    hold: Option<T::Hold>,
+    id: OpId,
+}
+
+impl<T: Finish> Watch<T> {
+    #[inline(always)]
+    fn hold(&self) -> &T::Hold {
+        self.hold.as_ref().expect("a watch is whole until it ends")
+    }
+
+    /// The end of the watch, not of the operation.
+    #[inline(always)]
+    fn end(mut self) -> (T::Hold, OpId) {
+        (self.hold.take().expect("a watch is whole until it ends"), self.id)
+    }
+}
+
+impl<T: Finish> Drop for Watch<T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(hold) = &self.hold {
+            let_go(hold, self.id);
+        }
+    }
 }
 
 /// An operation under way or ended. It has begun already; nothing is lost by not looking at it.
@@ -136,15 +166,16 @@ impl<T: Finish> Op<T> {
 
     #[inline(always)]
     pub(crate) fn pending(lane: T::Hold, id: OpId) -> Op<T> {
-        Op { state: State::Pending(lane, id) }
+        Op { state: State::Pending(Watch { hold: Some(lane), id }) }
     }
 
     /// `true` once it has ended. Makes progress.
     pub fn is_done(&mut self) -> bool {
-        if let State::Pending(lane, id) = &self.state {
+        if let State::Pending(watch) = &self.state {
+            let lane = watch.hold();
             let mut s = lane.lock();
             s.poll();
-            let r = s.machine.take(*id);
+            let r = s.machine.take(watch.id);
             lane.leave(&mut s);
             drop(s);
             if let Some(r) = r {
@@ -161,10 +192,13 @@ impl<T: Finish> Op<T> {
 
     /// Waits for the end: spins, then sleeps, as the endpoint was told ([`crate::Wait`]). For ever if need be; a dead peer ends it.
     #[inline(always)]
-    pub fn wait(mut self) -> Result<T> {
-        match std::mem::replace(&mut self.state, State::Taken) {
+    pub fn wait(self) -> Result<T> {
+        match self.state {
             State::Ready(r) => r,
-            State::Pending(lane, id) => T::wait_shortly(lane, id).or_else(|lane| wait_long(lane, id)),
+            State::Pending(watch) => {
+                let (lane, id) = watch.end();
+                T::wait_shortly(lane, id).or_else(|lane| wait_long(lane, id))
+            }
             State::Taken => Err(Lane::closed()),
         }
     }
@@ -172,33 +206,39 @@ impl<T: Finish> Op<T> {
     /// Waits for at most `limit`; then the operation is ended as `TimedOut`, and the error's fate tells whether the peer may
     /// have seen it.
     #[inline(always)]
-    pub fn wait_timeout(mut self, limit: Duration) -> Result<T> {
-        match std::mem::replace(&mut self.state, State::Taken) {
+    pub fn wait_timeout(self, limit: Duration) -> Result<T> {
+        match self.state {
             State::Ready(r) => r,
-            State::Pending(lane, id) if limit >= SHORT_LIMIT => {
+            State::Pending(watch) if limit >= SHORT_LIMIT => {
+                let (lane, id) = watch.end();
                 T::wait_shortly(lane, id).or_else(|lane| wait_until(lane, id, limit))
             }
-            State::Pending(lane, id) => wait_until(lane, id, limit),
+            State::Pending(watch) => {
+                let (lane, id) = watch.end();
+                wait_until(lane, id, limit)
+            }
             State::Taken => Err(Lane::closed()),
         }
     }
 
     /// Ends the operation as `TimedOut` if it takes longer than `limit` from now, however it is waited for.
     pub fn within(self, limit: Duration) -> Op<T> {
-        if let State::Pending(lane, id) = &self.state {
+        if let State::Pending(watch) = &self.state {
+            let lane = watch.hold();
             let mut s = lane.lock();
             let at = s.lane_time(Instant::now() + limit);
-            s.machine.set_deadline(*id, at);
+            s.machine.set_deadline(watch.id, at);
             lane.leave(&mut s);
         }
         self
     }
 
     /// Ends the operation now, as `Canceled` unless it has ended already: the result tells which.
-    pub fn cancel(mut self) -> Result<T> {
-        match std::mem::replace(&mut self.state, State::Taken) {
+    pub fn cancel(self) -> Result<T> {
+        match self.state {
             State::Ready(r) => r,
-            State::Pending(lane, id) => {
+            State::Pending(watch) => {
+                let (lane, id) = watch.end();
                 end_early(&lane, id, Kind::Canceled).and_then(|o| T::finish(o, || lane))
             }
             State::Taken => Err(Lane::closed()),
@@ -206,7 +246,8 @@ impl<T: Finish> Op<T> {
     }
 
     fn end(&mut self, r: Result<Outcome>) {
-        if let State::Pending(lane, _) = std::mem::replace(&mut self.state, State::Taken) {
+        if let State::Pending(watch) = std::mem::replace(&mut self.state, State::Taken) {
+            let (lane, _) = watch.end();
             self.state = State::Ready(r.and_then(|o| T::finish(o, || lane)));
         }
     }
@@ -238,8 +279,8 @@ impl<T: Finish + Unpin> Future for Op<T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        if let State::Pending(lane, id) = &self.state {
-            let (lane, id) = (Arc::clone(lane), *id);
+        if let State::Pending(watch) = &self.state {
+            let (lane, id) = (Arc::clone(watch.hold()), watch.id);
             let mut s = lane.lock();
             s.poll();
             match s.machine.take(id) {
@@ -258,15 +299,6 @@ impl<T: Finish + Unpin> Future for Op<T> {
         match std::mem::replace(&mut self.state, State::Taken) {
             State::Ready(r) => Poll::Ready(r),
             _ => Poll::Ready(Err(Lane::closed())),
-        }
-    }
-}
-
-impl<T: Finish> Drop for Op<T> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        if let State::Pending(lane, id) = &self.state {
-            let_go(lane, *id);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! ends, and hold nothing but an empty lane.
 
 use crate::lane::Lane;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 /// Kept by a thread at most, of each kind.
@@ -18,33 +18,49 @@ pub(crate) trait OfLane {
     fn lane(&self) -> &Arc<Lane>;
 }
 
-/// The spares of a thread, the newest last.
-pub(crate) struct Spares<T>(RefCell<Vec<T>>);
+/// The spares of a thread.
+pub(crate) struct Spares<T> {
+    /// The newest, at hand.
+    newest: Cell<Option<T>>,
+    /// The others, the newer later.
+    older: RefCell<Vec<T>>,
+}
 
 impl<T: OfLane> Spares<T> {
     pub(crate) const fn new() -> Spares<T> {
-        Spares(RefCell::new(Vec::new()))
+        Spares { newest: Cell::new(None), older: RefCell::new(Vec::new()) }
     }
 
     /// One of this lane, if there is one.
     #[inline(always)]
     pub(crate) fn take(&self, lane: &Arc<Lane>) -> Option<T> {
-        let mut spares = self.0.try_borrow_mut().ok()?;
-        if spares.last().is_some_and(|s| Arc::ptr_eq(s.lane(), lane)) {
-            return spares.pop();
+        match self.newest.take() {
+            Some(one) if Arc::ptr_eq(one.lane(), lane) => Some(one),
+            other => self.take_older(other, lane),
         }
+    }
+
+    #[inline(never)]
+    fn take_older(&self, newest: Option<T>, lane: &Arc<Lane>) -> Option<T> {
+        self.newest.set(newest);
+        let mut spares = self.older.try_borrow_mut().ok()?;
         let near = spares.len().saturating_sub(NEAR);
         let at = spares[near..].iter().rposition(|s| Arc::ptr_eq(s.lane(), lane))?;
         Some(spares.swap_remove(near + at))
     }
 
-    /// Keeps one. What comes back is not kept: the caller drops it, with the cell free.
+    /// Keeps one. What comes back is not kept: the caller drops it, with the cells free.
     #[inline(always)]
     pub(crate) fn keep(&self, one: T) -> Option<T> {
         if one.lane().is_closed() {
             return Some(one);
         }
-        let Ok(mut spares) = self.0.try_borrow_mut() else { return Some(one) };
+        self.newest.replace(Some(one)).and_then(|older| self.keep_older(older))
+    }
+
+    #[inline(never)]
+    fn keep_older(&self, one: T) -> Option<T> {
+        let Ok(mut spares) = self.older.try_borrow_mut() else { return Some(one) };
         let old = (spares.len() == SPARE).then(|| spares.swap_remove(0));
         spares.push(one);
         old
@@ -52,9 +68,10 @@ impl<T: OfLane> Spares<T> {
 
     /// Gives up those of a lane that is closed.
     pub(crate) fn forget(&self, lane: &Arc<Lane>) {
-        let kept = self.0.try_borrow_mut().map(|mut spares| std::mem::take(&mut *spares));
-        // Dropped with the cell free: the last share drops the lane, and with it what users hung on its operations.
+        let kept = self.older.try_borrow_mut().map(|mut spares| std::mem::take(&mut *spares));
+        // Dropped with the cells free: the last share drops the lane, and with it what users hung on its operations.
         let mut kept = kept.unwrap_or_default();
+        kept.extend(self.newest.take());
         kept.retain(|s| !Arc::ptr_eq(s.lane(), lane));
     }
 }

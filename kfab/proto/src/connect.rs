@@ -507,6 +507,10 @@ impl Machine {
         let keep = active.iter().any(|ci| self.conns[*ci as usize].delivery != Delivery::Process);
         let p = &mut self.peers[pi as usize];
         p.keep = keep || !self.faults.is_empty();
+        p.short = match active[..] {
+            [one] if self.faults.is_empty() && !self.closed => one,
+            _ => NOWHERE,
+        };
         p.active = active;
     }
 
@@ -587,6 +591,7 @@ impl Machine {
         p.cut_since = None;
         p.rails.clear();
         p.active.clear();
+        p.short = NOWHERE;
         p.ever_up = false;
         p.counters.lost += 1;
         if spare.is_none() {

@@ -40,7 +40,7 @@ impl Machine {
         let p = &mut self.peers[pi as usize];
         p.counters.tx_bytes += len;
         let free = p.tx.is_drained() && p.tx.credit() > 0;
-        if free && self.post_short(io, pi, kind, flags, tag, rts.as_bytes(), 1) {
+        if free && self.post_short(io, pi, kind, flags, tag, rts.as_bytes(), 1).is_some() {
             self.peers[pi as usize].counters.tx_messages += 1;
             return Ok(Some(op));
         }

@@ -3,11 +3,12 @@
 use crate::events::{FabricEvent, Stream as EventStream};
 use crate::faults::{FaultAction, FaultId, FaultRule, Faults};
 use crate::limits::Limits;
-use crate::matcher::Matcher;
+use crate::matcher::{Matcher, Receive};
 use crate::message::*;
 use crate::onesided::Windows;
 use crate::ops::{Ops, Proto};
 use crate::peer::{Peer, PeerCounters};
+use crate::transmit::NOWHERE;
 use kfab_core::mem::{Buffer, Pool};
 use kfab_core::spi::{Address, Conn, Delivery, Event, Port};
 use kfab_core::{Error, Fate, Kind, Result};
@@ -345,16 +346,16 @@ impl Machine {
             want.from = Some(*real);
         }
         if let Some(u) = self.matcher.take_unexpected(&want) {
-            return self.deliver_waiting(io, u, want, into);
+            return self.deliver_waiting(io, u, into);
         }
         if let Some(from) = want.from {
             self.peer_index(from, "recv")?;
         }
-        let op = self.ops.insert(Proto::Recv { want, into }, "recv")?;
+        let op = self.ops.insert_recv(want.from)?;
         if let Some(from) = want.from {
             self.expect(io.now, from.index);
         }
-        self.matcher.post(op, want);
+        self.matcher.post(Receive { op, want, into });
         Ok(Started::Pending(op))
     }
 
@@ -547,6 +548,7 @@ impl Machine {
         }
         io.ports.iter_mut().for_each(|p| p.flush());
         self.closed = true;
+        self.peers.iter_mut().for_each(|p| p.short = NOWHERE);
         for id in self.ops.all() {
             self.drop_exposure(io, id);
             self.ops.finish(id, Err(Error::new(Kind::Closed, "operation", "the endpoint was closed").with_fate(Fate::Unknown)));

@@ -5,6 +5,7 @@
 use crate::message::Data;
 use crate::message::{OpId, Peeked, PeerId, Want};
 use crate::wire::Rts;
+use kfab_core::mem::Buffer;
 use std::collections::VecDeque;
 
 /// The bytes of an arrived message, or the promise of them.
@@ -36,10 +37,70 @@ impl Unexpected {
     }
 }
 
+/// A receive that waits.
+#[derive(Debug)]
+pub(crate) struct Receive {
+    pub(crate) op: OpId,
+    pub(crate) want: Want,
+    /// The buffer it brought.
+    pub(crate) into: Option<Buffer>,
+}
+
+/// Receives that wait, in order. The first is at hand: most often it is the only one.
+#[derive(Debug, Default)]
+struct Posted {
+    first: Option<Receive>,
+    /// Empty if there is no first.
+    rest: VecDeque<Receive>,
+}
+
+impl Posted {
+    #[inline(always)]
+    fn push(&mut self, one: Receive) {
+        match self.first {
+            None => self.first = Some(one),
+            Some(_) => self.rest.push_back(one),
+        }
+    }
+
+    fn push_first(&mut self, one: Receive) {
+        if let Some(second) = self.first.replace(one) {
+            self.rest.push_front(second);
+        }
+    }
+
+    #[inline(always)]
+    fn pop(&mut self) -> Option<Receive> {
+        let one = self.first.take();
+        if !self.rest.is_empty() {
+            self.first = self.rest.pop_front();
+        }
+        one
+    }
+
+    /// Takes out the first that fits.
+    #[inline]
+    fn take(&mut self, fits: impl Fn(&Receive) -> bool) -> Option<Receive> {
+        if fits(self.first.as_ref()?) {
+            return self.pop();
+        }
+        let at = self.rest.iter().position(fits)?;
+        self.rest.remove(at)
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Receive> {
+        self.first.iter_mut().chain(&mut self.rest)
+    }
+
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.rest.len()
+    }
+}
+
 /// The two queues, for untagged and for tagged messages.
 #[derive(Debug, Default)]
 pub(crate) struct Matcher {
-    posted: [VecDeque<(OpId, Want)>; 2],
+    posted: [Posted; 2],
     unexpected: [VecDeque<Unexpected>; 2],
 }
 
@@ -81,37 +142,35 @@ impl Matcher {
     }
 
     /// A receive waits.
-    #[inline]
-    pub(crate) fn post(&mut self, op: OpId, want: Want) {
-        self.posted[space(want.tag.is_some())].push_back((op, want));
+    #[inline(always)]
+    pub(crate) fn post(&mut self, r: Receive) {
+        self.posted[space(r.want.tag.is_some())].push(r);
     }
 
     /// A receive that had been matched waits again, before all others: its message broke on the way.
-    pub(crate) fn repost(&mut self, op: OpId, want: Want) {
-        self.posted[space(want.tag.is_some())].push_front((op, want));
+    pub(crate) fn repost(&mut self, r: Receive) {
+        self.posted[space(r.want.tag.is_some())].push_first(r);
     }
 
     /// The first waiting receive that accepts this message.
     #[inline(always)]
-    pub(crate) fn take_posted(&mut self, from: PeerId, tag: Option<u64>) -> Option<(OpId, Want)> {
-        let q = &mut self.posted[space(tag.is_some())];
-        if q.is_empty() {
-            return None;
+    pub(crate) fn take_posted(&mut self, from: PeerId, tag: Option<u64>) -> Option<Receive> {
+        self.posted[space(tag.is_some())].take(|r| r.want.accepts(from, tag))
+    }
+
+    /// The place of a receive's buffer, if it is the first that waits for messages with or without a tag, and accepts this one.
+    #[inline(always)]
+    pub(crate) fn first(&mut self, op: OpId, from: PeerId, tag: Option<u64>) -> Option<&mut Option<Buffer>> {
+        match &mut self.posted[space(tag.is_some())].first {
+            Some(r) if r.op == op && r.want.accepts(from, tag) => Some(&mut r.into),
+            _ => None,
         }
-        let at = q.iter().position(|(_, w)| w.accepts(from, tag))?;
-        if at == 0 { q.pop_front() } else { q.remove(at) }
     }
 
-    /// `true` if this receive is the first that waits for messages with or without a tag, and accepts this one.
+    /// The first receive that waits is served; whom it wanted to hear. Only after [`Matcher::first`] said so.
     #[inline(always)]
-    pub(crate) fn is_first(&self, op: OpId, from: PeerId, tag: Option<u64>) -> bool {
-        self.posted[space(tag.is_some())].front().is_some_and(|(o, w)| *o == op && w.accepts(from, tag))
-    }
-
-    /// The first receive that waits is served; what it wanted. Only after [`Matcher::is_first`] said so.
-    #[inline(always)]
-    pub(crate) fn pop_first(&mut self, tag: Option<u64>) -> Want {
-        self.posted[space(tag.is_some())].pop_front().map_or_else(Want::default, |(_, w)| w)
+    pub(crate) fn pop_first(&mut self, tag: Option<u64>) -> Option<PeerId> {
+        self.posted[space(tag.is_some())].pop().and_then(|r| r.want.from)
     }
 
     /// `true` if no message waits for a receive like this.
@@ -124,18 +183,12 @@ impl Matcher {
     #[inline(always)]
     pub(crate) fn is_idle(&self, want: &Want) -> bool {
         let s = space(want.tag.is_some());
-        self.posted[s].is_empty() && self.unexpected[s].is_empty()
+        self.posted[s].first.is_none() && self.unexpected[s].is_empty()
     }
 
     /// A receive is withdrawn; `false` if it was matched already.
     pub(crate) fn withdraw(&mut self, op: OpId) -> bool {
-        for q in &mut self.posted {
-            if let Some(at) = q.iter().position(|(o, _)| *o == op) {
-                q.remove(at);
-                return true;
-            }
-        }
-        false
+        self.posted.iter_mut().any(|q| q.take(|r| r.op == op).is_some())
     }
 
     /// A message waits.
@@ -163,14 +216,14 @@ impl Matcher {
         self.unexpected.iter_mut().flatten().filter(|u| u.from == old).for_each(|u| u.from = new);
         self.posted
             .iter_mut()
-            .flatten()
-            .filter(|(_, w)| w.from == Some(old))
-            .for_each(|(_, w)| w.from = Some(new));
+            .flat_map(Posted::iter_mut)
+            .filter(|r| r.want.from == Some(old))
+            .for_each(|r| r.want.from = Some(new));
     }
 
     /// Receives that wait, and messages that wait.
     pub(crate) fn depths(&self) -> (usize, usize) {
-        (self.posted.iter().map(VecDeque::len).sum(), self.unexpected.iter().map(VecDeque::len).sum())
+        (self.posted.iter().map(Posted::len).sum(), self.unexpected.iter().map(VecDeque::len).sum())
     }
 }
 
@@ -215,7 +268,7 @@ mod tests {
                 match s {
                     Step::Arrive(p, tag) => {
                         let want = posted.iter().position(|(_, w)| w.accepts(peer(p), tag)).map(|i| posted.remove(i).0);
-                        let got = m.take_posted(peer(p), tag).map(|(o, _)| o.index);
+                        let got = m.take_posted(peer(p), tag).map(|r| r.op.index);
                         prop_assert_eq!(got, want);
                         if got.is_none() {
                             let data = Inline::new(&next.to_le_bytes()).unwrap();
@@ -232,7 +285,7 @@ mod tests {
                         });
                         prop_assert_eq!(got, want);
                         if got.is_none() {
-                            m.post(OpId { index: next, generation: 0 }, w);
+                            m.post(Receive { op: OpId { index: next, generation: 0 }, want: w, into: None });
                             posted.push((next, w));
                         }
                     }

@@ -341,13 +341,8 @@ impl Machine {
         to: PeerId,
         key: &WindowKey,
         offset: u64,
-        payload: &Payload<'_>,
+        bytes: &[u8],
     ) -> bool {
-        let bytes = match payload {
-            Payload::Bytes(b) => b,
-            Payload::Buffer(b) => &b[..],
-            Payload::Buffers(_) => return false,
-        };
         let Some((c, remote)) = self.near(to, key, offset, bytes.len(), Rights::WRITE) else { return false };
         let done = matches!(io.ports[c.port].write_now(c.conn, remote, offset, bytes), Some(Ok(())));
         c.tx_bytes += if done { bytes.len() as u64 } else { 0 };

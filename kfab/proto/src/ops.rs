@@ -1,7 +1,7 @@
 //! The operations under way on a lane: a bounded slab of slots. A slot has two sides that end independently: the user's (a
 //! result waits, somebody wants to be woken) and the protocol's (memory is lent, the peer has yet to answer).
 
-use crate::message::{Data, OpId, Outcome, PeerId, Source, Want};
+use crate::message::{Data, OpId, Outcome, PeerId, Source};
 use crate::notice::Tell;
 use crate::onesided::WindowId;
 use kfab_core::mem::{Assembly, Buffer};
@@ -46,7 +46,7 @@ pub(crate) enum Proto {
     /// A large send: the receiver fetches it, or asks for pieces.
     Large { peer: PeerId, source: Source, exposed: Option<Lent>, canceled: bool },
     /// A posted receive.
-    Recv { want: Want, into: Option<Buffer> },
+    Recv { from: Option<PeerId> },
     /// A receive that got a large message and is fetching it in one-sided fashion; the landing is with the port.
     Fetch { peer: PeerId, tag: Option<u64>, len: usize, sender: u64, over: u32 },
     /// A receive (`read` false) or one-sided read (`true`) whose pieces are arriving.
@@ -73,7 +73,7 @@ impl Proto {
     pub(crate) fn peer(&self) -> Option<PeerId> {
         match self {
             Proto::Ended | Proto::Notice { .. } => None,
-            Proto::Recv { want, .. } => want.from,
+            Proto::Recv { from } => *from,
             Proto::Send { peer }
             | Proto::Large { peer, .. }
             | Proto::Fetch { peer, .. }
@@ -123,6 +123,12 @@ impl Ops {
         self.live
     }
 
+    /// `true` if there are as many as there may be.
+    #[inline(always)]
+    pub(crate) fn is_full(&self) -> bool {
+        self.live >= self.max
+    }
+
     /// A new operation; `Kind::Limit` if there are too many.
     #[inline(always)]
     pub(crate) fn insert(&mut self, proto: Proto, op: &'static str) -> Result<OpId> {
@@ -131,9 +137,17 @@ impl Ops {
         Ok(id)
     }
 
-    /// The same, its protocol's side still to be written: it is large, and cheaper written in its place than moved there.
+    /// A new receive, as often as there are messages.
     #[inline(always)]
-    pub(crate) fn open(&mut self, op: &'static str) -> Result<(OpId, &mut Proto)> {
+    pub(crate) fn insert_recv(&mut self, from: Option<PeerId>) -> Result<OpId> {
+        let (id, place) = self.open("recv")?;
+        replace_empty(place, Proto::Recv { from });
+        Ok(id)
+    }
+
+    /// A slot whose protocol's side is still to be written.
+    #[inline(always)]
+    fn open(&mut self, op: &'static str) -> Result<(OpId, &mut Proto)> {
         if self.free == NONE {
             if self.slots.len() >= self.max {
                 let max = self.max;
@@ -149,7 +163,7 @@ impl Ops {
         let index = self.free;
         let s = &mut self.slots[index as usize];
         self.free = s.next_free;
-        s.user = User::Waiting(None);
+        replace_empty(&mut s.user, User::Waiting(None));
         self.live += 1;
         Ok((OpId { index, generation: s.generation }, &mut s.proto))
     }
@@ -194,21 +208,18 @@ impl Ops {
         self.end_proto(id);
     }
 
-    /// The buffer of a receive that waits and has nobody to wake: its user is just asking for it. `None`: it is not such a one.
+    /// `true` for a receive that waits and has nobody to wake: its user is just asking for it.
     #[inline(always)]
-    pub(crate) fn bare_recv(&mut self, id: OpId) -> Option<&mut Option<Buffer>> {
-        match self.slot(id)? {
-            Slot { user: User::Waiting(None), proto: Proto::Recv { into, .. }, .. } => Some(into),
-            _ => None,
-        }
+    pub(crate) fn is_bare_recv(&mut self, id: OpId) -> bool {
+        matches!(self.slot(id), Some(Slot { user: User::Waiting(None), proto: Proto::Recv { .. }, .. }))
     }
 
     /// Ends both sides of such a receive: the result goes past the slot.
     #[inline(always)]
     pub(crate) fn end_bare_recv(&mut self, id: OpId) {
         let Some(s) = self.slot(id) else { return };
-        s.user = User::Gone;
-        s.proto = Proto::Ended;
+        replace_empty(&mut s.user, User::Gone);
+        replace_empty(&mut s.proto, Proto::Ended);
         self.collect(id);
     }
 
@@ -276,7 +287,7 @@ impl Ops {
                 {
                     *peer = new;
                 }
-                Proto::Recv { want, .. } if want.from == Some(old) => want.from = Some(new),
+                Proto::Recv { from } if *from == Some(old) => *from = Some(new),
                 _ => {}
             }
         }
@@ -296,6 +307,12 @@ impl Ops {
         let named = self.slots.iter().enumerate().filter(|(_, s)| f(&s.proto));
         named.map(|(i, s)| OpId { index: i as u32, generation: s.generation }).collect()
     }
+}
+
+/// Puts a value in the place of one that holds nothing: so there is nothing to drop, and no look at what it might have been.
+#[inline(always)]
+fn replace_empty<T>(place: &mut T, value: T) {
+    std::mem::forget(std::mem::replace(place, value));
 }
 
 /// A received message's data, cut into a buffer of the caller or a fresh one.

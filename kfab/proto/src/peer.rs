@@ -6,6 +6,7 @@ use crate::limits::Limits;
 use crate::matcher::Unexpected;
 use crate::message::{OpId, PeerId, Source};
 use crate::notice::Notice;
+use crate::transmit::NOWHERE;
 use crate::wire::{FrameKind, SEQ_MOD, seq_ahead};
 use kfab_core::spi::{Address, Inline, Way};
 use std::collections::VecDeque;
@@ -169,6 +170,22 @@ impl Rx {
         (self.ack_now, self.ack_at) = (false, 0);
     }
 
+    /// A frame has arrived; `true` if it has to be acknowledged now: it says so, or `many` are not yet.
+    #[inline(always)]
+    pub(crate) fn arrives(&mut self, seq: u32, urgent: bool, many: usize) -> bool {
+        self.dedup.record(seq);
+        self.ack_now |= urgent || seq_ahead(self.told_next, self.dedup.next()) as usize >= many;
+        self.ack_now
+    }
+
+    /// So many units are the user's now; `true` if the sender has to be told, as `many` wait for that.
+    #[inline(always)]
+    pub(crate) fn consumes(&mut self, units: u32, many: u32) -> bool {
+        self.consumed = self.consumed.wrapping_add(units);
+        self.ack_now |= self.consumed.wrapping_sub(self.told_consumed) >= many;
+        self.ack_now
+    }
+
     #[inline]
     pub(crate) fn untold(&self) -> (u32, u32) {
         (seq_ahead(self.told_next, self.dedup.next()), self.consumed.wrapping_sub(self.told_consumed))
@@ -244,6 +261,8 @@ pub(crate) struct Peer {
     /// Connections that are up, and of those the ones of the best rank.
     pub(crate) rails: Vec<u32>,
     pub(crate) active: Vec<u32>,
+    /// The one of the short way: the only active one, where no fault rule is in force; [`NOWHERE`] if there is none.
+    pub(crate) short: u32,
     /// Frames are kept until acknowledged.
     pub(crate) keep: bool,
     /// A fault rule has taken frames: what is not acknowledged is sent again as over a lossy rail, even when the rule is gone.
@@ -282,6 +301,7 @@ impl Peer {
             candidates: Vec::new(),
             rails: Vec::new(),
             active: Vec::new(),
+            short: NOWHERE,
             keep: false,
             struck: false,
             tx: Tx::default(),
@@ -298,6 +318,13 @@ impl Peer {
             gone: false,
             counters: PeerCounters { min_credits: u32::MAX, ..Default::default() },
         }
+    }
+
+    /// A header of the peer's has come: the acknowledgement and credit that ride in it. Whether each told something new.
+    #[inline(always)]
+    pub(crate) fn hears(&mut self, now: u64, ack: u16, credit: u16) -> (bool, bool) {
+        self.last_heard = now;
+        (self.tx.take_ack(ack), self.tx.take_credit(credit))
     }
 
     /// Does a message of `len` bytes go to the peer as one frame, over a rail that takes up to `eager_max`?

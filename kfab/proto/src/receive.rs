@@ -4,7 +4,7 @@
 
 use crate::dedup::Verdict;
 use crate::machine::{Io, Machine};
-use crate::matcher::{Arrived, Unexpected};
+use crate::matcher::{Arrived, Receive, Unexpected};
 use crate::message::*;
 use crate::notice::Told;
 use crate::ops::{Proto, data};
@@ -163,14 +163,19 @@ impl Machine {
     #[inline(always)]
     pub(crate) fn take_header(&mut self, io: &mut Io<'_>, pi: u32, h: &Header) {
         let p = &mut self.peers[pi as usize];
-        p.last_heard = io.now;
-        let more_credit = p.tx.take_credit(h.credit);
-        let acked = p.tx.take_ack(h.ack);
-        if acked && !p.tx.unacked.is_empty() {
-            self.release_acked(io.now, pi);
+        let (acked, more_credit) = p.hears(io.now, h.ack, h.credit);
+        if acked | more_credit {
+            self.told_us(io.now, pi, acked);
         }
-        let p = &self.peers[pi as usize];
-        if (more_credit || acked) && !p.tx.is_drained() {
+    }
+
+    /// The peer has taken frames or given back credit.
+    #[inline(always)]
+    pub(crate) fn told_us(&mut self, now: u64, pi: u32, acked: bool) {
+        if acked && !self.peers[pi as usize].tx.unacked.is_empty() {
+            self.release_acked(now, pi);
+        }
+        if !self.peers[pi as usize].tx.is_drained() {
             self.mark_dirty(pi);
         }
     }
@@ -279,14 +284,13 @@ impl Machine {
     /// Counts a frame as arrived and sees to its acknowledgement.
     #[inline(always)]
     pub(crate) fn arrived(&mut self, now: u64, ci: u32, pi: u32, seq: u32, urgent: bool) {
+        let many = self.limits.max_unacked / 4;
         let p = &mut self.peers[pi as usize];
-        p.rx.dedup.record(seq);
         if !p.rx.held.is_empty() {
             self.mark_dirty(pi);
         }
         let p = &mut self.peers[pi as usize];
-        if urgent || seq_ahead(p.rx.told_next, p.rx.dedup.next()) as usize >= self.limits.max_unacked / 4 {
-            p.rx.ack_now = true;
+        if p.rx.arrives(seq, urgent, many) {
             self.mark_dirty(pi);
         } else if p.rx.ack_at == 0 && self.conns[ci as usize].delivery != Delivery::Process {
             p.rx.ack_at = now + self.limits.ack_delay.as_nanos() as u64;
@@ -346,15 +350,11 @@ impl Machine {
         let p = &mut self.peers[pi as usize];
         p.counters.rx_messages += 1;
         p.counters.rx_bytes += u.len();
-        let Some((op, _)) = self.matcher.take_posted(u.from, u.tag) else {
+        let Some(Receive { op, into, .. }) = self.matcher.take_posted(u.from, u.tag) else {
             if self.may_wait(io, pi, u.units) {
                 self.matcher.push(u);
             }
             return;
-        };
-        let into = match self.ops.proto(op) {
-            Some(Proto::Recv { into, .. }) => into.take(),
-            _ => None,
         };
         match u.what {
             Arrived::Whole(d) => {
@@ -384,13 +384,9 @@ impl Machine {
 
     /// A whole message whose receive was withdrawn goes to the next that waits for it, or to the head of the queue.
     pub(crate) fn give_again(&mut self, m: Message) {
-        let Some((op, _)) = self.matcher.take_posted(m.from, m.tag) else {
+        let Some(Receive { op, into, .. }) = self.matcher.take_posted(m.from, m.tag) else {
             let what = Arrived::Whole(m.data);
             return self.matcher.push_back_first(Unexpected { from: m.from, tag: m.tag, what, units: 0 });
-        };
-        let into = match self.ops.proto(op) {
-            Some(Proto::Recv { into, .. }) => into.take(),
-            _ => None,
         };
         let r = fit(m.data, into).map(|d| Outcome::Message(message(m.from, m.tag, d)));
         self.finish(op, r);
@@ -401,7 +397,6 @@ impl Machine {
         &mut self,
         io: &mut Io<'_>,
         u: Unexpected,
-        want: Want,
         into: Option<Buffer>,
     ) -> Result<Started> {
         match u.what {
@@ -410,8 +405,13 @@ impl Machine {
                 Ok(Started::Done(Outcome::Message(message(u.from, u.tag, fit(d, into)?))))
             }
             Arrived::Promise { .. } => {
-                let op =
-                    self.ops.insert(Proto::Recv { want: Want { from: None, ..want }, into: None }, "recv")?;
+                let op = match self.ops.insert_recv(None) {
+                    Ok(op) => op,
+                    Err(e) => {
+                        self.matcher.push_back_first(u);
+                        return Err(e);
+                    }
+                };
                 if let Some(p) = self.peers.get_mut(u.from.index as usize).filter(|p| p.name == u.from) {
                     p.rx.waiting = p.rx.waiting.saturating_sub(u.units);
                 }
@@ -425,10 +425,7 @@ impl Machine {
     #[inline(always)]
     pub(crate) fn consume(&mut self, pi: u32, units: u32) {
         let quarter = self.limits.credits / 4;
-        let p = &mut self.peers[pi as usize];
-        p.rx.consumed = p.rx.consumed.wrapping_add(units);
-        if p.rx.consumed.wrapping_sub(p.rx.told_consumed) >= quarter {
-            p.rx.ack_now = true;
+        if self.peers[pi as usize].rx.consumes(units, quarter) {
             self.mark_dirty(pi);
         }
     }
@@ -587,11 +584,8 @@ impl Machine {
         let p = &self.peers[pi as usize];
         let tag = h.user_tag();
         let early = h.has(ORDERED) && seq != p.rx.dedup.next();
-        let op = if early { None } else { self.matcher.take_posted(p.name, tag) };
-        let into = match op.and_then(|(op, _)| self.ops.proto(op)) {
-            Some(Proto::Recv { into, .. }) => into.take(),
-            _ => None,
-        };
+        let posted = if early { None } else { self.matcher.take_posted(p.name, tag) };
+        let (op, into) = posted.map_or((None, None), |r| (Some((r.op, r.want)), r.into));
         let flags = h.kind_flags;
         let fresh = into.is_none();
         let landing = match into {
@@ -601,7 +595,7 @@ impl Machine {
                 Ok(l) => Some(l),
                 Err(_) => {
                     if let Some((op, want)) = op {
-                        self.matcher.repost(op, want);
+                        self.matcher.repost(Receive { op, want, into: None });
                     }
                     return None;
                 }
@@ -661,10 +655,10 @@ impl Machine {
     fn take_failed(&mut self, t: Taking, landing: Option<Landing>) {
         match t {
             Taking::Message { op: Some((op, want)), fresh, .. } => {
-                if let Some(Proto::Recv { into, .. }) = self.ops.proto(op) {
+                if let Some(Proto::Recv { .. }) = self.ops.proto(op) {
                     // Memory made for this message may be too short for the next.
-                    *into = landing.filter(|_| !fresh).and_then(Landing::into_buffer);
-                    self.matcher.repost(op, want);
+                    let into = landing.filter(|_| !fresh).and_then(Landing::into_buffer);
+                    self.matcher.repost(Receive { op, want, into });
                 }
             }
             Taking::Piece { op, .. } => self.piece_failed(op, landing),

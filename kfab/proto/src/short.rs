@@ -6,10 +6,10 @@
 //! Everything here runs once a message: it is inlined, and large values are written where they stay, not moved.
 
 use crate::machine::{Io, Machine};
-use crate::matcher::{Arrived, Unexpected};
+use crate::matcher::{Arrived, Receive, Unexpected};
 use crate::message::*;
 use crate::ops::Proto;
-use crate::peer::Out;
+use crate::peer::{Out, Peer};
 use crate::transmit::flags;
 use crate::wire::*;
 use kfab_core::mem::{Buffer, Landing, Pool};
@@ -17,11 +17,11 @@ use kfab_core::spi::{Delivery, INLINE_MAX, Inline, Next, RemoteKey, Small};
 
 /// Who may be given a message past the queues.
 #[derive(Clone, Copy, Debug)]
-enum Taker {
+enum Taker<'a> {
     /// The caller waits for this receive.
     Op(OpId),
     /// The caller would post such a receive, and no receive and no message waits.
-    Anyone(Want),
+    Anyone(&'a Want),
 }
 
 /// A message in the place where its user has it: what comes past the queues is written there by the port.
@@ -86,58 +86,43 @@ impl Machine {
     // ---- down ----
 
     /// [`Machine::send`] for one frame's bytes to a peer with nothing in the way: `false`, and nothing has happened, if that is not so.
+    /// `in_slab`: they lie where the receiver might fetch them.
     #[inline(always)]
     pub fn send_now(
         &mut self,
         io: &mut Io<'_>,
         to: PeerId,
-        payload: &Payload<'_>,
+        bytes: &[u8],
+        in_slab: bool,
         opts: SendOptions,
     ) -> bool {
-        let bytes = match payload {
-            Payload::Bytes(b) => b,
-            // More than this the receiver had better fetch.
-            Payload::Buffer(b) if b.len() <= self.limits.fetch_min => &b[..],
-            _ => return false,
-        };
-        let pi = match self.peers.get(to.index as usize) {
-            Some(p) if p.name == to && p.alias.is_none() && !self.closed => to.index,
-            _ => return false,
-        };
-        self.send_small(io, pi, bytes, opts).is_some()
-    }
-
-    /// The short way down for a message; `None`, and nothing has happened: it must go the long way.
-    #[inline(always)]
-    fn send_small(&mut self, io: &mut Io<'_>, pi: u32, bytes: &[u8], o: SendOptions) -> Option<()> {
-        let p = &self.peers[pi as usize];
+        if in_slab && bytes.len() > self.limits.fetch_min {
+            return false;
+        }
+        let pi = to.index;
+        let Some(p) = self.peers.get(pi as usize).filter(|p| p.name == to) else { return false };
         let units = match bytes.len() {
             0..=INLINE_MAX => 1,
-            len if !p.keep
-                && p.is_eager(
-                    &self.limits,
-                    self.conns[p.active.first().copied()? as usize].eager_max,
-                    len,
-                ) =>
-            {
-                self.limits.units(len)
-            }
-            _ => return None,
+            len => match self.conns.get(p.short as usize) {
+                Some(c) if !p.keep && p.is_eager(&self.limits, c.eager_max, len) => self.limits.units(len),
+                _ => return false,
+            },
         };
-        if o.delivered || !p.tx.is_drained() || p.tx.credit() < units {
-            return None;
+        if opts.delivered || !p.tx.is_drained() || p.tx.credit() < units {
+            return false;
         }
-        if !self.post_short(io, pi, FrameKind::Eager, flags(&o), o.tag.unwrap_or(0), bytes, units) {
-            return None;
-        }
-        let counters = &mut self.peers[pi as usize].counters;
-        counters.tx_messages += 1;
-        counters.tx_bytes += bytes.len() as u64;
-        Some(())
+        let (flags, tag) = (flags(&opts), opts.tag.unwrap_or(0));
+        let Some(p) = self.post_short(io, pi, FrameKind::Eager, flags, tag, bytes, units) else {
+            return false;
+        };
+        p.counters.tx_messages += 1;
+        p.counters.tx_bytes += bytes.len() as u64;
+        true
     }
 
     /// Numbers a frame and posts it, if the peer has one rail and that takes it at once; spends its units. `bytes` of more than
-    /// [`INLINE_MAX`] are its body: only where frames need not be kept. The caller has looked after order and credit.
+    /// [`INLINE_MAX`] are its body: only where frames need not be kept. The caller has looked after order and credit. `None`, and nothing
+    /// has happened, if it must go the long way.
     #[expect(clippy::too_many_arguments, reason = "the parts of one frame")]
     #[inline(always)]
     pub(crate) fn post_short(
@@ -149,25 +134,25 @@ impl Machine {
         tag: u64,
         bytes: &[u8],
         units: u32,
-    ) -> bool {
+    ) -> Option<&mut Peer> {
         let p = &mut self.peers[pi as usize];
-        let [ci] = p.active[..] else { return false };
-        let c = &mut self.conns[ci as usize];
+        // `NOWHERE` is no connection's number.
+        let c = self.conns.get_mut(p.short as usize)?;
         // Where each frame is a system call, the second of a round waits for company.
         let may_keep = !p.keep || (p.tx.unacked.len() < self.limits.max_unacked && p.tx.round != self.round);
-        if c.blocked || !may_keep || !self.faults.is_empty() {
-            return false;
+        if c.blocked || !may_keep {
+            return None;
         }
         let mut h = Header::new(kind, flags, p.tx.next, tag);
         let (next, consumed) = (p.rx.dedup.next(), p.rx.consumed);
         (h.ack, h.credit) = (next as u16, consumed as u16);
         if !io.ports[c.port].post_small(c.conn, h.to_number(), bytes) {
             c.blocked = true;
-            return false;
+            return None;
         }
         c.tx_frames += 1;
         c.used_at = io.now;
-        let seq = p.tx.take_seq();
+        let (ci, seq) = (p.short, p.tx.take_seq());
         p.tx.round = self.round;
         p.rx.told(next, consumed);
         p.tx.spent = p.tx.spent.wrapping_add(units);
@@ -178,7 +163,7 @@ impl Machine {
             let out = Out { kind, flags, tag, inline, body: Source::Empty, op: None, units };
             self.keep(io.now, pi, ci, seq, out);
         }
-        true
+        Some(&mut self.peers[pi as usize])
     }
 
     // ---- up ----
@@ -196,12 +181,12 @@ impl Machine {
             }
             self.expect(io.now, from.index);
         }
-        let Ok((op, proto)) = self.ops.open("recv") else {
-            self.unexpect(&Proto::Recv { want: *want, into: None });
+        if self.ops.is_full() {
+            self.unexpect(&Proto::Recv { from: want.from });
             return None;
-        };
-        *proto = Proto::Recv { want: *want, into: into.take() };
-        self.matcher.post(op, *want);
+        }
+        let op = self.ops.insert_recv(want.from).ok()?;
+        self.matcher.post(Receive { op, want: *want, into: into.take() });
         Some(op)
     }
 
@@ -224,7 +209,7 @@ impl Machine {
         }
         self.is_calm(io.now)
             && self.matcher.is_idle(want)
-            && self.next_small(io, Taker::Anyone(*want), out) == Polled::Here
+            && self.next_small(io, Taker::Anyone(want), out) == Polled::Here
     }
 
     /// Nothing waits to be done but what ports may bring.
@@ -240,7 +225,7 @@ impl Machine {
     /// The short way up: one frame, if the port has one and nothing else is due. A message that `taker` wants goes into `out` and
     /// past all queues.
     #[inline(always)]
-    fn next_small(&mut self, io: &mut Io<'_>, taker: Taker, out: &mut Direct) -> Polled {
+    fn next_small(&mut self, io: &mut Io<'_>, taker: Taker<'_>, out: &mut Direct) -> Polled {
         let port = self.last_conn.0;
         match io.ports[port].next_small(io.now, &mut out.small) {
             Next::Nothing => return Polled::Nothing,
@@ -253,15 +238,21 @@ impl Machine {
             return Polled::Busy;
         };
         let here = match Header::from_words(out.small.header) {
-            Some((FrameKind::Eager, h)) => self.hand_over(io, ci, &h, taker, out, None),
+            Some((FrameKind::Eager, h)) => self.hand_over(io, ci, &h, taker, out),
             Some((FrameKind::Rts, h)) => self.fetch_now(io, ci, &h, taker, out),
             _ => false,
         };
         if here {
             return Polled::Here;
         }
-        self.on_frame(io, ci, Header::from_words(out.small.header), &out.small.inline, out.small.body_len);
+        self.go_long(io, ci, &out.small);
         Polled::Busy
+    }
+
+    /// The long way up for a frame that came by the short one.
+    #[inline(never)]
+    fn go_long(&mut self, io: &mut Io<'_>, ci: u32, frame: &Small) {
+        self.on_frame(io, ci, Header::from_words(frame.header), &frame.inline, frame.body_len);
     }
 
     /// Gives the message that waits for a receive like this, if it is whole.
@@ -275,16 +266,6 @@ impl Machine {
         true
     }
 
-    /// The same for a promised message, whose bytes are fetched at once.
-    #[inline(never)]
-    fn fetch_now(&mut self, io: &mut Io<'_>, ci: u32, h: &Header, taker: Taker, out: &mut Direct) -> bool {
-        let rts = Rts::parse(out.small.inline.as_slice());
-        match rts.filter(|r| r.secret.get() != 0 && (1..=self.limits.max_message).contains(&r.len())) {
-            Some(rts) => self.hand_over(io, ci, h, taker, out, Some(&rts)),
-            None => false,
-        }
-    }
-
     /// Gives a message straight to whoever waits for it. `false`, and nothing has happened: it must go the long way, because
     /// something is unusual or it is not what the taker wants.
     #[inline(always)]
@@ -293,97 +274,207 @@ impl Machine {
         io: &mut Io<'_>,
         ci: u32,
         h: &Header,
-        taker: Taker,
+        taker: Taker<'_>,
         out: &mut Direct,
-        promise: Option<&Rts>,
     ) -> bool {
-        let c = &mut self.conns[ci as usize];
-        let Some(pi) = c.peer.filter(|_| c.up) else { return false };
-        let p = &mut self.peers[pi as usize];
-        if h.has(ORDERED | URGENT_ACK)
-            || !self.faults.is_empty()
-            || !p.rx.dedup.is_next(h.seq)
-            || !p.rx.held.is_empty()
-            || c.delivery == Delivery::Datagram
-        {
+        let Some(pi) = self.in_turn(ci, h) else { return false };
+        let Some(into) = self.wanted(pi, h, taker, &mut out.body) else { return false };
+        if out.small.body_len > 0 || into.is_some() {
+            return self.hand_over_body(io, ci, pi, h, taker, out);
+        }
+        let few = out.small.inline.len();
+        self.handed(io, ci, pi, h, taker, out, few, 1);
+        true
+    }
+
+    /// The same for a promised message, whose bytes are fetched at once.
+    #[inline(never)]
+    fn fetch_now(
+        &mut self,
+        io: &mut Io<'_>,
+        ci: u32,
+        h: &Header,
+        taker: Taker<'_>,
+        out: &mut Direct,
+    ) -> bool {
+        let rts = Rts::parse(out.small.inline.as_slice());
+        let max = self.limits.max_message;
+        let Some(rts) = rts.filter(|r| r.secret.get() != 0 && (1..=max).contains(&r.len())) else {
+            return false;
+        };
+        let (Some(pi), len) = (self.in_turn(ci, h).filter(|pi| self.is_alone(ci, *pi)), rts.len() as usize)
+        else {
+            return false;
+        };
+        let Some(mut place) = self.take_place(io, pi, h, taker, &mut out.body, len) else { return false };
+        let c = &self.conns[ci as usize];
+        let key = RemoteKey { region: rts.region.get(), base: rts.base.get(), secret: rts.secret.get() };
+        let port = &mut io.ports[c.port];
+        let leads = c.far_port == rts.port.get() && port.caps().rma;
+        if !leads || !matches!(port.read_now(c.conn, key, 0, &mut place.landing), Some(Ok(()))) {
+            if let (Some(into), false) = (self.wanted(pi, h, taker, &mut out.body), place.fresh) {
+                *into = place.landing.into_buffer();
+            }
             return false;
         }
-        let (from, tag) = (p.name, h.user_tag());
-        let into = match taker {
-            Taker::Op(op) if self.matcher.is_first(op, from, tag) => self.ops.bare_recv(op),
-            Taker::Anyone(want) if want.accepts(from, tag) => Some(&mut out.body),
-            _ => None,
-        };
-        let (few, many) = match promise {
-            None => (out.small.inline.len(), out.small.body_len),
-            Some(rts) => (0, rts.len() as usize),
-        };
-        // The twin of a body may be on its way over another rail, and rails that may have others are measured by their bodies.
-        let alone = c.delivery == Delivery::Process && p.rails.len() == 1 && self.leaving.is_empty();
-        let Some(into) = into.filter(|_| many == 0 || alone) else { return false };
-        let fresh = into.is_none();
-        let Some(mut landing) = place(io.pool, into, few, many) else { return false };
-        if let (Some(rts), Some(l)) = (promise, &mut landing) {
-            let key = RemoteKey { region: rts.region.get(), base: rts.base.get(), secret: rts.secret.get() };
-            let port = &mut io.ports[c.port];
-            let leads = c.far_port == rts.port.get() && port.caps().rma;
-            if !leads || !matches!(port.read_now(c.conn, key, 0, l), Some(Ok(()))) {
-                *into = landing.filter(|_| !fresh).and_then(Landing::into_buffer);
-                return false;
-            }
+        self.conns[ci as usize].rx_bytes += len as u64;
+        (out.small.body_len, out.body) = (len, place.landing.into_buffer());
+        self.handed(io, ci, pi, h, taker, out, len, 1);
+        self.send_done(io, pi, rts.op.get(), Status::Ok);
+        true
+    }
+
+    /// And for one of many bytes, or into a buffer that its receive brought.
+    #[inline(never)]
+    fn hand_over_body(
+        &mut self,
+        io: &mut Io<'_>,
+        ci: u32,
+        pi: u32,
+        h: &Header,
+        taker: Taker<'_>,
+        out: &mut Direct,
+    ) -> bool {
+        let (few, many) = (out.small.inline.len(), out.small.body_len);
+        if many > 0 && !self.is_alone(ci, pi) {
+            return false;
         }
+        let len = few.max(many);
+        let Some(place) = self.take_place(io, pi, h, taker, &mut out.body, len) else { return false };
+        let (c, mut landing) = (&mut self.conns[ci as usize], place.landing);
+        if many > 0 {
+            c.rx_bytes += many as u64;
+            let taken = io.ports[c.port].take_now(c.conn, &mut landing);
+            assert!(taken, "a port that announces a body delivers it");
+        } else {
+            out.small.body_len = landing.copy_from(0, out.small.inline.as_slice());
+        }
+        out.body = landing.into_buffer();
+        let units = self.limits.units(many);
+        self.handed(io, ci, pi, h, taker, out, len, units);
+        true
+    }
+
+    /// The peer of a connection over which a message came that nothing comes before.
+    #[inline(always)]
+    fn in_turn(&self, ci: u32, h: &Header) -> Option<u32> {
+        let c = &self.conns[ci as usize];
+        let pi = c.peer.filter(|_| c.up)?;
+        let p = &self.peers[pi as usize];
+        let usual = !h.has(ORDERED | URGENT_ACK)
+            && self.faults.is_empty()
+            && p.rx.dedup.is_next(h.seq)
+            && p.rx.held.is_empty()
+            && c.delivery != Delivery::Datagram;
+        usual.then_some(pi)
+    }
+
+    /// The place of the buffer of whoever takes this message; `None` if it is not what they want.
+    #[inline(always)]
+    fn wanted<'a>(
+        &'a mut self,
+        pi: u32,
+        h: &Header,
+        taker: Taker<'_>,
+        brought: &'a mut Option<Buffer>,
+    ) -> Option<&'a mut Option<Buffer>> {
+        let (from, tag) = (self.peers[pi as usize].name, h.user_tag());
+        match taker {
+            Taker::Op(op) if self.ops.is_bare_recv(op) => self.matcher.first(op, from, tag),
+            Taker::Anyone(want) if want.accepts(from, tag) => Some(brought),
+            _ => None,
+        }
+    }
+
+    /// Memory for a message's bytes. `None`, and nothing has happened: there is none for it, or it is not wanted.
+    #[inline(always)]
+    fn take_place(
+        &mut self,
+        io: &Io<'_>,
+        pi: u32,
+        h: &Header,
+        taker: Taker<'_>,
+        brought: &mut Option<Buffer>,
+        len: usize,
+    ) -> Option<Place> {
+        let into = self.wanted(pi, h, taker, brought)?;
+        place(io.pool, into, len)
+    }
+
+    /// May a body go past the queues? Its twin may be on its way over another rail, and rails that may have others are measured by
+    /// their bodies.
+    #[inline(always)]
+    fn is_alone(&self, ci: u32, pi: u32) -> bool {
+        let (c, p) = (&self.conns[ci as usize], &self.peers[pi as usize]);
+        c.delivery == Delivery::Process && p.rails.len() == 1 && self.leaving.is_empty()
+    }
+
+    /// A message is with whoever wanted it, `len` bytes: what is left is the books.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one message")]
+    #[inline(always)]
+    fn handed(
+        &mut self,
+        io: &mut Io<'_>,
+        ci: u32,
+        pi: u32,
+        h: &Header,
+        taker: Taker<'_>,
+        out: &mut Direct,
+        len: usize,
+        units: u32,
+    ) {
+        let (c, p) = (&mut self.conns[ci as usize], &mut self.peers[pi as usize]);
+        (out.from, out.tag) = (p.name, h.user_tag());
         if let Taker::Op(op) = taker {
             self.ops.end_bare_recv(op);
-            if self.matcher.pop_first(tag).from.is_some() {
+            if self.matcher.pop_first(out.tag).is_some() {
                 p.expects = p.expects.saturating_sub(1);
             }
         }
         c.rx_frames += 1;
-        c.rx_bytes += many as u64;
         c.used_at = io.now;
         c.heard_at = io.now;
         c.asked_at = 0;
         p.counters.rx_messages += 1;
-        p.counters.rx_bytes += (few + many) as u64;
-        (out.from, out.tag) = (from, tag);
-        if let Some(mut landing) = landing {
-            if promise.is_some() {
-                out.small.body_len = many;
-            } else if many > 0 {
-                let taken = io.ports[c.port].take_now(c.conn, &mut landing);
-                assert!(taken, "a port that announces a body delivers it");
-            } else {
-                out.small.body_len = landing.copy_from(0, out.small.inline.as_slice());
-            }
-            out.body = landing.into_buffer();
+        p.counters.rx_bytes += len as u64;
+        let (acked, more_credit) = p.hears(io.now, h.ack, h.credit);
+        let mut owes = p.rx.arrives(h.seq, false, self.limits.max_unacked / 4);
+        owes |= p.rx.consumes(units, self.limits.credits / 4);
+        if c.delivery != Delivery::Process && !owes && p.rx.ack_at == 0 {
+            p.rx.ack_at = io.now + self.limits.ack_delay.as_nanos() as u64;
+            self.set_timer(pi, io.now);
         }
-        let units = if promise.is_some() { 1 } else { self.limits.units(many) };
-        self.take_header(io, pi, h);
-        self.arrived(io.now, ci, pi, h.seq, false);
-        self.consume(pi, units);
-        if let Some(rts) = promise {
-            self.send_done(io, pi, rts.op.get(), Status::Ok);
+        if acked | more_credit {
+            self.told_us(io.now, pi, acked);
         }
-        true
+        if owes {
+            self.mark_dirty(pi);
+        }
     }
 }
 
-/// Where a message's bytes go: into the buffer that its receive brought, or a fresh one; few need none. The outer `None`, and nothing
-/// has happened: there is no place for them.
+/// Memory for a message's bytes.
+struct Place {
+    landing: Landing,
+    /// It was made for this message: the receive brought none.
+    fresh: bool,
+}
+
+/// Where a message's bytes go: into the buffer that its receive brought, or a fresh one. `None`, and nothing has happened: there is no
+/// place for them.
 #[inline(always)]
-fn place(pool: &Pool, into: &mut Option<Buffer>, few: usize, many: usize) -> Option<Option<Landing>> {
+fn place(pool: &Pool, into: &mut Option<Buffer>, len: usize) -> Option<Place> {
     let Some(buffer) = into.take() else {
-        return if many == 0 { Some(None) } else { pool.landing(many).ok().map(Some) };
+        return pool.landing(len).ok().map(|landing| Place { landing, fresh: true });
     };
-    let len = few.max(many);
     let landing = if buffer.len() < len.max(1) { Err(buffer) } else { Landing::prefix(buffer, len) };
-    landing.map_or_else(
-        |buffer| {
+    match landing {
+        Ok(landing) => Some(Place { landing, fresh: false }),
+        Err(buffer) => {
             *into = Some(buffer);
             None
-        },
-        |landing| Some(Some(landing)),
-    )
+        }
+    }
 }
 
 /// A frame of a connection that is nobody's any more.

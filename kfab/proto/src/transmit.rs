@@ -195,7 +195,9 @@ impl Machine {
         tag: u64,
         inline: &[u8],
     ) {
-        if self.peers[pi as usize].tx.control.is_empty() && self.post_short(io, pi, kind, 0, tag, inline, 0) {
+        if self.peers[pi as usize].tx.control.is_empty()
+            && self.post_short(io, pi, kind, 0, tag, inline, 0).is_some()
+        {
             return;
         }
         let inline = Inline::new(inline).expect("inline structs fit");

@@ -19,7 +19,6 @@ use kfab_core::spi::{
 use kfab_core::{Error, Kind, Result};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
-use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -64,8 +63,6 @@ pub(crate) struct ShmPort {
     pub(crate) ending: Vec<Conn>,
     /// Links that were ended before their peer hung up: it may still be in our windows.
     pub(crate) lingering: Vec<Link>,
-    /// Events found outside a poll.
-    pub(crate) pending: VecDeque<Event>,
     pub(crate) slots: Slots,
     pub(crate) regions: Regions,
     pub(crate) now_ns: u64,
@@ -77,6 +74,8 @@ pub(crate) struct ShmPort {
     timer_ns: Option<u64>,
     pub(crate) armed: bool,
     pub(crate) sweep_at_ns: u64,
+    /// The short way is free until then: nothing but the rings of the hot links has to be looked at. 0: a poll is due.
+    short_until_ns: u64,
 }
 
 fn os(what: &str, e: Errno) -> Error {
@@ -116,7 +115,6 @@ impl ShmPort {
             blocked: Vec::new(),
             ending: Vec::new(),
             lingering: Vec::new(),
-            pending: VecDeque::new(),
             slots: Slots::new()?,
             regions: Regions::default(),
             now_ns: 0,
@@ -126,6 +124,7 @@ impl ShmPort {
             timer_ns: None,
             armed: false,
             sweep_at_ns: 0,
+            short_until_ns: 0,
         })
     }
 
@@ -173,6 +172,21 @@ impl ShmPort {
     /// The next poll looks at epoll.
     pub(crate) fn look_soon(&mut self) {
         self.control_at_ns = 0;
+        self.poll_first();
+    }
+
+    /// The short way is closed until the next poll.
+    pub(crate) fn poll_first(&mut self) {
+        self.short_until_ns = 0;
+    }
+
+    /// Until when nothing but rings has to be looked at.
+    fn short_until_ns(&self) -> u64 {
+        let busy = self.armed || !(self.blocked.is_empty() && self.ending.is_empty());
+        if busy || self.hot.len() > SHORT_SCAN {
+            return 0;
+        }
+        self.control_at_ns.min(self.timer_ns.unwrap_or(u64::MAX))
     }
 
     /// `true` if the next poll looks at epoll.
@@ -372,6 +386,7 @@ impl ShmPort {
             return;
         }
         link.ending = Some(end);
+        self.poll_first();
     }
 
     /// Reports links down that have nothing left to report.
@@ -521,6 +536,7 @@ impl Port for ShmPort {
                 if !link.refused {
                     link.refused = true;
                     self.blocked.push(conn);
+                    self.poll_first();
                 }
                 n
             }
@@ -542,6 +558,7 @@ impl Port for ShmPort {
                 Ok(false) if !link.refused => {
                     link.refused = true;
                     self.blocked.push(conn);
+                    self.poll_first();
                 }
                 Ok(false) => {}
                 Err(end) => {
@@ -556,12 +573,7 @@ impl Port for ShmPort {
 
     #[inline]
     fn next_small(&mut self, now_ns: u64, into: &mut Small) -> Next {
-        let due = self.armed
-            || now_ns >= self.control_at_ns
-            || self.hot.len() > SHORT_SCAN
-            || !(self.pending.is_empty() && self.blocked.is_empty() && self.ending.is_empty())
-            || self.timer_ns.is_some_and(|t| now_ns >= t);
-        if due {
+        if now_ns >= self.short_until_ns {
             return Next::Poll;
         }
         for conn in &self.hot {
@@ -587,9 +599,6 @@ impl Port for ShmPort {
         if self.armed {
             self.disarm();
         }
-        if !self.pending.is_empty() {
-            events.extend(self.pending.drain(..));
-        }
         self.scan_hot(events);
         if !self.blocked.is_empty() {
             self.unblock(events);
@@ -605,6 +614,7 @@ impl Port for ShmPort {
         if !self.ending.is_empty() {
             self.bury(events);
         }
+        self.short_until_ns = self.short_until_ns();
         moved || events.len() > before
     }
 

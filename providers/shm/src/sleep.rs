@@ -17,10 +17,11 @@ const SWEEP_NS: u64 = 2_000_000;
 impl ShmPort {
     /// Arms all rings; `false`, and nothing armed, if there is work already.
     pub(crate) fn prepare_sleep(&mut self) -> bool {
-        if !self.pending.is_empty() || !self.ending.is_empty() || self.looks_soon() {
+        if !self.ending.is_empty() || self.looks_soon() {
             return false;
         }
         self.armed = true;
+        self.poll_first();
         for i in 0..self.hot.len() {
             if let Some(l) = self.conns.link(self.hot[i]) {
                 l.channel.arm();

@@ -147,9 +147,9 @@ impl Node {
             true => Payload::Buffer(self.pool.copy_from(&bytes).unwrap()),
             false => Payload::Bytes(&bytes),
         };
-        let shortly = rng.chance(0.5);
+        let (shortly, in_slab) = (rng.chance(0.5), matches!(payload, Payload::Buffer(_)));
         let r = self.with(now, |m, io| {
-            if shortly && m.send_now(io, peer, &payload, options) {
+            if shortly && m.send_now(io, peer, &bytes, in_slab, options) {
                 Ok(None)
             } else {
                 m.send(io, peer, payload, options)
