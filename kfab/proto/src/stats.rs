@@ -1,0 +1,159 @@
+//! What a lane tells about itself: counters, queue depths, peers and their rails. Reads only.
+
+use crate::events::FabricEvent;
+use crate::machine::Machine;
+use crate::message::*;
+use crate::peer::PeerCounters;
+use kfab_core::spi::Address;
+
+/// Counters and queue depths of a lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct LaneStats {
+    /// Peers known.
+    pub peers: usize,
+    /// Connections open.
+    pub conns: usize,
+    /// Operations under way.
+    pub ops: usize,
+    /// Receives that wait for a message.
+    pub posted: usize,
+    /// Messages that wait for a receive.
+    pub unexpected: usize,
+    /// Messages that wait for credit, all peers.
+    pub deferred: usize,
+    /// Frames that wait for an acknowledgement, all peers.
+    pub unacked: usize,
+    /// Windows open.
+    pub windows: usize,
+    /// Sums over all peers.
+    pub totals: PeerCounters,
+}
+
+/// A rail of a peer.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct RailInfo {
+    /// Its number on this lane.
+    pub rail: u32,
+    /// The port, in the order the lane was given them.
+    pub port: usize,
+    /// `true` if traffic goes over it now (it is of the best rank that is up).
+    pub active: bool,
+    /// Bytes and frames, both ways.
+    pub tx_bytes: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Frames sent.
+    pub tx_frames: u64,
+    /// Frames received.
+    pub rx_frames: u64,
+    /// Bytes sent and not acknowledged.
+    pub unacked_bytes: usize,
+}
+
+/// What can be said about a peer.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct PeerInfo {
+    /// Its address, where known.
+    pub address: Option<String>,
+    /// `true` if it can be reached now.
+    pub up: bool,
+    /// Credits free now, of how many.
+    pub credits: u32,
+    /// All credits the peer gives us.
+    pub credit_limit: u32,
+    /// Messages that wait for credit.
+    pub deferred: usize,
+    /// Smoothed round trip, ns; 0 where it was never measured.
+    pub rtt_ns: u64,
+    /// Its rails.
+    pub rails: Vec<RailInfo>,
+    /// Counters.
+    pub counters: PeerCounters,
+}
+
+impl Machine {
+    /// What happened since the last call, and how many events were lost because nobody asked.
+    pub fn drain_events(&mut self) -> (Vec<FabricEvent>, u64) {
+        self.stream.drain()
+    }
+
+    /// Counters and queue depths.
+    pub fn stats(&self) -> LaneStats {
+        let (posted, unexpected) = self.matcher.depths();
+        let mut s = LaneStats {
+            peers: self.peers.len() - self.free_peers.len(),
+            conns: self.conns.iter().filter(|c| c.live).count(),
+            ops: self.ops.live(),
+            posted,
+            unexpected,
+            windows: self.windows.len(),
+            ..Default::default()
+        };
+        s.totals.min_credits = u32::MAX;
+        for p in &self.peers {
+            s.deferred += p.tx.deferred.len();
+            s.unacked += p.tx.unacked.len();
+            s.totals.add(&p.counters);
+        }
+        s
+    }
+
+    /// All peers that are known now.
+    pub fn peers(&self) -> Vec<PeerId> {
+        let free = |i: usize| self.free_peers.contains(&(i as u32));
+        self.peers.iter().enumerate().filter(|(i, _)| !free(*i)).map(|(_, p)| p.name).collect()
+    }
+
+    /// What can be said about a peer; `None` if it is gone.
+    pub fn peer_info(&self, id: PeerId) -> Option<PeerInfo> {
+        let p = self.peers.get(id.index as usize).filter(|p| p.name == id)?;
+        let rail = |ci: &u32| {
+            let c = &self.conns[*ci as usize];
+            RailInfo {
+                rail: *ci,
+                port: c.port,
+                active: p.active.contains(ci),
+                tx_bytes: c.tx_bytes,
+                rx_bytes: c.rx_bytes,
+                tx_frames: c.tx_frames,
+                rx_frames: c.rx_frames,
+                unacked_bytes: c.unacked_bytes,
+            }
+        };
+        Some(PeerInfo {
+            address: p.address.as_ref().map(Address::to_string),
+            up: !p.rails.is_empty(),
+            credits: p.tx.credit(),
+            credit_limit: p.tx.limit,
+            deferred: p.tx.deferred.len(),
+            rtt_ns: p.tx.srtt,
+            rails: p.rails.iter().map(rail).collect(),
+            counters: p.counters,
+        })
+    }
+
+    /// The protocol's side of an operation as text, for the reports of simulations.
+    #[doc(hidden)]
+    pub fn describe(&mut self, op: OpId) -> String {
+        format!("{:?}", self.ops.proto(op))
+    }
+}
+
+impl PeerCounters {
+    fn add(&mut self, o: &PeerCounters) {
+        self.tx_messages += o.tx_messages;
+        self.tx_bytes += o.tx_bytes;
+        self.rx_messages += o.rx_messages;
+        self.rx_bytes += o.rx_bytes;
+        self.coalesced += o.coalesced;
+        self.credit_stalls += o.credit_stalls;
+        self.min_credits = self.min_credits.min(o.min_credits);
+        self.resent += o.resent;
+        self.duplicates += o.duplicates;
+        self.failovers += o.failovers;
+        self.lost += o.lost;
+    }
+}
