@@ -233,7 +233,8 @@ fn rendezvous(Scene { a, peer, kill, limit, .. }: Scene<'_>) -> (usize, Instant)
         b.get_mut().unwrap().fill(i as u8);
         b
     };
-    let waits: Vec<_> = (0..6).map(|_| a.recv_with().from(peer).post()).collect();
+    // One more than there can be answers: it hears of the death, whatever was done before.
+    let waits: Vec<_> = (0..7).map(|_| a.recv_with().from(peer).post()).collect();
     let sent: Vec<_> = (0..6).map(|i| peer.send(big(i))).collect();
     kill();
     let until = Instant::now() + limit;
