@@ -183,6 +183,7 @@ pub fn text(stats: &EndpointStats) -> String {
     t.one("messages_deferred", "gauge", "Messages that wait for credit.", lane.deferred);
     t.one("frames_unacked", "gauge", "Frames that wait for an acknowledgement.", lane.unacked);
     t.one("windows", "gauge", "Windows open.", lane.windows);
+    t.one("notices", "gauge", "Notices that wait to be taken.", lane.notices);
     t.one("pool_regions", "gauge", "Regions of the memory pool.", stats.pool.regions);
     t.one("pool_bytes", "gauge", "Bytes of the memory pool.", stats.pool.bytes);
     t.one("pool_used_bytes", "gauge", "Bytes of the memory pool in use.", stats.pool.in_use);

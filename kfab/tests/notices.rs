@@ -96,6 +96,8 @@ fn notices_nobody_takes_hold_their_senders_up_and_none_is_lost() {
         }
         assert!(pending >= n - Limits::default().credits as usize - 1, "{pending} of {n} wait over {s}");
         assert!(a.stats().lane.deferred > 0);
+        let waiting = b.stats().lane.notices;
+        assert!((n - pending..=Limits::default().credits as usize).contains(&waiting), "{waiting} over {s}");
         // Messages wait with them, and come with them.
         let message = to_b.send(b"behind");
         let t = std::thread::spawn(move || ops.into_iter().for_each(|o| o.wait().unwrap()));
@@ -110,6 +112,7 @@ fn notices_nobody_takes_hold_their_senders_up_and_none_is_lost() {
         t.join().unwrap();
         message.wait().unwrap();
         assert!(!w.notice().is_done());
+        assert_eq!(b.stats().lane.notices, 0);
     });
 }
 

@@ -143,6 +143,11 @@ impl Windows {
         self.open.len()
     }
 
+    /// Notices that wait, all windows.
+    pub(crate) fn notices_here(&self) -> usize {
+        self.open.values().map(|w| w.notices.here.len()).sum()
+    }
+
     pub(crate) fn notices(&mut self, id: WindowId) -> Option<&mut Notices> {
         self.open.get_mut(&id.0).map(|w| &mut w.notices)
     }

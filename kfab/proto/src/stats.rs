@@ -26,6 +26,8 @@ pub struct LaneStats {
     pub unacked: usize,
     /// Windows open.
     pub windows: usize,
+    /// Notices that wait to be taken, all windows.
+    pub notices: usize,
     /// Sums over all peers.
     pub totals: PeerCounters,
 }
@@ -90,6 +92,7 @@ impl Machine {
             posted,
             unexpected,
             windows: self.windows.len(),
+            notices: self.windows.notices_here(),
             ..Default::default()
         };
         s.totals.min_credits = u32::MAX;
