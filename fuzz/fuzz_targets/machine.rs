@@ -297,6 +297,7 @@ impl<'a> Play<'a> {
         b.extend(u32::from(self.input.byte() & 6).to_le_bytes());
         b.extend(4096u32.to_le_bytes());
         b.extend(session.to_le_bytes());
+        b.extend((u32::from(self.input.byte() % 8) << 10).to_le_bytes());
         if self.input.byte() > 240 {
             let at = usize::from(self.input.byte()) % b.len();
             b[at] ^= self.input.byte();

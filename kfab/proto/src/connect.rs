@@ -2,6 +2,7 @@
 
 use crate::events::FabricEvent;
 use crate::faults::split_mix;
+use crate::limits::Limits;
 use crate::machine::{Io, Machine};
 use crate::message::*;
 use crate::ops::Proto;
@@ -175,6 +176,7 @@ impl Machine {
             flags: ((u32::from(self.keyed) * KEYED) | stranger | again).into(),
             max_body: (io.ports[c.port].caps().max_body as u32).into(),
             session: p.session.into(),
+            credit_bytes: self.limits.credit_bytes.into(),
         };
         let inline = Inline::new(h.as_bytes()).expect("a hello fits");
         let header = Header::new(FrameKind::Hello, 0, 0, 0).to_bytes();
@@ -213,6 +215,11 @@ impl Machine {
         }
         if c.up || body_len > Address::MAX_LEN {
             return self.hostile(io, ci, "a bad hello");
+        }
+        let grants =
+            Limits { credits: h.credits.get(), credit_bytes: h.credit_bytes.get(), ..Limits::default() };
+        if let Err(e) = grants.check() {
+            return self.hostile(io, ci, &format!("a hello that grants what cannot be: {e}"));
         }
         if body_len == 0 {
             return self.finish_hello(io, ci, &h, None, 0);
@@ -280,7 +287,7 @@ impl Machine {
         let via = io.ports[port].ways().first().map_or_else(String::new, |w| w.scheme.clone());
         let p = &mut self.peers[pi as usize];
         p.far_session = Some(session);
-        p.tx.limit = h.credits.get().clamp(1, 32_768);
+        p.is_granted(h.credits.get(), h.credit_bytes.get());
         p.last_heard = io.now;
         p.cut_since = None;
         p.ever_up = true;

@@ -9,7 +9,7 @@ pub struct Limits {
     /// Credit units a peer may have in use here: memory that messages without a posted receive may hold (default 1024).
     pub credits: u32,
     /// Bytes per credit unit (default 1 KiB): a message costs one unit per started unit, at least one.
-    /// Both ends must count alike: who counts less is given up as a peer that sends without credit.
+    /// Peers are told and count so.
     pub credit_bytes: u32,
     /// The largest single message, bytes (default 1 GiB).
     pub max_message: u64,
@@ -72,11 +72,7 @@ impl Limits {
     /// Credit units that a message of `bytes` costs.
     #[inline]
     pub fn units(&self, bytes: usize) -> u32 {
-        if bytes <= self.credit_bytes as usize {
-            1
-        } else {
-            bytes.div_ceil(self.credit_bytes as usize) as u32
-        }
+        units(bytes, self.credit_bytes)
     }
 
     /// Checks that the limits make sense together; the error names the first that does not.
@@ -105,4 +101,10 @@ impl Limits {
             _ => Ok(()),
         }
     }
+}
+
+/// Credit units of a message where so many bytes cost one.
+#[inline]
+pub(crate) fn units(bytes: usize, credit_bytes: u32) -> u32 {
+    if bytes <= credit_bytes as usize { 1 } else { bytes.div_ceil(credit_bytes as usize) as u32 }
 }

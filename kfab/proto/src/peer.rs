@@ -2,7 +2,7 @@
 //! arrived, and the credits of both directions.
 
 use crate::dedup::Dedup;
-use crate::limits::Limits;
+use crate::limits::{Limits, units};
 use crate::matcher::Unexpected;
 use crate::message::{OpId, PeerId, Source};
 use crate::notice::Notice;
@@ -72,8 +72,9 @@ pub(crate) struct Tx {
     pub(crate) next: u32,
     /// All before this one are acknowledged.
     pub(crate) acked: u32,
-    /// Units the peer lets us have in use.
+    /// Units the peer lets us have in use, and the bytes of a message that cost one there; 0: it has not said yet.
     pub(crate) limit: u32,
+    pub(crate) credit_bytes: u32,
     /// Units spent, and units given back, since the start (wrapping).
     pub(crate) spent: u32,
     pub(crate) returned: u32,
@@ -331,7 +332,23 @@ impl Peer {
     #[inline]
     pub(crate) fn is_eager(&self, limits: &Limits, eager_max: usize, len: usize) -> bool {
         let credits = limits.credits.min(if self.tx.limit == 0 { u32::MAX } else { self.tx.limit });
-        len <= eager_max.min(self.frame_max) && limits.units(len) <= credits / 4
+        len <= eager_max.min(self.frame_max) && self.units(limits, len) <= credits / 4
+    }
+
+    /// What a message of so many bytes costs at the peer.
+    #[inline]
+    pub(crate) fn units(&self, limits: &Limits, len: usize) -> u32 {
+        units(len, if self.tx.credit_bytes == 0 { limits.credit_bytes } else { self.tx.credit_bytes })
+    }
+
+    /// The peer says how it counts: what waits is counted anew.
+    pub(crate) fn is_granted(&mut self, credits: u32, credit_bytes: u32) {
+        self.tx.limit = credits.clamp(1, 32_768);
+        if std::mem::replace(&mut self.tx.credit_bytes, credit_bytes) == credit_bytes {
+            return;
+        }
+        let messages = self.tx.deferred.iter_mut().filter(|d| d.out.kind == FrameKind::Eager);
+        messages.for_each(|d| d.out.units = units(d.out.body.len(), credit_bytes));
     }
 
     /// `true` while something is owed to or by the peer.

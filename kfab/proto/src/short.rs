@@ -104,7 +104,9 @@ impl Machine {
         let units = match bytes.len() {
             0..=INLINE_MAX => 1,
             len => match self.conns.get(p.short as usize) {
-                Some(c) if !p.keep && p.is_eager(&self.limits, c.eager_max, len) => self.limits.units(len),
+                Some(c) if !p.keep && p.is_eager(&self.limits, c.eager_max, len) => {
+                    p.units(&self.limits, len)
+                }
                 _ => return false,
             },
         };

@@ -114,7 +114,7 @@ impl Machine {
         payload: Payload<'_>,
         o: SendOptions,
     ) -> Result<Option<OpId>> {
-        let units = self.limits.units(payload.len());
+        let units = self.peers[pi as usize].units(&self.limits, payload.len());
         let (kind, tag) = (FrameKind::Eager, o.tag.unwrap_or(0));
         let mut out =
             Out { kind, flags: flags(&o), tag, inline: Inline::EMPTY, body: Source::Empty, op: None, units };

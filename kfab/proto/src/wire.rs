@@ -8,7 +8,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The version both sides must speak.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// First bytes of every hello: "kfab".
 pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"kfab");
 
@@ -169,7 +169,7 @@ pub(crate) const AGAIN: u32 = 4;
 
 inline_struct!(
     /// Who a connection belongs to.
-    Hello 36 {
+    Hello 40 {
         magic: U32,
         version: U16,
         /// Which port of the sender this connection ends at.
@@ -184,6 +184,8 @@ inline_struct!(
         max_body: U32,
         /// The sender's state for this receiver; another number than before: it has forgotten everything. Means nothing with `STRANGER`.
         session: U64,
+        /// So many bytes of a message to the sender of this hello cost a unit.
+        credit_bytes: U32,
     }
 );
 
@@ -350,10 +352,11 @@ mod tests {
             flags: 1.into(),
             max_body: 65536.into(),
             session: 9.into(),
+            credit_bytes: 4096.into(),
         };
         let want = [
-            b'k', b'f', b'a', b'b', 2, 0, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 4, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0,
-            9, 0, 0, 0, 0, 0, 0, 0,
+            b'k', b'f', b'a', b'b', 3, 0, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 4, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0,
+            9, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0,
         ];
         assert_eq!(h.as_bytes(), want);
         for cut in 0..want.len() {

@@ -1,0 +1,92 @@
+//! A peer that speaks the protocol and sends without credit: it is given up before it fills our memory, and others are served.
+
+use kfab_core::mem::{Pool, PoolConfig};
+use kfab_core::spi::{Address, Body, Conn, Delivery, Event, Frame, Inline, Port};
+use kfab_proto::*;
+use kfab_sim::{World, WorldConfig};
+
+const EAGER: u8 = 1;
+const HELLO: u8 = 0;
+
+/// A header: kind, sequence number.
+fn header(kind: u8, seq: u32) -> [u8; 16] {
+    let mut h = [0; 16];
+    h[..4].copy_from_slice(&(u32::from(kind) | seq << 8).to_le_bytes());
+    h
+}
+
+fn hello() -> Inline {
+    let mut b = b"kfab".to_vec();
+    b.extend(VERSION.to_le_bytes());
+    b.extend(0u16.to_le_bytes());
+    b.extend(99u64.to_le_bytes());
+    b.extend(1024u32.to_le_bytes());
+    b.extend(0u32.to_le_bytes());
+    b.extend(4096u32.to_le_bytes());
+    b.extend(5u64.to_le_bytes());
+    b.extend(4096u32.to_le_bytes());
+    Inline::new(&b).expect("a hello fits")
+}
+
+fn post(port: &mut dyn Port, conn: Conn, header: [u8; 16], inline: Inline, body: &[u8]) -> bool {
+    let body = if body.is_empty() { Body::Empty } else { Body::Borrowed(body) };
+    port.post(conn, &[Frame { header, inline, body, more: false }]) == 1
+}
+
+/// Messages of this many bytes without end; how many waited at most, and why the peer was given up.
+fn lie(len: usize) -> (usize, String) {
+    let world = World::new(3, WorldConfig::new(Delivery::Connection));
+    let mut ports = vec![world.port(0, 0)];
+    let mut liar = world.port(1, 0);
+    let pool = Pool::new(PoolConfig::default());
+    let mut machine = Machine::new(Limits::default(), 1, false);
+    machine.set_address(&Address::new(ports[0].ways()));
+    let conn = liar.connect(&ports[0].ways()[0]).unwrap();
+    let (inline, body) = match Inline::new(&vec![7; len]) {
+        Some(few) => (few, Vec::new()),
+        None => (Inline::EMPTY, vec![7; len]),
+    };
+    let (mut greeted, mut seq, mut most) = (false, 0, 0);
+    for _ in 0..20_000 {
+        let now = world.now() + 1;
+        let mut events = Vec::new();
+        liar.poll(now, &mut events);
+        for e in events {
+            match e {
+                Event::Up { conn } => drop(post(&mut *liar, conn, header(HELLO, 0), hello(), b"sim:1.0")),
+                Event::Frame { conn, body_len, .. } => {
+                    greeted = true;
+                    if body_len > 0 {
+                        liar.take(conn, None);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if greeted && post(&mut *liar, conn, header(EAGER, seq), inline, &body) {
+            seq += 1;
+        }
+        machine.poll(&mut Io { ports: &mut ports, now, pool: &pool });
+        most = most.max(machine.stats().unexpected);
+        let lost = machine.drain_events().0.into_iter().find_map(|e| match e {
+            FabricEvent::PeerLost { reason, .. } => Some(reason),
+            _ => None,
+        });
+        if let Some(reason) = lost {
+            assert_eq!(machine.stats().unacked, 0);
+            return (most, reason);
+        }
+        world.advance(5_000);
+    }
+    panic!("{seq} messages of {len} bytes, {most} wait, and nobody minds");
+}
+
+#[test]
+fn who_sends_without_credit_is_given_up() {
+    let limits = Limits::default();
+    for len in [8, 8192] {
+        let (most, why) = lie(len);
+        assert!(why.contains("credit"), "{why}");
+        assert_eq!(most as u32, limits.credits / limits.units(len), "{len} bytes");
+    }
+}
