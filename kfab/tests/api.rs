@@ -311,7 +311,8 @@ fn ends_that_count_credit_differently_understand_each_other() {
             for (me, peer) in [(&a, &to_b), (&b, &to_a)] {
                 while peer.info().unwrap().credits + most / 4 < most {
                     assert!(Instant::now() < end, "{here} to {there} over {s}: {:?}", peer.info());
-                    (a.progress(), b.progress());
+                    a.progress();
+                    b.progress();
                 }
                 assert_eq!(me.stats().lane.deferred, 0);
             }
