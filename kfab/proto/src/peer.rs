@@ -341,12 +341,9 @@ impl Peer {
         units(len, if self.tx.credit_bytes == 0 { limits.credit_bytes } else { self.tx.credit_bytes })
     }
 
-    /// The peer says how it counts: what waits is counted anew.
+    /// The peer says how it counts: what waits is counted anew, also what waited under another name of the peer's.
     pub(crate) fn is_granted(&mut self, credits: u32, credit_bytes: u32) {
-        self.tx.limit = credits.clamp(1, 32_768);
-        if std::mem::replace(&mut self.tx.credit_bytes, credit_bytes) == credit_bytes {
-            return;
-        }
+        (self.tx.limit, self.tx.credit_bytes) = (credits, credit_bytes);
         let messages = self.tx.deferred.iter_mut().filter(|d| d.out.kind == FrameKind::Eager);
         messages.for_each(|d| d.out.units = units(d.out.body.len(), credit_bytes));
     }

@@ -68,7 +68,9 @@ impl Node {
         let ports: Vec<_> = (0..rails).map(|r| world.port(host, r)).collect();
         // In every third run connections are closed when nothing has gone over them for a while, and made again.
         let idle_close = std::time::Duration::from_millis(if seed.is_multiple_of(3) { 20 } else { 600_000 });
-        let limits = Limits { idle_close, ..limits() };
+        // Each host counts credit in its own way.
+        let credit_bytes = 1024 << (host % 3);
+        let limits = Limits { idle_close, credit_bytes, ..limits() };
         let mut machine =
             Machine::new(limits, seed ^ (u64::from(host) << 32) ^ u64::from(life) << 48 | 1, false);
         machine.set_address(&Address::new(ports.iter().flat_map(|p| p.ways()).collect()));
