@@ -32,10 +32,12 @@ impl Machine {
         self.next_tick = self.next_tick.min(now + GRAIN);
     }
 
-    /// A fault rule is gone: what it kept from being done is due now.
+    /// A fault rule is gone: what it kept from being done is due now. Frames were kept for its sake whose receiver does not know that, and
+    /// acknowledges them when they come again.
     pub(crate) fn heal(&mut self, pi: u32) {
         self.mark_dirty(pi);
         let p = &mut self.peers[pi as usize];
+        p.struck |= !p.tx.unacked.is_empty();
         for c in &mut p.candidates {
             if let Dial::Down { next_try } = &mut c.dial {
                 *next_try = 0;
