@@ -5,6 +5,7 @@
 //! goes up is a pointer. A receive holds a letter from its start; used ones are kept for the next (see [`crate::spares`]).
 
 use crate::lane::Lane;
+use crate::op::sealed::Hold;
 use crate::spares::{OfLane, Spares};
 use kfab_proto::Direct;
 use std::ops::Deref;
@@ -28,14 +29,23 @@ impl OfLane for Box<Inner> {
 
 /// A message's place, and a share in its lane. Named in a sealed trait's signature, hence `pub`.
 pub struct Letter(
-    /// `None` only while being dropped.
+    /// `None` once it has been taken.
     Option<Box<Inner>>,
 );
+
+impl Hold for Letter {
+    const EMPTY: Letter = Letter(None);
+
+    #[inline(always)]
+    fn lane(&self) -> Option<&Arc<Lane>> {
+        self.0.as_ref().map(|inner| &inner.lane)
+    }
+}
 
 impl Letter {
     #[inline(always)]
     fn inner(&self) -> &Inner {
-        self.0.as_ref().expect("a letter is whole until it is dropped")
+        self.0.as_ref().expect("a letter is whole until it is taken")
     }
 
     /// The message in it.
@@ -47,7 +57,7 @@ impl Letter {
     /// The lane, and the place to write to.
     #[inline(always)]
     pub(crate) fn split(&mut self) -> (&Lane, &mut Direct) {
-        let inner = self.0.as_mut().expect("a letter is whole until it is dropped");
+        let inner = self.0.as_mut().expect("a letter is whole until it is taken");
         (&inner.lane, &mut inner.message)
     }
 

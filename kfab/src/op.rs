@@ -3,6 +3,7 @@
 use crate::endpoint::Message;
 use crate::lane::Lane;
 use crate::letter::Letter;
+use crate::op::sealed::Hold as _;
 use crate::share::Share;
 use crate::window::Notice;
 use kfab_core::mem::Buffer;
@@ -29,11 +30,22 @@ impl Finish for Notice {}
 pub(crate) mod sealed {
     use super::*;
 
+    /// What an operation holds of its lane: a share.
+    pub trait Hold: Deref<Target = Arc<Lane>> + for<'a> From<&'a Arc<Lane>> + Unpin {
+        /// Of no lane.
+        #[doc(hidden)]
+        const EMPTY: Self;
+
+        /// The lane; `None` of the empty one.
+        #[doc(hidden)]
+        fn lane(&self) -> Option<&Arc<Lane>>;
+    }
+
     /// How the value is made from what the machine gives. Not for others to implement.
     pub trait Finish: Sized {
         /// What the operation holds of its lane; for a message its place too.
         #[doc(hidden)]
-        type Hold: Deref<Target = Arc<Lane>> + for<'a> From<&'a Arc<Lane>> + Unpin;
+        type Hold: Hold;
 
         /// The value. Only those that keep a hold ask for it.
         #[doc(hidden)]
@@ -111,38 +123,39 @@ pub(crate) mod sealed {
     }
 }
 
+/// Two words for an operation that hands nothing over: it goes up in registers. Handed up in memory, its narrow stores would be read
+/// back by one wide load, which waits until the processor has written all that came before: the message's line too.
 enum State<T: Finish> {
     Ready(Result<T>),
     Pending(Watch<T>),
-    Taken,
 }
 
+const _: () = assert!(size_of::<Op<()>>() == 16);
+
 /// An operation under way that somebody watches; dropped, it goes on unwatched. It is apart from [`Op`] so that one which has
-/// ended, as most have when they are looked at first, has nothing to do when it goes.
+/// ended, as most have when they are looked at first, has nothing to do when it goes. With nothing in its hold it is one that has
+/// ended, and whose result was taken.
 struct Watch<T: Finish> {
-    /// `None` only while being dropped.
-    hold: Option<T::Hold>,
+    hold: T::Hold,
     id: OpId,
 }
 
 impl<T: Finish> Watch<T> {
-    #[inline(always)]
-    fn hold(&self) -> &T::Hold {
-        self.hold.as_ref().expect("a watch is whole until it ends")
-    }
+    const OVER: Watch<T> = Watch { hold: T::Hold::EMPTY, id: OpId::NOBODY };
 
     /// The end of the watch, not of the operation.
     #[inline(always)]
-    fn end(mut self) -> (T::Hold, OpId) {
-        (self.hold.take().expect("a watch is whole until it ends"), self.id)
+    fn end(mut self) -> Option<(T::Hold, OpId)> {
+        self.hold.lane()?;
+        Some((std::mem::replace(&mut self.hold, T::Hold::EMPTY), self.id))
     }
 }
 
 impl<T: Finish> Drop for Watch<T> {
     #[inline(always)]
     fn drop(&mut self) {
-        if let Some(hold) = &self.hold {
-            let_go(hold, self.id);
+        if let Some(lane) = self.hold.lane() {
+            let_go(lane, self.id);
         }
     }
 }
@@ -166,13 +179,14 @@ impl<T: Finish> Op<T> {
 
     #[inline(always)]
     pub(crate) fn pending(lane: T::Hold, id: OpId) -> Op<T> {
-        Op { state: State::Pending(Watch { hold: Some(lane), id }) }
+        Op { state: State::Pending(Watch { hold: lane, id }) }
     }
 
     /// `true` once it has ended. Makes progress.
     pub fn is_done(&mut self) -> bool {
-        if let State::Pending(watch) = &self.state {
-            let lane = watch.hold();
+        if let State::Pending(watch) = &self.state
+            && let Some(lane) = watch.hold.lane()
+        {
             let mut s = lane.lock();
             s.poll();
             let r = s.machine.take(watch.id);
@@ -182,7 +196,7 @@ impl<T: Finish> Op<T> {
                 self.end(r);
             }
         }
-        !matches!(self.state, State::Pending(..))
+        !matches!(&self.state, State::Pending(watch) if watch.hold.lane().is_some())
     }
 
     /// The result if it has ended, else the operation back. Makes progress.
@@ -196,10 +210,9 @@ impl<T: Finish> Op<T> {
         match self.state {
             State::Ready(r) => r,
             State::Pending(watch) => {
-                let (lane, id) = watch.end();
+                let (lane, id) = watch.end().ok_or_else(Lane::closed)?;
                 T::wait_shortly(lane, id).or_else(|lane| wait_long(lane, id))
             }
-            State::Taken => Err(Lane::closed()),
         }
     }
 
@@ -209,22 +222,21 @@ impl<T: Finish> Op<T> {
     pub fn wait_timeout(self, limit: Duration) -> Result<T> {
         match self.state {
             State::Ready(r) => r,
-            State::Pending(watch) if limit >= SHORT_LIMIT => {
-                let (lane, id) = watch.end();
+            State::Pending(watch) => {
+                let (lane, id) = watch.end().ok_or_else(Lane::closed)?;
+                if limit < SHORT_LIMIT {
+                    return wait_until(lane, id, limit);
+                }
                 T::wait_shortly(lane, id).or_else(|lane| wait_until(lane, id, limit))
             }
-            State::Pending(watch) => {
-                let (lane, id) = watch.end();
-                wait_until(lane, id, limit)
-            }
-            State::Taken => Err(Lane::closed()),
         }
     }
 
     /// Ends the operation as `TimedOut` if it takes longer than `limit` from now, however it is waited for.
     pub fn within(self, limit: Duration) -> Op<T> {
-        if let State::Pending(watch) = &self.state {
-            let lane = watch.hold();
+        if let State::Pending(watch) = &self.state
+            && let Some(lane) = watch.hold.lane()
+        {
             let mut s = lane.lock();
             let at = s.lane_time(Instant::now() + limit);
             s.machine.set_deadline(watch.id, at);
@@ -238,16 +250,21 @@ impl<T: Finish> Op<T> {
         match self.state {
             State::Ready(r) => r,
             State::Pending(watch) => {
-                let (lane, id) = watch.end();
+                let (lane, id) = watch.end().ok_or_else(Lane::closed)?;
                 end_early(&lane, id, Kind::Canceled).and_then(|o| T::finish(o, || lane))
             }
-            State::Taken => Err(Lane::closed()),
         }
     }
 
+    /// What it is; afterwards it is over.
+    fn take(&mut self) -> State<T> {
+        std::mem::replace(&mut self.state, State::Pending(Watch::OVER))
+    }
+
     fn end(&mut self, r: Result<Outcome>) {
-        if let State::Pending(watch) = std::mem::replace(&mut self.state, State::Taken) {
-            let (lane, _) = watch.end();
+        if let State::Pending(watch) = self.take()
+            && let Some((lane, _)) = watch.end()
+        {
             self.state = State::Ready(r.and_then(|o| T::finish(o, || lane)));
         }
     }
@@ -279,8 +296,10 @@ impl<T: Finish + Unpin> Future for Op<T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        if let State::Pending(watch) = &self.state {
-            let (lane, id) = (Arc::clone(watch.hold()), watch.id);
+        if let State::Pending(watch) = &self.state
+            && let Some(lane) = watch.hold.lane().cloned()
+        {
+            let id = watch.id;
             let mut s = lane.lock();
             s.poll();
             match s.machine.take(id) {
@@ -296,9 +315,9 @@ impl<T: Finish + Unpin> Future for Op<T> {
                 }
             }
         }
-        match std::mem::replace(&mut self.state, State::Taken) {
+        match self.take() {
             State::Ready(r) => Poll::Ready(r),
-            _ => Poll::Ready(Err(Lane::closed())),
+            State::Pending(_) => Poll::Ready(Err(Lane::closed())),
         }
     }
 }
@@ -313,8 +332,8 @@ impl<T: Finish> std::fmt::Debug for Op<T> {
         f.write_str(match &self.state {
             State::Ready(Ok(_)) => "Op(done)",
             State::Ready(Err(_)) => "Op(failed)",
-            State::Pending(..) => "Op(under way)",
-            State::Taken => "Op(taken)",
+            State::Pending(watch) if watch.hold.lane().is_none() => "Op(taken)",
+            State::Pending(_) => "Op(under way)",
         })
     }
 }

@@ -4,6 +4,7 @@
 //! after a send, a journey of a cache line. So shares are kept and used again (see [`crate::spares`]).
 
 use crate::lane::Lane;
+use crate::op::sealed::Hold;
 use crate::spares::{OfLane, Spares};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -21,9 +22,18 @@ impl OfLane for Arc<Lane> {
 
 /// A share; as good as an `Arc`, cheaper where one thread begins and ends many. Named in a sealed trait's signature, hence `pub`.
 pub struct Share(
-    /// `None` only while being dropped.
+    /// `None` once it has been taken.
     Option<Arc<Lane>>,
 );
+
+impl Hold for Share {
+    const EMPTY: Share = Share(None);
+
+    #[inline(always)]
+    fn lane(&self) -> Option<&Arc<Lane>> {
+        self.0.as_ref()
+    }
+}
 
 impl Share {
     /// Gives up what this thread keeps of a lane that is closed.
@@ -33,7 +43,7 @@ impl Share {
 
     #[inline(always)]
     fn arc(&self) -> &Arc<Lane> {
-        self.0.as_ref().expect("a share is whole until it is dropped")
+        self.0.as_ref().expect("a share is whole until it is taken")
     }
 
     /// `true` if both are shares in one lane.

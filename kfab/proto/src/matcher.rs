@@ -268,7 +268,7 @@ mod tests {
                 match s {
                     Step::Arrive(p, tag) => {
                         let want = posted.iter().position(|(_, w)| w.accepts(peer(p), tag)).map(|i| posted.remove(i).0);
-                        let got = m.take_posted(peer(p), tag).map(|r| r.op.index);
+                        let got = m.take_posted(peer(p), tag).map(|r| r.op.index() as u32);
                         prop_assert_eq!(got, want);
                         if got.is_none() {
                             let data = Inline::new(&next.to_le_bytes()).unwrap();
@@ -285,18 +285,18 @@ mod tests {
                         });
                         prop_assert_eq!(got, want);
                         if got.is_none() {
-                            m.post(Receive { op: OpId { index: next, generation: 0 }, want: w, into: None });
+                            m.post(Receive { op: OpId::new(next, 1), want: w, into: None });
                             posted.push((next, w));
                         }
                     }
                     Step::Withdraw(i) => {
                         let id = posted.get(i).map(|(o, _)| *o);
                         if let Some(id) = id {
-                            let name = OpId { index: id, generation: 0 };
+                            let name = OpId::new(id, 1);
                             prop_assert!(m.withdraw(name));
                             posted.remove(i);
                         } else {
-                            let nobody = OpId { index: 0, generation: 9 };
+                            let nobody = OpId::new(0, 9);
                             prop_assert!(!m.withdraw(nobody));
                         }
                     }

@@ -3,6 +3,7 @@
 use kfab_core::mem::{Buffer, Slice};
 use kfab_core::spi::Inline;
 use std::fmt;
+use std::num::NonZeroU64;
 
 /// A peer, as one lane names it. Stale names (the peer is gone and its place taken) are recognised and refused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,20 +18,45 @@ impl fmt::Debug for PeerId {
     }
 }
 
-/// An operation under way. Given back to the machine to ask for its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct OpId {
-    pub(crate) index: u32,
-    pub(crate) generation: u32,
-}
+/// An operation under way. Given back to the machine to ask for its end. One word that is never 0, so that a handle on an operation
+/// fits two registers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OpId(NonZeroU64);
 
 impl OpId {
-    pub(crate) fn to_bits(self) -> u64 {
-        u64::from(self.index) | u64::from(self.generation) << 32
+    /// Names no operation.
+    pub const NOBODY: OpId = OpId(NonZeroU64::MAX);
+
+    /// The slot's number and its generation, from 1 on.
+    #[inline(always)]
+    pub(crate) fn new(index: u32, generation: u32) -> OpId {
+        OpId::from_bits(u64::from(index) | u64::from(generation) << 32)
     }
 
+    #[inline(always)]
+    pub(crate) fn index(self) -> usize {
+        self.0.get() as u32 as usize
+    }
+
+    #[inline(always)]
+    pub(crate) fn generation(self) -> u32 {
+        (self.0.get() >> 32) as u32
+    }
+
+    pub(crate) fn to_bits(self) -> u64 {
+        self.0.get()
+    }
+
+    /// A name that a peer gives back. 0 names nobody, as the last slot does, which is never used.
+    #[inline(always)]
     pub(crate) fn from_bits(b: u64) -> OpId {
-        OpId { index: b as u32, generation: (b >> 32) as u32 }
+        OpId(NonZeroU64::new(b).unwrap_or(OpId::NOBODY.0))
+    }
+}
+
+impl fmt::Debug for OpId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "op {}.{}", self.index(), self.generation())
     }
 }
 

@@ -157,7 +157,7 @@ impl Ops {
                     format!("{max} operations are under way (Limits::max_ops)"),
                 ));
             }
-            self.slots.push(Slot { generation: 0, user: User::Gone, proto: Proto::Ended, next_free: NONE });
+            self.slots.push(Slot { generation: 1, user: User::Gone, proto: Proto::Ended, next_free: NONE });
             self.free = (self.slots.len() - 1) as u32;
         }
         let index = self.free;
@@ -165,12 +165,12 @@ impl Ops {
         self.free = s.next_free;
         replace_empty(&mut s.user, User::Waiting(None));
         self.live += 1;
-        Ok((OpId { index, generation: s.generation }, &mut s.proto))
+        Ok((OpId::new(index, s.generation), &mut s.proto))
     }
 
     #[inline(always)]
     fn slot(&mut self, id: OpId) -> Option<&mut Slot> {
-        self.slots.get_mut(id.index as usize).filter(|s| s.generation == id.generation)
+        self.slots.get_mut(id.index()).filter(|s| s.generation == id.generation())
     }
 
     /// The protocol's side; `None` for a name nobody gave out, or an ended one.
@@ -225,7 +225,7 @@ impl Ops {
 
     /// `true` while the user has neither a result nor let go.
     pub(crate) fn is_waiting(&self, id: OpId) -> bool {
-        let s = self.slots.get(id.index as usize).filter(|s| s.generation == id.generation);
+        let s = self.slots.get(id.index()).filter(|s| s.generation == id.generation());
         s.is_some_and(|s| matches!(s.user, User::Waiting(_)))
     }
 
@@ -263,11 +263,13 @@ impl Ops {
 
     #[inline(always)]
     fn collect(&mut self, id: OpId) {
-        let s = &mut self.slots[id.index as usize];
-        if matches!(s.user, User::Gone) && matches!(s.proto, Proto::Ended) && s.generation == id.generation {
-            s.generation = s.generation.wrapping_add(1);
+        let s = &mut self.slots[id.index()];
+        if matches!(s.user, User::Gone) && matches!(s.proto, Proto::Ended) && s.generation == id.generation()
+        {
+            // 0 is no generation: a name is never 0.
+            s.generation = s.generation.wrapping_add(1).max(1);
             s.next_free = self.free;
-            self.free = id.index;
+            self.free = id.index() as u32;
             self.live -= 1;
         }
     }
@@ -305,7 +307,7 @@ impl Ops {
 
     fn names(&self, f: impl Fn(&Proto) -> bool) -> Vec<OpId> {
         let named = self.slots.iter().enumerate().filter(|(_, s)| f(&s.proto));
-        named.map(|(i, s)| OpId { index: i as u32, generation: s.generation }).collect()
+        named.map(|(i, s)| OpId::new(i as u32, s.generation)).collect()
     }
 }
 
