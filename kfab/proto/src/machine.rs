@@ -3,7 +3,7 @@
 use crate::events::Stream as EventStream;
 use crate::faults::{FaultAction, FaultId, FaultRule, Faults};
 use crate::limits::Limits;
-use crate::matcher::{Matcher, Receive};
+use crate::matcher::Matcher;
 use crate::message::*;
 use crate::onesided::Windows;
 use crate::ops::{Ops, Proto};
@@ -267,7 +267,7 @@ impl Machine {
 
     /// Receives a message that `want` accepts, into a buffer (else into a fresh one if it is large).
     #[inline]
-    pub fn recv(&mut self, io: &mut Io<'_>, mut want: Want, into: Option<Buffer>) -> Result<Started> {
+    pub fn recv(&mut self, io: &mut Io<'_>, mut want: Want, mut into: Option<Buffer>) -> Result<Started> {
         if self.closed {
             return Err(Error::new(Kind::Closed, "recv", "the endpoint is closed"));
         }
@@ -287,7 +287,7 @@ impl Machine {
         if let Some(from) = want.from {
             self.expect(io.now, from.index);
         }
-        self.matcher.post(Receive { op, want, into });
+        self.matcher.post(op, &want, &mut into);
         Ok(Started::Pending(op))
     }
 

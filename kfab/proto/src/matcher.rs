@@ -46,42 +46,80 @@ pub(crate) struct Receive {
     pub(crate) into: Option<Buffer>,
 }
 
-/// Receives that wait, in order. The first is at hand: most often it is the only one.
-#[derive(Debug, Default)]
+/// Receives that wait, in order. The first is at hand, most often the only one, and is written and read where it lies: a receive is
+/// many small fields, and to move it whole takes longer than all else that is done with it.
+#[derive(Debug)]
 struct Posted {
-    first: Option<Receive>,
+    /// Nobody's, without a buffer: none waits.
+    first: Receive,
     /// Empty if there is no first.
     rest: VecDeque<Receive>,
 }
 
 impl Posted {
+    const EMPTY: Posted =
+        Posted { first: Receive { op: OpId::NOBODY, want: Want::ANY, into: None }, rest: VecDeque::new() };
+
     #[inline(always)]
-    fn push(&mut self, one: Receive) {
-        match self.first {
-            None => self.first = Some(one),
-            Some(_) => self.rest.push_back(one),
+    fn is_empty(&self) -> bool {
+        self.first.op == OpId::NOBODY
+    }
+
+    /// One more, with the buffer that lies in `into`.
+    #[inline(always)]
+    fn push(&mut self, op: OpId, want: &Want, into: &mut Option<Buffer>) {
+        if !self.is_empty() {
+            return self.push_behind(op, want, into);
+        }
+        let first = &mut self.first;
+        first.op = op;
+        first.want.tag = want.tag;
+        first.want.from = want.from;
+        // Looked at before it is moved: mostly there is none.
+        if into.is_some() {
+            first.into = into.take();
         }
     }
 
+    #[inline(never)]
+    fn push_behind(&mut self, op: OpId, want: &Want, into: &mut Option<Buffer>) {
+        self.rest.push_back(Receive { op, want: *want, into: into.take() });
+    }
+
     fn push_first(&mut self, one: Receive) {
-        if let Some(second) = self.first.replace(one) {
+        let was_empty = self.is_empty();
+        let second = std::mem::replace(&mut self.first, one);
+        if !was_empty {
             self.rest.push_front(second);
         }
     }
 
+    /// Ends the first, whose buffer has been taken.
     #[inline(always)]
-    fn pop(&mut self) -> Option<Receive> {
-        let one = self.first.take();
-        if !self.rest.is_empty() {
-            self.first = self.rest.pop_front();
+    fn end_first(&mut self) {
+        if self.rest.is_empty() && self.first.into.is_none() {
+            self.first.op = OpId::NOBODY;
+        } else {
+            self.pop();
         }
-        one
+    }
+
+    #[inline(never)]
+    fn pop(&mut self) -> Option<Receive> {
+        if self.is_empty() {
+            return None;
+        }
+        let next = self.rest.pop_front().unwrap_or(Posted::EMPTY.first);
+        Some(std::mem::replace(&mut self.first, next))
     }
 
     /// Takes out the first that fits.
     #[inline]
     fn take(&mut self, fits: impl Fn(&Receive) -> bool) -> Option<Receive> {
-        if fits(self.first.as_ref()?) {
+        if self.is_empty() {
+            return None;
+        }
+        if fits(&self.first) {
             return self.pop();
         }
         let at = self.rest.iter().position(fits)?;
@@ -89,19 +127,26 @@ impl Posted {
     }
 
     fn iter_mut(&mut self) -> impl Iterator<Item = &mut Receive> {
-        self.first.iter_mut().chain(&mut self.rest)
+        let first = (self.first.op != OpId::NOBODY).then_some(&mut self.first);
+        first.into_iter().chain(&mut self.rest)
     }
 
     fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.rest.len()
+        usize::from(!self.is_empty()) + self.rest.len()
     }
 }
 
 /// The two queues, for untagged and for tagged messages.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Matcher {
     posted: [Posted; 2],
     unexpected: [VecDeque<Unexpected>; 2],
+}
+
+impl Default for Matcher {
+    fn default() -> Matcher {
+        Matcher { posted: [Posted::EMPTY, Posted::EMPTY], unexpected: Default::default() }
+    }
 }
 
 #[inline]
@@ -141,10 +186,10 @@ impl Matcher {
         Some(Peeked { from: u.from, tag: u.tag, len: u.len() })
     }
 
-    /// A receive waits.
+    /// A receive waits, with the buffer that lies in `into`.
     #[inline(always)]
-    pub(crate) fn post(&mut self, r: Receive) {
-        self.posted[space(r.want.tag.is_some())].push(r);
+    pub(crate) fn post(&mut self, op: OpId, want: &Want, into: &mut Option<Buffer>) {
+        self.posted[space(want.tag.is_some())].push(op, want, into);
     }
 
     /// A receive that had been matched waits again, before all others: its message broke on the way.
@@ -161,16 +206,17 @@ impl Matcher {
     /// The place of a receive's buffer, if it is the first that waits for messages with or without a tag, and accepts this one.
     #[inline(always)]
     pub(crate) fn first(&mut self, op: OpId, from: PeerId, tag: Option<u64>) -> Option<&mut Option<Buffer>> {
-        match &mut self.posted[space(tag.is_some())].first {
-            Some(r) if r.op == op && r.want.accepts(from, tag) => Some(&mut r.into),
-            _ => None,
-        }
+        let first = &mut self.posted[space(tag.is_some())].first;
+        (first.op == op && first.want.accepts(from, tag)).then_some(&mut first.into)
     }
 
     /// The first receive that waits is served; whom it wanted to hear. Only after [`Matcher::first`] said so.
     #[inline(always)]
-    pub(crate) fn pop_first(&mut self, tag: Option<u64>) -> Option<PeerId> {
-        self.posted[space(tag.is_some())].pop().and_then(|r| r.want.from)
+    pub(crate) fn end_first(&mut self, tag: Option<u64>) -> Option<PeerId> {
+        let posted = &mut self.posted[space(tag.is_some())];
+        let from = posted.first.want.from;
+        posted.end_first();
+        from
     }
 
     /// `true` if no message waits for a receive like this.
@@ -183,7 +229,7 @@ impl Matcher {
     #[inline(always)]
     pub(crate) fn is_idle(&self, want: &Want) -> bool {
         let s = space(want.tag.is_some());
-        self.posted[s].first.is_none() && self.unexpected[s].is_empty()
+        self.posted[s].is_empty() && self.unexpected[s].is_empty()
     }
 
     /// A receive is withdrawn; `false` if it was matched already.
@@ -285,7 +331,7 @@ mod tests {
                         });
                         prop_assert_eq!(got, want);
                         if got.is_none() {
-                            m.post(Receive { op: OpId::new(next, 1), want: w, into: None });
+                            m.post(OpId::new(next, 1), &w, &mut None);
                             posted.push((next, w));
                         }
                     }

@@ -217,6 +217,9 @@ pub struct Want {
 }
 
 impl Want {
+    /// Any untagged message.
+    pub(crate) const ANY: Want = Want { tag: None, from: None };
+
     #[inline]
     pub(crate) fn accepts(&self, from: PeerId, tag: Option<u64>) -> bool {
         let tag_fits = match (self.tag, tag) {

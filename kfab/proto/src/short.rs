@@ -6,7 +6,7 @@
 //! Everything here runs once a message: it is inlined, and large values are written where they stay, not moved.
 
 use crate::machine::{Io, Machine};
-use crate::matcher::{Arrived, Receive, Unexpected};
+use crate::matcher::{Arrived, Unexpected};
 use crate::message::*;
 use crate::ops::Proto;
 use crate::peer::{Out, Peer};
@@ -188,7 +188,7 @@ impl Machine {
             return None;
         }
         let op = self.ops.insert_recv(want.from).ok()?;
-        self.matcher.post(Receive { op, want: *want, into: into.take() });
+        self.matcher.post(op, want, into);
         Some(op)
     }
 
@@ -429,7 +429,7 @@ impl Machine {
         (out.from, out.tag) = (p.name, h.user_tag());
         if let Taker::Op(op) = taker {
             self.ops.end_bare_recv(op);
-            if self.matcher.pop_first(out.tag).is_some() {
+            if self.matcher.end_first(out.tag).is_some() {
                 p.expects = p.expects.saturating_sub(1);
             }
         }
