@@ -129,8 +129,9 @@ impl Endpoint {
     }
 
     /// Prepares to sleep on the endpoint's descriptor ([`AsFd`]) in an event loop of yours: `true`, sleep now, it becomes readable
-    /// when [`Endpoint::progress`] has work; `false`, there is work already. Timers need a call every
-    /// [`Limits::probe_after`] all the same, unless the helper thread runs.
+    /// when [`Endpoint::progress`] has work or another thread, the helper too, has done it; `false`, there is or was work: look at your
+    /// operations again, then call this again. Timers need a call every [`Limits::probe_after`] all the same, unless the helper
+    /// thread runs. One event loop for an endpoint.
     pub fn arm(&self) -> bool {
         self.lane.arm_for_user()
     }
@@ -166,7 +167,7 @@ impl Drop for Endpoint {
 
 impl AsFd for Endpoint {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.lane.epoll(&self.lane.lock()).as_fd()
+        self.lane.user_fd()
     }
 }
 

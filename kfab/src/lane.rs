@@ -5,13 +5,13 @@
 //! polls while another sleeps has disarmed the ports and kicks the sleeper when it leaves.
 
 use crate::config::{EndpointConfig, Wait};
+use crate::doors::Doors;
 use kfab_core::mem::{Buffer, Pool};
 use kfab_core::ring::{LaneGuard, LaneLock};
 use kfab_core::spi::{Address, Port};
 use kfab_core::{Error, Kind, Result};
 use kfab_proto::{Direct, Io, Machine, OpId, Outcome, PeerId, Polled, SendOptions, Started, Want, WindowKey};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
@@ -25,6 +25,8 @@ const SHORT: u32 = 4096;
 /// Short rounds to a full one, where there is one port and where others want to be looked at too.
 const FULL: u32 = 512;
 const FULL_OF_MANY: u32 = 32;
+/// How long callers may be silent before the helper takes over.
+pub(crate) const LOOK_IN: Duration = Duration::from_millis(2);
 /// The longest sleep: a bound for what nobody thought of.
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -50,6 +52,11 @@ pub(crate) struct State {
     pub(crate) watched: bool,
     /// The helper waits to be told that no caller sleeps on the descriptors any more.
     pub(crate) helper_idle: bool,
+    /// An event loop of the user's sleeps on the armed ports, or will: whoever takes what comes tells it.
+    looped: bool,
+    /// Something was dealt with since an event loop last prepared to sleep: perhaps what it would sleep for.
+    news: bool,
+    doors: Arc<Doors>,
 }
 
 /// How a receive began. Large values in small clothes: moving them is what costs.
@@ -86,13 +93,11 @@ struct Sleeper {
 /// One lane. Named in a sealed trait's signature, hence `pub`; its module is private.
 pub struct Lane {
     state: LaneLock<State>,
-    /// Wakes whoever sleeps on the descriptors.
-    kick: OwnedFd,
+    doors: Arc<Doors>,
     pub(crate) wait: Wait,
     pub(crate) address: Address,
     pub(crate) helper: Mutex<Option<JoinHandle<()>>>,
     pub(crate) placement: Mutex<Vec<kfab_topo::Placement>>,
-    epoll: std::sync::OnceLock<OwnedFd>,
     closed: AtomicBool,
 }
 
@@ -119,7 +124,21 @@ impl State {
         }
         self.clock_age -= 1;
         let (machine, mut io) = self.split();
-        machine.poll(&mut io)
+        let moved = machine.poll(&mut io);
+        if moved {
+            self.tell_loop();
+        }
+        moved
+    }
+
+    /// Something was dealt with: an event loop that sleeps on the ports would find nothing there any more.
+    #[inline(always)]
+    fn tell_loop(&mut self) {
+        self.news = true;
+        if self.looped {
+            self.looped = false;
+            self.doors.tell();
+        }
     }
 
     pub(crate) fn read_clock(&mut self) {
@@ -129,6 +148,14 @@ impl State {
     /// A time of the system's monotonic clock on the lane's clock.
     pub(crate) fn lane_time(&self, at: Instant) -> u64 {
         at.saturating_duration_since(self.start).as_nanos() as u64 + 1
+    }
+
+    /// The ports were looked at, and so disarmed: an event loop that sleeps on them must not miss the next event.
+    #[inline(always)]
+    fn arm_for_loop(&mut self) {
+        if self.looped && !self.arm() {
+            self.tell_loop();
+        }
     }
 
     /// Arms all ports; `false` if one has work.
@@ -146,9 +173,7 @@ impl Lane {
         let mut machine = Machine::new(config.limits.clone(), kfab_core::auth::random_u64()?, keyed);
         let address = Address::new(ports.iter().flat_map(|p| p.ways()).collect());
         machine.set_address(&address);
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let kick = eventfd(0, flags)
-            .map_err(|e| Error::os("endpoint", "eventfd (is the fd limit reached? ulimit -n)", e))?;
+        let doors = Arc::new(Doors::open(&ports)?);
         let mut state = State {
             machine,
             ports,
@@ -163,16 +188,18 @@ impl Lane {
             turns: 0,
             watched: false,
             helper_idle: false,
+            looped: false,
+            news: false,
+            doors: doors.clone(),
         };
         state.read_clock();
         let lane = Arc::new(Lane {
             state: LaneLock::new(state),
-            kick,
+            doors,
             wait: config.wait,
             address,
             helper: Mutex::new(None),
             placement: Mutex::new(Vec::new()),
-            epoll: std::sync::OnceLock::new(),
             closed: AtomicBool::new(false),
         });
         crate::progress::start(&lane, config)?;
@@ -216,6 +243,7 @@ impl Lane {
     /// The caller has polled, and so disarmed the ports, while another sleeps: that one must arm them again.
     #[inline]
     pub(crate) fn leave(&self, s: &mut State) {
+        s.arm_for_loop();
         if s.asleep.is_some() {
             self.wake_sleeper(s);
         }
@@ -225,12 +253,7 @@ impl Lane {
     fn wake_sleeper(&self, s: &mut State) {
         s.asleep = None;
         s.kicked += 1;
-        self.kick();
-    }
-
-    fn kick(&self) {
-        // The counter can only be full if nobody has read it 2^64 times: the sleeper is awake then.
-        let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
+        self.doors.kick();
     }
 
     /// Sends by the short way; `false`, and nothing has happened, if that cannot take it.
@@ -296,14 +319,22 @@ impl Lane {
         for i in 1..=SHORT {
             let (machine, mut io) = s.split();
             match machine.poll_for(&mut io, op, out) {
-                Polled::Here => return true,
+                Polled::Here => {
+                    s.arm_for_loop();
+                    return true;
+                }
                 Polled::Nothing if !i.is_multiple_of(full) => {
                     // Not for politeness: loads that come less often let the peer's line arrive in one journey.
                     std::hint::spin_loop();
                     continue;
                 }
-                Polled::Busy if !s.machine.has_ended(op) => continue,
-                Polled::Busy => return false,
+                Polled::Busy => {
+                    s.tell_loop();
+                    if s.machine.has_ended(op) {
+                        return false;
+                    }
+                    continue;
+                }
                 Polled::Nothing | Polled::Due => {}
             }
             if s.poll() && s.machine.has_ended(op) {
@@ -312,7 +343,7 @@ impl Lane {
             // Where a round is a system call, the rounds together are more than the caller wants to spin.
             if let Wait::Adaptive(d) = self.wait {
                 let now = Instant::now();
-                if now >= *until.get_or_insert(now + d) {
+                if until.get_or_insert(now.checked_add(d)).is_some_and(|t| now >= t) {
                     return false;
                 }
             }
@@ -332,7 +363,7 @@ impl Lane {
             }
             let spin_until = match self.wait {
                 Wait::Spin => None,
-                Wait::Adaptive(d) => Some(*begun.get_or_insert_with(Instant::now) + d),
+                Wait::Adaptive(d) => begun.get_or_insert_with(Instant::now).checked_add(d),
                 Wait::Sleep => Some(*begun.get_or_insert_with(Instant::now)),
             };
             s.clock_age = 0;
@@ -389,6 +420,7 @@ impl Lane {
         self.sleep_on_ports(s, deadline, false);
         let mut s = self.lock();
         s.poll();
+        s.arm_for_loop();
         let r = s.machine.take(op);
         // Whoever waits beside us takes over the sleeping.
         if let Some(t) = s.followers.pop() {
@@ -418,16 +450,14 @@ impl Lane {
     fn hand_back(&self, mut s: LaneGuard<'_, State>) {
         if s.helper_idle && s.asleep.is_none() {
             s.helper_idle = false;
-            drop(s);
-            self.unpark_helper();
+            // Not at once: a caller that comes back soon needs it no more, and the message is the caller's first.
+            self.doors.alarm(LOOK_IN);
         }
     }
 
-    #[cold]
-    fn unpark_helper(&self) {
-        if let Some(h) = &*self.helper.lock().unwrap_or_else(|e| e.into_inner()) {
-            h.thread().unpark();
-        }
+    /// The helper: sleeps until it is needed, at most so long.
+    pub(crate) fn rest(&self, most: Option<Duration>) {
+        self.doors.await_alarm(most);
     }
 
     /// Arms everything and sleeps in poll(2). Returns after news, a kick, a timer, or at once if there is work.
@@ -454,11 +484,8 @@ impl Lane {
         let number = s.sleeps;
         s.asleep = Some(Sleeper { until, number, helper });
         let wait = Duration::from_nanos(until - s.now);
-        // The descriptors live as long as their ports, and ports as long as the lane; borrowing them past the lock is what
-        // `epoll` is for: it holds them all.
-        let epoll = self.epoll(&s);
         drop(s);
-        self.poll_fd(epoll, wait);
+        self.doors.sleep(wait);
         let mut s = self.lock();
         if s.asleep.is_some_and(|a| a.number == number) {
             s.asleep = None;
@@ -466,30 +493,9 @@ impl Lane {
             // Kicked, and nobody else who was is still to rise.
             s.kicked = s.kicked.saturating_sub(1);
             if s.kicked == 0 {
-                let _ = rustix::io::read(&self.kick, &mut [0; 8]);
+                self.doors.forget_kicks();
             }
         }
-    }
-
-    fn poll_fd(&self, epoll: &OwnedFd, wait: Duration) {
-        let mut fds = [PollFd::new(epoll, PollFlags::IN)];
-        let timeout = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
-        // Interrupted, timed out or ready: the caller polls in any case.
-        let _ = rustix::event::poll(&mut fds, Some(&timeout));
-    }
-
-    /// One descriptor for all ports and the kick.
-    pub(crate) fn epoll(&self, s: &State) -> &OwnedFd {
-        self.epoll.get_or_init(|| {
-            use rustix::event::epoll;
-            let e = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll descriptor (ulimit -n)");
-            let fds = s.ports.iter().map(|p| p.fd()).chain([self.kick.as_fd()]);
-            for (i, fd) in fds.enumerate() {
-                epoll::add(&e, fd, epoll::EventData::new_u64(i as u64), epoll::EventFlags::IN)
-                    .expect("a new descriptor");
-            }
-            e
-        })
     }
 
     pub(crate) fn is_asleep(&self, s: &State) -> bool {
@@ -499,19 +505,25 @@ impl Lane {
     /// Somebody awaits an operation: if nobody sleeps on the descriptors for them, the helper must.
     pub(crate) fn watch(&self, mut s: LaneGuard<'_, State>) {
         s.watched = true;
+        s.arm_for_loop();
         if s.asleep.is_some() {
             return self.wake_sleeper(&mut s);
         }
         drop(s);
-        self.unpark_helper();
+        self.doors.alarm(Duration::ZERO);
     }
 
-    /// For the user's own event loop: everything armed, or `false` because there is work.
+    /// For the user's own event loop: everything armed, or `false` because there is work, or was, and perhaps another thread did it.
     pub(crate) fn arm_for_user(&self) -> bool {
         let mut s = self.lock();
-        let mut buf = [0; 8];
-        let _ = rustix::io::read(&self.kick, &mut buf);
-        s.arm()
+        self.doors.forget_told();
+        s.looped = !std::mem::take(&mut s.news) && s.arm();
+        s.looped
+    }
+
+    /// What the user's event loop sleeps on.
+    pub(crate) fn user_fd(&self) -> BorrowedFd<'_> {
+        self.doors.user()
     }
 
     /// Ends everything: operations, helper, ports.
@@ -527,8 +539,8 @@ impl Lane {
             }
             s.asleep = None;
         }
-        self.kick();
-        self.unpark_helper();
+        self.doors.kick();
+        self.doors.alarm(Duration::ZERO);
         let helper = self.helper.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(h) = helper.filter(|h| h.thread().id() != std::thread::current().id()) {
             let _ = h.join();

@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod doors;
 mod endpoint;
 mod fabric;
 mod lane;

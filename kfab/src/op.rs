@@ -238,8 +238,11 @@ impl<T: Finish> Op<T> {
             && let Some(lane) = watch.hold.lane()
         {
             let mut s = lane.lock();
-            let at = s.lane_time(Instant::now() + limit);
-            s.machine.set_deadline(watch.id, at);
+            // A time that the clock cannot reach is none.
+            if let Some(at) = Instant::now().checked_add(limit) {
+                let at = s.lane_time(at);
+                s.machine.set_deadline(watch.id, at);
+            }
             lane.leave(&mut s);
         }
         self
@@ -280,7 +283,7 @@ fn wait_long<T: Finish>(lane: T::Hold, id: OpId) -> Result<T> {
 
 #[inline(never)]
 fn wait_until<T: Finish>(lane: T::Hold, id: OpId, limit: Duration) -> Result<T> {
-    let r = lane.wait_for(id, Some(Instant::now() + limit));
+    let r = lane.wait_for(id, Instant::now().checked_add(limit));
     let r = r.unwrap_or_else(|| end_early(&lane, id, Kind::TimedOut));
     r.and_then(|o| T::finish(o, || lane))
 }

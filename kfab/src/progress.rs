@@ -2,13 +2,9 @@
 //! been silent for one such look it takes over, asleep on the descriptors: no processor time until there is news.
 
 use crate::config::{EndpointConfig, Progress};
-use crate::lane::Lane;
+use crate::lane::{LOOK_IN, Lane};
 use kfab_core::{Error, Result};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
-
-/// How long callers may be silent before the helper takes over.
-const LOOK_IN: Duration = Duration::from_millis(2);
 
 /// Starts the lane's thread, if it is to have one.
 pub(crate) fn start(lane: &Arc<Lane>, config: &EndpointConfig) -> Result<()> {
@@ -59,7 +55,7 @@ fn help(lane: &Weak<Lane>) {
             // A caller sleeps on the descriptors itself. To poll now would disarm them under it.
             s.helper_idle = true;
             drop(s);
-            std::thread::park();
+            lane.rest(None);
             continue;
         }
         let silent = s.turns == seen;
@@ -72,7 +68,7 @@ fn help(lane: &Weak<Lane>) {
             lane.sleep_on_ports(s, None, true);
         } else {
             drop(s);
-            std::thread::park_timeout(LOOK_IN);
+            lane.rest(Some(LOOK_IN));
         }
     }
 }
