@@ -32,7 +32,7 @@ pub struct Rx {
     pub via: u64,
     /// The last hop.
     pub peer: ProcessId,
-    /// The header, with rules on types and lengths already checked.
+    /// The header, with rules on types and lengths already checked. What is not for our NID the node drops.
     pub header: LnetHeader,
     /// The payload.
     pub payload: Content,

@@ -10,6 +10,10 @@ use crate::nid::Nid;
 impl Engine {
     /// Takes a message from the network of `local`.
     pub(super) fn received(&mut self, now: Time, local: Nid, rx: Rx) {
+        if rx.header.dest.nid != local {
+            tracing::debug!(dest = %rx.header.dest, "not routed");
+            return self.drop_arrival(local, &rx);
+        }
         let drops = |a: &FaultAction| matches!(a, FaultAction::Drop);
         if self.faults.strike(now, local, &rx.header, drops).is_some() {
             self.stats.fault_drops += 1;

@@ -760,4 +760,5 @@ fn under_faults_every_operation_ends_once() {
     }
 }
 
+mod drops;
 mod real;

@@ -289,18 +289,11 @@ impl Machine {
         mut header: LnetHeader,
         payload: Vec<u8>,
     ) {
-        if header.dest.nid != self.me.nid {
-            if header.dest.nid.net() == self.me.nid.net() {
-                return self.broken(
-                    now,
-                    id,
-                    "message for another NID of this network",
-                    Failure::RemoteDropped,
-                );
-            }
-            tracing::debug!(dest = %header.dest, "not routed");
-            return;
+        if header.dest.nid != self.me.nid && header.dest.nid.net() == self.me.nid.net() {
+            let why = "message for another NID of this network";
+            return self.broken(now, id, why, Failure::RemoteDropped);
         }
+        // What is for another network goes up like the rest: the node drops and counts it, the sender has its acknowledgements.
         self.on_acks(now, id, &ksock);
         let Some(peer) = self.conns.get(&id).and_then(|c| c.peer) else { return };
         if peer.is_userspace() {

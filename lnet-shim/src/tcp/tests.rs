@@ -344,6 +344,27 @@ fn a_message_for_another_nid_ends_the_connection() {
     assert!(!all.iter().any(|a| matches!(a, Action::Up(Upcall::Received(_)))));
 }
 
+/// The acknowledgements that ride on it count, and it gets its own; else its sender tears everything down.
+#[test]
+fn a_message_for_another_network_is_acknowledged_and_goes_up() {
+    let params = TcpParams { zero_copy_min: Some(100), ..TcpParams::default() };
+    let mut m = Machine::new(params, pid(B), 7);
+    let (conn, _) = greet(&mut m, 1023, &hello(ByteOrder::Little, ConnType::Control, 5));
+    m.transmit(sec(1), message(1, B, A, 200));
+    let ours = KsockHeader::decode(&writes(&mut m, conn), ByteOrder::Little).unwrap();
+    actions(&mut m);
+    let tx = message(9, A, "10.78.0.12@tcp5", 3);
+    let ksock = KsockHeader::new(Kind::Lnet, 0x55, ours.cookie0).encode(ByteOrder::Little);
+    m.received(sec(1), conn, &[ksock, tx.header.encode(HeaderForm::Small), tx.payload.to_vec()].concat());
+    let all = actions(&mut m);
+    assert!(all.iter().any(|a| matches!(a, Action::Up(Upcall::Sent(TxId(1), Ok(()))))), "{all:?}");
+    assert!(all.iter().any(|a| matches!(a, Action::Up(Upcall::Received(rx)) if rx.header == tx.header)));
+    let ack = KsockHeader::decode(&writes(&mut m, conn), ByteOrder::Little).unwrap();
+    assert_eq!((ack.kind, ack.cookie0, ack.cookie1), (Kind::Noop, 0, 0x55));
+    m.handle_timeout(sec(52));
+    assert!(!actions(&mut m).iter().any(|a| matches!(a, Action::Close { .. })));
+}
+
 #[test]
 fn races_end_with_one_set_of_connections_the_higher_nids() {
     for (first, second, dials) in [(A, B, [1, 3]), (B, A, [3, 1])] {
