@@ -454,3 +454,28 @@ fn an_offer_that_nobody_takes_ends_in_time_and_reads_take_turns() {
         b.at_rest();
     });
 }
+
+/// Our own NID is in no book here, as with the command line: the pings that bring an interface's health back need none.
+#[test]
+fn an_interface_that_failed_recovers_by_itself() {
+    on_all("own health", |scheme| {
+        let book = Book::new();
+        let (a, b) =
+            (Kfi::with_params("57@kfi", scheme, &book, quick()), Kfi::start("58@kfi", scheme, &book));
+        assert!(book.remove(a.nid));
+        block_on(a.node.discover(b.nid, false)).unwrap();
+        let fails = FaultRule::all(FaultAction::Fail(Failure::LocalError));
+        a.node.with_engine(|e, _| e.add_fault(fails)).unwrap();
+        for _ in 0..3 {
+            assert!(block_on(a.node.ping(b.nid, WAIT)).is_err());
+        }
+        assert!(a.node.with_engine(|e, _| e.nis()[0].health) <= 700);
+        a.node.with_engine(|e, _| e.remove_faults(None));
+        let health = || a.node.with_engine(|e, _| e.nis()[0].health);
+        // Pings that fail meanwhile make the pauses longer; 0.2 s, 0.4 s, 0.8 s, 1.6 s at most for so few.
+        until_or("health is back", || health() == 1000, || a.report());
+        let peers = a.node.with_engine(|e, _| e.peers());
+        assert_eq!(peers.iter().map(|p| p.primary).collect::<Vec<_>>(), [b.nid], "we are no peer of ours");
+        a.at_rest();
+    });
+}

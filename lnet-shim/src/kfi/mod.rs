@@ -11,6 +11,7 @@
 //! Invariants:
 //! * every message given to [`KfiNetwork`] ends exactly once; a window lives no longer than its message, and a message no
 //!   longer than its peer or `bulk_timeout`;
+//! * what we send to our own NID arrives without kfab (recovery pings of a node do it);
 //! * a NID is bound to one kfab peer at a time, and what a peer says under another name is dropped;
 //! * all queues are bounded: sends by LNet's credits, offers of peers by `max_offers`, reads by `max_reads`.
 

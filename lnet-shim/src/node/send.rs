@@ -95,8 +95,8 @@ impl Engine {
         if now > m.deadline {
             return self.finish_message(id, Status::TimedOut);
         }
-        if self.is_local(dest.nid) && !flags.recovery {
-            return self.loop_back(id);
+        if self.is_local(dest.nid) {
+            return if flags.recovery { self.ask_self(now, id) } else { self.loop_back(id) };
         }
         let Some(peer) = self.peer_for(dest.nid) else { return self.finish_message(id, Status::Local) };
         if self.wants_discovery(id) {
@@ -111,6 +111,16 @@ impl Engine {
             (m.local, m.peer, m.beyond) = (Some(local), Some(nid), direct.is_none().then_some(dest.nid));
         }
         if !self.meets_fault(now, id, local, nid) {
+            self.launch(now, id);
+        }
+    }
+
+    /// A recovery ping to an interface of ours goes by its network, which has a way from it to itself. We are no peer of ours.
+    fn ask_self(&mut self, now: Time, id: TxId) {
+        let Some(m) = self.messages.get_mut(&id) else { return };
+        let own = m.out.dest.nid;
+        (m.local, m.peer, m.beyond) = (Some(own), Some(own), None);
+        if !self.meets_fault(now, id, own, own) {
             self.launch(now, id);
         }
     }

@@ -603,6 +603,8 @@ fn failing_sends_take_the_local_interface_down_and_pings_bring_it_back() {
     w.engines[0].remove_faults(None);
     w.pass(sec(1500));
     assert_eq!((w.engines[0].nis()[0].health, w.engines[0].nis()[0].up), (1000, true));
+    assert!(w.log.iter().any(|l| l.0 == nid(A1) && l.1 == nid(A1)), "over the network, not within the node");
+    assert_eq!(w.engines[0].peers().iter().map(|p| p.primary).collect::<Vec<_>>(), [nid(B1)]);
     assert_eq!(w.engines[0].ping_info().small[0].status, STATUS_UP);
 }
 
