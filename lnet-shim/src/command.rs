@@ -353,7 +353,8 @@ pub struct LstShow {
 }
 
 /// Runs one test from this node against `targets`, real or ours, in a session made for it. Blocks until it has ended;
-/// `progress` can be watched meanwhile, and stops it. `force`: end other sessions the targets are in.
+/// `progress` can be watched meanwhile, and stops it. `force`: end other sessions the targets are in. If one target cannot be had the
+/// others are let go, and its error given.
 pub fn lst(
     node: &Node,
     targets: &[Nid],
@@ -365,12 +366,17 @@ pub fn lst(
     let mut console = Console::new(node.clone(), "kfab", spec.timeout);
     let LoadSpec { kind, size, check, concurrency, loops, .. } = spec;
     let test = TestSpec { kind, size, check, concurrency, loops, distribute: Distribute::All };
-    futures_lite::future::block_on(async {
+    let begun = futures_lite::future::block_on(async {
         for target in &targets {
             console.add_node(*target, force).await?;
         }
         console.add_test(1, &[], &targets, test).await
-    })?;
+    });
+    if let Err(error) = begun {
+        // Those that were taken in are let go.
+        let _ = futures_lite::future::block_on(console.end());
+        return Err(error);
+    }
     let report = load::run(console.rpc(), &targets, spec, progress);
     let ended = futures_lite::future::block_on(console.end());
     Ok(LstShow { targets, report: report?, session_left: ended.err().map(|e| e.to_string()) })
@@ -420,6 +426,17 @@ mod tests {
         assert!(!conn_list(&a).is_empty());
         net_del(&a, a_nid).unwrap();
         assert!(net_show(&a).is_empty());
+    }
+
+    #[test]
+    fn a_load_that_cannot_begin_leaves_no_session_behind() {
+        let [(a, _), (b, b_nid), (_none, c_nid)] =
+            ["127.0.9.3@tcp", "127.0.9.4@tcp", "127.0.9.5@tcp"].map(|n| node(n, 19893));
+        let _agent = Agent::start(b, AgentParams::default()).unwrap();
+        let spec = LoadSpec { loops: 1, timeout: Duration::from_secs(3), ..LoadSpec::default() };
+        assert!(lst(&a, &[b_nid, c_nid], spec, false, &Progress::default()).is_err());
+        let mut other = Console::new(a, "other", Duration::from_secs(20));
+        block_on(other.add_node(ProcessId::lnet(b_nid), false)).unwrap();
     }
 
     #[test]

@@ -165,6 +165,7 @@ fn what_cannot_be_is_said_by_name() {
     a.lnet(&["route", "del", "tcp9", "60@kfi"]).code(1).says(&["no route"]);
     a.lst(&["group", "add", "g", "57@kfi"]).code(1).says(&["no session", "session new"]);
     a.lst(&["load", "58@kfi", "--size", "2MiB"]).code(2).says(&["1 MiB"]);
+    a.lst(&["load", "58@kfi", "--distribute", "2:1"]).code(2).says(&["--distribute", "one client"]);
     a.lst(&["load", "58@kfi", "--check", "some"]).code(2).says(&["simple"]);
     run(&["lnet", "stats", "--node", "nobody-of-these-tests"]).code(3).says(&["nobody-of-these-tests"]);
     run(&["lnet", "node", "--name", &a.name]).code(3).says(&["already"]);
@@ -233,6 +234,35 @@ fn a_console_runs_tests_between_groups() {
         a.lst(&["session", "end"]).ok();
         assert_eq!(a.lst(&["session", "show"]).ok().out, "no session\n");
     }
+}
+
+/// One client dies in the middle: the other goes on, the figures are shown, and the batch is stopped.
+#[test]
+fn a_run_outlives_a_client() {
+    let [a, b, c] = ["57@kfi", "58@kfi", "59@kfi"].map(|nid| Node::kfi(nid, any()));
+    for (one, other) in [(&a, &b), (&a, &c), (&b, &c), (&b, &a)] {
+        one.knows(other);
+    }
+    let timeout = if in_lab() { "10" } else { "2" };
+    a.lst(&["session", "new", "rw", "--timeout", timeout]).ok();
+    a.lst(&["group", "add", "clients", "58@kfi", "57@kfi"]).ok();
+    a.lst(&["group", "add", "servers", "59@kfi"]).ok();
+    a.lst(&["batch", "add", "pings"]).ok();
+    a.lst(&["test", "add", "--batch", "pings", "--from", "clients", "--to", "servers"]).ok();
+    let run = Running::start(kfab(&["lst", "run", "pings", "--for", "10", "--json", "--node", &a.name]));
+    assert!(crate::run::wait_until(LIMIT, || b.json(&["stats"])["sent"]["put"].as_u64() > Some(16)));
+    b.process.signal(Signal::KILL);
+    let done = run.end().code(1).says(&["fell silent"]).json();
+    assert_eq!(
+        (&done["silent"][0]["nid"], done["client_errors"].as_u64()),
+        (&"58@kfi".into(), Some(0)),
+        "{done}"
+    );
+    assert_eq!((&done["clients"][0]["nid"], &done["clients"][1]), (&"57@kfi".into(), &Value::Null), "{done}");
+    assert!(done["nodes"][0]["rpcs"].as_u64().unwrap() > 2 && done["not_stopped"].is_string(), "{done}");
+    assert!(done["seconds"].as_f64().unwrap() >= 10.0, "{done}");
+    let batch = a.lst(&["batch", "list", "--json"]).ok().json();
+    assert_eq!(batch[0]["running"], 0, "{batch}");
 }
 
 #[test]

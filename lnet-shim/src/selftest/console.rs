@@ -1,13 +1,15 @@
 //! The console side: sessions, tests and batches on self-test nodes, ours or Lustre's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::agent::{STAT_LATENCY, destinations, latency_of};
+use super::keeper::Keeper;
 use super::load::{Kind, Latency};
 use super::pattern::Check;
-use super::rpc::{Bulk, Ids, Rpc, status_of};
+use super::rpc::{Bulk, Ids, Rpc, all, status_of};
 use crate::core::SharedBytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nid::ProcessId;
@@ -89,13 +91,16 @@ pub struct NodeStat {
     pub lnet: LnetStats,
 }
 
-/// A session on several nodes. [`Console::end`] ends it; nodes that hear nothing of it end it themselves.
+/// A session on several nodes. [`Console::end`] ends it. While this exists a thread tells the nodes that it does; those that hear
+/// nothing of it for the time they have named end the session themselves.
 pub struct Console {
-    rpc: Rpc,
+    rpc: Arc<Rpc>,
     session: SessionId,
     name: [u8; 32],
     nodes: Vec<ProcessId>,
     timeout: Duration,
+    /// From the first node on.
+    keeper: Option<Keeper>,
 }
 
 impl Console {
@@ -107,11 +112,12 @@ impl Console {
         let len = name.len().min(31);
         short[..len].copy_from_slice(&name.as_bytes()[..len]);
         Self {
-            rpc: Rpc::new(node),
+            rpc: Arc::new(Rpc::new(node)),
             session: SessionId { nid4, stamp },
             name: short,
             nodes: Vec::new(),
             timeout,
+            keeper: None,
         }
     }
 
@@ -137,13 +143,24 @@ impl Console {
         }
     }
 
-    /// Takes a node into the session; `force` ends another session it is in.
+    /// Takes a node into the session and keeps it there; `force` ends another session it is in. `Denied` if it is in one otherwise,
+    /// `Unreachable` or `TimedOut` if it does not answer.
     pub async fn add_node(&mut self, target: ProcessId, force: bool) -> Result<()> {
         let (session, name) = (self.session, self.name);
         let force = force.into();
         let body = |ids: Ids| LstBody::MakeSession { reply_id: ids.reply_id, session, force, name };
-        self.call(target, Service::MakeSession, body, Bulk::None).await?;
-        self.nodes.push(target);
+        let reply = self.call(target, Service::MakeSession, body, Bulk::None).await?;
+        if !self.nodes.contains(&target) {
+            self.nodes.push(target);
+        }
+        let keeper = match self.keeper.take() {
+            Some(keeper) => keeper,
+            None => Keeper::start(self.rpc.clone(), session)?,
+        };
+        if let LstBody::MakeSessionReply { timeout, .. } = reply {
+            keeper.keep(target, Duration::from_secs(timeout.into()));
+        }
+        self.keeper = Some(keeper);
         Ok(())
     }
 
@@ -205,29 +222,33 @@ impl Console {
         }
     }
 
-    /// Starts a batch on its clients.
+    /// Tells all clients at once; one that does not answer keeps nothing from the others.
+    async fn batch_all(&self, batch: u64, clients: &[ProcessId], op: u32) -> Vec<Result<u32>> {
+        all(clients.iter().map(|client| self.batch(*client, batch, op))).await
+    }
+
+    /// Starts a batch on its clients. If one cannot, it is stopped on the others, and the first error given.
     pub async fn run(&self, batch: u64, clients: &[ProcessId]) -> Result<()> {
-        for client in clients {
-            self.batch(*client, batch, 1).await?;
+        let begun = first_error(self.batch_all(batch, clients, 1).await);
+        if begun.is_err() {
+            let _ = self.stop(batch, clients).await;
         }
-        Ok(())
+        begun
     }
 
-    /// Stops a batch on its clients; what is in flight ends first.
+    /// Stops a batch on its clients; what is in flight ends first. The first error is given once all have been told.
     pub async fn stop(&self, batch: u64, clients: &[ProcessId]) -> Result<()> {
-        for client in clients {
-            self.batch(*client, batch, 2).await?;
-        }
-        Ok(())
+        first_error(self.batch_all(batch, clients, 2).await)
     }
 
-    /// How many tests of a batch run on its clients.
-    pub async fn active(&self, batch: u64, clients: &[ProcessId]) -> Result<u32> {
-        let mut active = 0;
-        for client in clients {
-            active += self.batch(*client, batch, 3).await?;
-        }
-        Ok(active)
+    /// How many tests of a batch run on each client, in their order; an error for one that does not answer.
+    pub async fn active(&self, batch: u64, clients: &[ProcessId]) -> Vec<Result<u32>> {
+        self.batch_all(batch, clients, 3).await
+    }
+
+    /// The counters of several nodes, asked at once.
+    pub async fn stats(&self, nodes: &[ProcessId]) -> Vec<Result<NodeStat>> {
+        all(nodes.iter().map(|node| self.stat(*node))).await
     }
 
     /// The counters of a node.
@@ -251,13 +272,13 @@ impl Console {
 
     /// Ends the session on all its nodes; the first error is given once all have been told.
     pub async fn end(self) -> Result<()> {
-        let mut first = Ok(());
-        for target in &self.nodes {
-            let session = self.session;
-            let body = |ids: Ids| LstBody::RemoveSession { reply_id: ids.reply_id, session };
-            let ended = self.call(*target, Service::RemoveSession, body, Bulk::None).await;
-            first = first.and(ended.map(drop));
-        }
-        first
+        let session = self.session;
+        let body = |ids: Ids| LstBody::RemoveSession { reply_id: ids.reply_id, session };
+        let tell = |target: &ProcessId| self.call(*target, Service::RemoveSession, body, Bulk::None);
+        first_error(all(self.nodes.iter().map(tell)).await)
     }
+}
+
+fn first_error<T>(results: Vec<Result<T>>) -> Result<()> {
+    results.into_iter().try_for_each(|r| r.map(drop))
 }

@@ -7,6 +7,7 @@
 mod agent;
 mod console;
 mod jobs;
+mod keeper;
 pub mod load;
 mod pattern;
 mod rpc;

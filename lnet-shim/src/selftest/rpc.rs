@@ -1,7 +1,9 @@
 //! Self-test RPCs from the client's side: a PUT with the request, a PUT with the reply, bulk in between.
 
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use crate::core::*;
@@ -123,6 +125,21 @@ impl Rpc {
         let (portal, match_bits) = (service.portal(), service as u64);
         self.node.put(md, PutParams { target, portal, match_bits, offset: 0, hdr_data: 0, ack: false }, None)
     }
+}
+
+/// Waits for all of them at once; what came of them, in their order.
+pub(super) async fn all<F: Future>(calls: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    let mut all: Vec<_> = calls.into_iter().map(|c| (Box::pin(c), None)).collect();
+    poll_fn(|cx| {
+        for (call, slot) in all.iter_mut().filter(|c| c.1.is_none()) {
+            if let Poll::Ready(output) = call.as_mut().poll(cx) {
+                *slot = Some(output);
+            }
+        }
+        if all.iter().all(|c| c.1.is_some()) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    all.into_iter().filter_map(|c| c.1).collect()
 }
 
 /// The status word of a reply.

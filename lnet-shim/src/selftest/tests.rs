@@ -109,7 +109,8 @@ fn a_console_makes_sessions_and_drives_tests_between_others() {
             console.add_test(1, &[b_id], &[c_id], spec(kind)).await.unwrap();
         }
         console.run(1, &[b_id]).await.unwrap();
-        until("the batch ends", || block_on(console.active(1, &[b_id])).unwrap() == 0);
+        let active = |batch, id| *block_on(console.active(batch, &[id]))[0].as_ref().unwrap();
+        until("the batch ends", || active(1, b_id) == 0);
         let (client, server) = (console.stat(b_id).await.unwrap(), console.stat(c_id).await.unwrap());
         assert_eq!((client.framework.brw_errors, client.framework.ping_errors), (0, 0));
         assert_eq!((server.rpc.bulk_put, server.rpc.bulk_get), (20 * 65536, 20 * 65536));
@@ -117,9 +118,9 @@ fn a_console_makes_sessions_and_drives_tests_between_others() {
         // For ever, until stopped.
         console.add_test(2, &[c_id], &[b_id], TestSpec { loops: 0, ..spec(Kind::Ping) }).await.unwrap();
         console.run(2, &[c_id]).await.unwrap();
-        assert_eq!(console.active(2, &[c_id]).await.unwrap(), 1);
+        assert_eq!(active(2, c_id), 1);
         console.stop(2, &[c_id]).await.unwrap();
-        until("the batch stops", || block_on(console.active(2, &[c_id])).unwrap() == 0);
+        until("the batch stops", || active(2, c_id) == 0);
         assert!(console.run(99, &[c_id]).await.is_err());
         let session = console.stat(b_id).await;
         assert!(session.is_ok());
@@ -151,6 +152,54 @@ fn silent_consoles_lose_their_session() {
     until("the session dies", || block_on(second.add_node(b_id, false)).is_ok());
     assert!(block_on(first.stat(b_id)).is_err());
     block_on(first.add_node(b_id, true)).unwrap();
+}
+
+/// The clients behind one that is gone are told all the same.
+#[test]
+fn a_dead_client_keeps_no_batch_running() {
+    let (console_node, _) = node("127.0.11.1@tcp", 19891);
+    let names = ["127.0.11.2@tcp", "127.0.11.3@tcp", "127.0.11.4@tcp"];
+    let [(dead, dead_id), (b, b_id), (c, c_id)] = names.map(|n| node(n, 19891));
+    let [gone, _b, _c] = [dead, b, c].map(|n| Agent::start(n, AgentParams::default()).unwrap());
+    let clients = [dead_id, b_id];
+    let mut console = Console::new(console_node, "rw", Duration::from_secs(3));
+    let distribute = Distribute::All;
+    let spec =
+        TestSpec { kind: Kind::Ping, size: 8, check: Check::None, concurrency: 1, loops: 0, distribute };
+    block_on(async {
+        for id in [dead_id, b_id, c_id] {
+            console.add_node(id, false).await.unwrap();
+        }
+        console.add_test(1, &clients, &[c_id], spec).await.unwrap();
+        console.run(1, &clients).await.unwrap();
+        drop(gone);
+        let running = console.active(1, &clients).await;
+        assert!(running[0].is_err() && matches!(running[1], Ok(1)), "{running:?}");
+        assert!(console.stop(1, &clients).await.is_err());
+        until("the living client stops", || matches!(block_on(console.active(1, &[b_id]))[0], Ok(0)));
+        // Nor is one half begun.
+        assert!(console.run(1, &[b_id, dead_id]).await.is_err());
+        until("it was stopped again", || matches!(block_on(console.active(1, &[b_id]))[0], Ok(0)));
+        let stats = console.stats(&[dead_id, c_id]).await;
+        assert!(stats[0].is_err() && stats[1].is_ok());
+        assert!(console.end().await.is_err());
+    });
+}
+
+/// A console that says nothing else still says that it is there; nobody else is kept by it, and nothing once it is gone.
+#[test]
+fn a_quiet_console_keeps_its_session() {
+    let ((a, _), (b, b_id)) = (node("127.0.10.1@tcp", 19890), node("127.0.10.2@tcp", 19890));
+    let params = AgentParams { session_timeout: Duration::from_secs(2), ..AgentParams::default() };
+    let _agent = Agent::start(b, params).unwrap();
+    let mut quiet = Console::new(a.clone(), "quiet", WAIT);
+    block_on(quiet.add_node(b_id, false)).unwrap();
+    std::thread::sleep(Duration::from_secs(6));
+    let mut other = Console::new(a, "other", WAIT);
+    assert_eq!(block_on(other.add_node(b_id, false)).unwrap_err().kind(), crate::ErrorKind::Denied);
+    block_on(quiet.stat(b_id)).unwrap();
+    drop(quiet);
+    until("the session dies with its console", || block_on(other.add_node(b_id, false)).is_ok());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use lnet_shim::command;
 use lnet_shim::nid::{Nid, ProcessId};
 use lnet_shim::node::Node;
 use lnet_shim::selftest::load::{LoadSpec, Progress};
-use lnet_shim::selftest::{Console, NodeStat, TestSpec};
+use lnet_shim::selftest::{Console, Distribute, NodeStat, TestSpec};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -52,6 +52,43 @@ struct Test {
     to: String,
     clients: Vec<ProcessId>,
     servers: Vec<ProcessId>,
+}
+
+/// Nodes that have not answered, and why. They are not asked again: each question would take its whole time.
+#[derive(Default)]
+struct Silent(Vec<(ProcessId, lnet_shim::Error)>);
+
+impl Silent {
+    /// Those of `nodes` that answer still.
+    fn rest(&self, nodes: &[ProcessId]) -> Vec<ProcessId> {
+        nodes.iter().copied().filter(|n| self.0.iter().all(|(silent, _)| silent != n)).collect()
+    }
+
+    /// What came of a question to each of `nodes`.
+    fn answers<T>(
+        &mut self,
+        nodes: Vec<ProcessId>,
+        results: Vec<lnet_shim::Result<T>>,
+    ) -> Vec<(ProcessId, T)> {
+        let mut answers = Vec::new();
+        for (node, result) in nodes.into_iter().zip(results) {
+            match result {
+                Ok(answer) => answers.push((node, answer)),
+                Err(error) => self.0.push((node, error)),
+            }
+        }
+        answers
+    }
+
+    /// Where all must answer.
+    fn none(self) -> Result<()> {
+        self.0.into_iter().next().map_or(Ok(()), |(_, error)| Err(failure(error)))
+    }
+
+    fn show(&self) -> Value {
+        let one = |(node, why): &(ProcessId, lnet_shim::Error)| json!({ "nid": node.nid.to_string(), "why": why.to_string() });
+        self.0.iter().map(one).collect()
+    }
 }
 
 fn failure(error: lnet_shim::Error) -> Failure {
@@ -147,7 +184,7 @@ impl Consoles {
             LstRequest::GroupAdd { name, nids } => session.group_add(name, nids),
             LstRequest::GroupList => Ok(session.group_list()),
             LstRequest::BatchAdd { name } => session.batch_add(name),
-            LstRequest::BatchList => session.batch_list(),
+            LstRequest::BatchList => Ok(session.batch_list()),
             LstRequest::TestAdd { batch, from, to, test } => session.test_add(batch, from, to, test),
             LstRequest::Run { batch, seconds: s } => {
                 let time = s.map(|s| seconds("--for", s)).transpose()?;
@@ -183,7 +220,11 @@ impl Consoles {
     /// A session and a test from this node, with latencies.
     fn load(&self, words: &LoadWords, say: &mut Say<'_>) -> Result<Value> {
         let nids = words.nids.iter().map(|t| nid(t)).collect::<Result<Vec<Nid>>>()?;
-        let TestSpec { kind, size, check, concurrency, loops, .. } = spec(&words.test)?;
+        let TestSpec { kind, size, check, concurrency, loops, distribute } = spec(&words.test)?;
+        if distribute != Distribute::All {
+            let what = "--distribute: a load has one client, which calls all nodes";
+            return Err(Failure::usage(what).hint("with more clients: `kfab lst test add`"));
+        }
         let duration = seconds("--duration", words.duration)?;
         let timeout = seconds("--timeout", words.timeout)?;
         let spec =
@@ -251,7 +292,7 @@ impl Session {
         Ok(Value::Null)
     }
 
-    fn batch_list(&self) -> Result<Value> {
+    fn batch_list(&self) -> Value {
         let test = |t: &Test| {
             let w = &t.words;
             json!({
@@ -260,9 +301,10 @@ impl Session {
             })
         };
         let one = |(i, b): (usize, &Batch)| {
-            let running = if b.running { self.active(i)? } else { 0 };
+            let mut silent = Silent::default();
+            let running = if b.running { self.active(i, &mut silent) } else { 0 };
             let tests: Vec<Value> = b.tests.iter().map(test).collect();
-            Ok(json!({ "name": b.name, "tests": tests, "running": running }))
+            json!({ "name": b.name, "tests": tests, "running": running, "silent": silent.show() })
         };
         self.batches.iter().enumerate().map(one).collect()
     }
@@ -294,40 +336,46 @@ impl Session {
         all
     }
 
-    fn active(&self, at: usize) -> Result<u32> {
-        block_on(self.console.active(at as u64 + 1, &self.clients(at))).map_err(failure)
+    /// How many tests of a batch run on those clients that answer.
+    fn active(&self, at: usize, silent: &mut Silent) -> u32 {
+        let clients = silent.rest(&self.clients(at));
+        let active = block_on(self.console.active(at as u64 + 1, &clients));
+        silent.answers(clients, active).iter().map(|(_, n)| n).sum()
     }
 
-    /// Runs a batch. With a time: until that is over or all tests have ended, and then stops it; what the servers did meanwhile.
+    /// Runs a batch. With a time: until that is over or all tests have ended, and then stops it; what the servers did meanwhile. A node
+    /// that falls silent is told of and ends nothing.
     fn run(&mut self, batch: &str, time: Option<Duration>, say: &mut Say<'_>) -> Result<Value> {
         let at = self.batch(batch)?;
         if self.batches[at].tests.is_empty() {
             return Err(Failure::failed(format!("batch {batch} has no test")));
         }
-        let servers = self.servers(at);
-        let before = self.look(&servers)?;
+        let (servers, mut silent) = (self.servers(at), Silent::default());
+        let before = self.look(&servers, &mut silent);
+        std::mem::take(&mut silent).none()?;
         let started = Instant::now();
         block_on(self.console.run(at as u64 + 1, &self.clients(at))).map_err(failure)?;
         self.batches[at].running = true;
         let Some(time) = time else { return Ok(json!({ "running": true, "nodes": [] })) };
-        while started.elapsed() < time && !stop::pressed() && self.active(at)? > 0 {
+        while started.elapsed() < time && !stop::pressed() && self.active(at, &mut silent) > 0 {
             std::thread::sleep(BEAT.min(time));
-            let rpcs: u64 = figures(&before, &self.look(&servers)?, started.elapsed()).map(|f| f.0).sum();
+            let rpcs: u64 = figures(&before, &self.look(&servers, &mut silent)).map(|f| f.1.0).sum();
             let part = started.elapsed().as_secs_f64() / time.as_secs_f64();
-            if !say(part, &format!("{rpcs} RPCs")) {
+            if !say(part, &format!("{rpcs} RPCs, {} nodes silent", silent.0.len())) {
                 break;
             }
         }
-        let (after, took) = (self.look(&servers)?, started.elapsed());
-        self.stop(batch)?;
+        let (after, took) = (self.look(&servers, &mut silent), started.elapsed());
+        let left = self.stop(batch).err().map(|f| f.what);
         let end = Instant::now() + Duration::from_secs(60);
-        while self.active(at)? > 0 && Instant::now() < end {
+        while self.active(at, &mut silent) > 0 && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(50));
         }
-        let (errors, latencies) = (self.client_errors(at)?, self.latencies(at)?);
-        Ok(
-            json!({ "seconds": took.as_secs_f64(), "client_errors": errors, "clients": latencies, "nodes": rows(&before, &after, took) }),
-        )
+        let (errors, latencies) = (self.client_errors(at, &mut silent), self.latencies(at, &mut silent));
+        Ok(json!({
+            "seconds": took.as_secs_f64(), "client_errors": errors, "clients": latencies, "nodes": rows(&before, &after, took),
+            "silent": silent.show(), "not_stopped": left,
+        }))
     }
 
     fn stop(&mut self, batch: &str) -> Result<Value> {
@@ -338,67 +386,72 @@ impl Session {
     }
 
     /// Latencies as the clients saw them.
-    fn latencies(&self, at: usize) -> Result<Vec<Value>> {
-        let one = |node: &ProcessId| {
-            let latency = block_on(self.console.latency(*node)).map_err(failure)?;
-            Ok(json!({ "nid": node.nid.to_string(), "latency_us": latency }))
-        };
-        self.clients(at).iter().map(one).collect()
+    fn latencies(&self, at: usize, silent: &mut Silent) -> Vec<Value> {
+        let clients = silent.rest(&self.clients(at));
+        let all = clients.iter().map(|node| block_on(self.console.latency(*node))).collect();
+        let show =
+            |(node, latency): (ProcessId, _)| json!({ "nid": node.nid.to_string(), "latency_us": latency });
+        silent.answers(clients, all).into_iter().map(show).collect()
     }
 
     /// Calls that failed, as the clients count them.
-    fn client_errors(&self, at: usize) -> Result<u64> {
-        let stats = self.look(&self.clients(at))?;
-        Ok(stats
-            .iter()
-            .map(|(_, s)| u64::from(s.framework.brw_errors) + u64::from(s.framework.ping_errors))
-            .sum())
+    fn client_errors(&self, at: usize, silent: &mut Silent) -> u64 {
+        let stats = self.look(&self.clients(at), silent);
+        let errors = |s: &NodeStat| u64::from(s.framework.brw_errors) + u64::from(s.framework.ping_errors);
+        stats.iter().map(|(_, s)| errors(s)).sum()
     }
 
-    fn look(&self, nodes: &[ProcessId]) -> Result<Vec<(ProcessId, NodeStat)>> {
-        nodes.iter().map(|n| Ok((*n, block_on(self.console.stat(*n)).map_err(failure)?))).collect()
+    /// The counters of those nodes that answer.
+    fn look(&self, nodes: &[ProcessId], silent: &mut Silent) -> Vec<(ProcessId, NodeStat)> {
+        let nodes = silent.rest(nodes);
+        let stats = block_on(self.console.stats(&nodes));
+        silent.answers(nodes, stats)
     }
 
     /// What nodes do in a while.
     fn watch(&self, nodes: &[ProcessId], time: Duration, say: &mut Say<'_>) -> Result<Value> {
-        let (before, started) = (self.look(nodes)?, Instant::now());
+        let mut silent = Silent::default();
+        let (before, started) = (self.look(nodes, &mut silent), Instant::now());
+        std::mem::take(&mut silent).none()?;
         while started.elapsed() < time && !stop::pressed() {
             std::thread::sleep(BEAT.min(time.saturating_sub(started.elapsed())));
             if !say(started.elapsed().as_secs_f64() / time.as_secs_f64(), "looking") {
                 break;
             }
         }
-        let (after, took) = (self.look(nodes)?, started.elapsed());
-        Ok(json!({ "seconds": took.as_secs_f64(), "nodes": rows(&before, &after, took) }))
+        let (after, took) = (self.look(nodes, &mut silent), started.elapsed());
+        Ok(
+            json!({ "seconds": took.as_secs_f64(), "nodes": rows(&before, &after, took), "silent": silent.show() }),
+        )
     }
 }
 
 type Look = [(ProcessId, NodeStat)];
 
-/// For each node: RPCs served, bytes put (read by clients), bytes got (written by them). The counters wrap.
+/// For each node that answered both times: RPCs served, bytes put (read by clients), bytes got (written by them). The counters wrap.
 fn figures<'a>(
     before: &'a Look,
     after: &'a Look,
-    _took: Duration,
-) -> impl Iterator<Item = (u64, u64, u64)> + use<'a> {
-    before.iter().zip(after).map(|((_, b), (_, a))| {
+) -> impl Iterator<Item = (&'a NodeStat, (u64, u64, u64), ProcessId)> {
+    after.iter().filter_map(|(node, a)| {
+        let (_, b) = before.iter().find(|(n, _)| n == node)?;
         let rpcs = u64::from(a.rpc.received.wrapping_sub(b.rpc.received));
         let (put, get) =
             (a.rpc.bulk_put.wrapping_sub(b.rpc.bulk_put), a.rpc.bulk_get.wrapping_sub(b.rpc.bulk_get));
-        (rpcs, put, get)
+        Some((a, (rpcs, put, get), *node))
     })
 }
 
 fn rows(before: &Look, after: &Look, took: Duration) -> Vec<Value> {
     let per_second = |n: u64| n as f64 / took.as_secs_f64();
-    let row = |((rpcs, put, get), (node, stat)): ((u64, u64, u64), &(ProcessId, NodeStat))| {
+    let row = |(stat, (rpcs, put, get), node): (&NodeStat, (u64, u64, u64), ProcessId)| {
         json!({
             "nid": node.nid.to_string(), "rpcs": rpcs, "rpcs_per_second": per_second(rpcs),
             "read_bytes_per_second": per_second(put), "written_bytes_per_second": per_second(get),
             "errors": stat.rpc.errors, "dropped": stat.rpc.dropped,
         })
     };
-    figures(before, after, took).zip(after).map(row).collect()
+    figures(before, after).map(row).collect()
 }
 
 #[cfg(test)]

@@ -149,7 +149,8 @@ fn run_session(out: &Out, session: &Session) -> Result<()> {
     }
 }
 
-/// Asks and shows; calls that failed under load are a failure of the command, as its figures have been shown.
+/// Asks and shows; calls that failed under load, and nodes that fell silent, are a failure of the command, as its figures have been
+/// shown.
 fn ask(out: &Out, request: LstRequest, table: impl FnOnce(&Value) -> String) -> Result<()> {
     let bar = Bar::new(1);
     let progress = |part: f64, text: &str| {
@@ -158,8 +159,10 @@ fn ask(out: &Out, request: LstRequest, table: impl FnOnce(&Value) -> String) -> 
     };
     let answer = ask_with(out, &Request::Lst(request), progress, table)?;
     drop(bar);
+    let silent = answer["silent"].as_array().map_or(0, Vec::len);
     match answer["report"]["errors"].as_u64().or(answer["client_errors"].as_u64()) {
-        None | Some(0) => Ok(()),
+        None | Some(0) if silent == 0 => Ok(()),
+        None | Some(0) => Err(Failure::failed(format!("{silent} nodes fell silent"))),
         Some(errors) => Err(Failure::failed(format!("{errors} calls failed"))),
     }
 }

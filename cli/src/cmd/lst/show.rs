@@ -83,10 +83,17 @@ pub(super) fn nodes(v: &Value) -> String {
         row.extend(latencies(&c["latency_us"]));
         clients.row(row);
     }
-    match list(&v["clients"]).next() {
-        Some(_) => format!("{}\n{}", table.text(), clients.text()),
-        None => table.text(),
+    let mut all = table.text();
+    if list(&v["clients"]).next().is_some() {
+        all += &format!("\n{}", clients.text());
     }
+    for s in list(&v["silent"]) {
+        all += &format!("{} does not answer any more: {}\n", text(&s["nid"]), text(&s["why"]));
+    }
+    if let Some(why) = v["not_stopped"].as_str() {
+        all += &format!("the batch could not be stopped everywhere: {why}\n");
+    }
+    all
 }
 
 pub(super) fn load(v: &Value) -> String {
