@@ -84,6 +84,8 @@ pub enum Output<H> {
     Send(Outgoing),
     /// Fetch what is still with the sender, and call [`Core::fetched`].
     Fetch(Fetch),
+    /// No answer to this operation is waited for any more: it has come, or its descriptor has gone.
+    Answered(OpId),
     /// What is still with the sender is not wanted.
     Refuse {
         /// As given with the message.
@@ -127,6 +129,8 @@ struct Descriptor<H> {
     in_flight: u32,
     aborted: bool,
     reserved: usize,
+    /// Operations whose answers have yet to come.
+    unanswered: Vec<OpId>,
 }
 
 impl<H> Descriptor<H> {
@@ -139,7 +143,7 @@ impl<H> Descriptor<H> {
         unlink: Unlink,
         user: u64,
     ) -> Self {
-        let (offset, in_flight, aborted, reserved) = (0, 0, false, 1);
+        let (offset, in_flight, aborted, reserved, unanswered) = (0, 0, false, 1, Vec::new());
         Self {
             memory,
             role,
@@ -152,6 +156,7 @@ impl<H> Descriptor<H> {
             in_flight,
             aborted,
             reserved,
+            unanswered,
         }
     }
 
@@ -193,6 +198,8 @@ pub struct Core<H> {
     entries: HashMap<MeHandle, MatchEntry>,
     descriptors: HashMap<MdHandle, Descriptor<H>>,
     operations: HashMap<OpId, (MdHandle, Event)>,
+    /// Where the answer to an operation goes. Its handle on the wire names the operation, so that each is answered once.
+    answers: HashMap<OpId, MdHandle>,
     fetches: HashMap<OpId, transfer::Fetching>,
     outputs: VecDeque<Output<H>>,
     sequence: u64,
@@ -213,6 +220,7 @@ impl<H: Handler> Core<H> {
             entries: HashMap::new(),
             descriptors: HashMap::new(),
             operations: HashMap::new(),
+            answers: HashMap::new(),
             fetches: HashMap::new(),
             outputs: VecDeque::new(),
             sequence: 0,
@@ -371,6 +379,10 @@ impl<H: Handler> Core<H> {
     fn destroy(&mut self, md: MdHandle, event: Event) {
         self.detach_entry(md);
         if let Some(descriptor) = self.descriptors.remove(&md) {
+            for op in descriptor.unanswered {
+                self.answers.remove(&op);
+                self.outputs.push_back(Output::Answered(op));
+            }
             descriptor.handler.release(descriptor.reserved.saturating_sub(1));
             self.emit(descriptor.handler, event);
         }

@@ -47,18 +47,19 @@ fn get_body(portal: u32, match_bits: u64, offset: u32, sink_len: u32) -> Body {
     Body::Get { handle: WireHandle::new(1, 2), match_bits, portal, offset, sink_len }
 }
 
+#[derive(Default)]
 struct Drained {
     events: Vec<Event>,
     sends: Vec<Outgoing>,
     parked: Vec<(u64, usize, bool)>,
     fetches: Vec<Fetch>,
     refused: Vec<u64>,
+    answered: Vec<OpId>,
 }
 
 /// Takes all outputs; gives the room of each event back, as a reader of the queue would.
 fn drain(core: &mut Core<Room>) -> Drained {
-    let (fetches, refused) = (vec![], vec![]);
-    let mut all = Drained { events: vec![], sends: vec![], parked: vec![], fetches, refused };
+    let mut all = Drained::default();
     while let Some(output) = core.poll() {
         match output {
             Output::Event(room, event) => {
@@ -67,6 +68,7 @@ fn drain(core: &mut Core<Room>) -> Drained {
             }
             Output::Send(send) => all.sends.push(send),
             Output::Fetch(fetch) => all.fetches.push(fetch),
+            Output::Answered(op) => all.answered.push(op),
             Output::Refuse { via } => all.refused.push(via),
             Output::Parked { via, bytes } => all.parked.push((via, bytes, true)),
             Output::Unparked { via, bytes } => all.parked.push((via, bytes, false)),
@@ -177,6 +179,28 @@ fn threshold_one_put_unlinks_before_its_ack() {
     let ack = incoming(2, Body::Ack { handle: handle_of(&sent), match_bits: 9, mlength: 3 }, b"");
     assert_eq!(core.receive(ack), Err(DropReason::NoDescriptor));
     assert_eq!(room.0.get(), 100);
+}
+
+/// Each operation of a descriptor has an answer of its own, and one only.
+#[test]
+fn answers_name_their_operation() {
+    let (mut core, room) = (core(), room(100));
+    let md = bound(&mut core, &room, b"abc", 4);
+    let ops = [0, 1].map(|_| core.put(md, put_params(true)).unwrap());
+    let sends = drain(&mut core).sends;
+    let ack =
+        |i: usize| incoming(2, Body::Ack { handle: handle_of(&sends[i]), match_bits: 9, mlength: 3 }, b"");
+    core.receive(ack(1)).unwrap();
+    assert_eq!(core.receive(ack(1)), Err(DropReason::NoDescriptor), "it has been answered");
+    let drained = drain(&mut core);
+    assert_eq!((drained.answered, drained.events.len()), (vec![ops[1]], 1));
+    core.finish(ops[0], Status::Ok, id(ME));
+    core.finish(ops[1], Status::Ok, id(ME));
+    core.md_unlink(md.handle(), Status::TimedOut).unwrap();
+    let drained = drain(&mut core);
+    assert_eq!((drained.answered, drained.events.last().unwrap().unlinked), (vec![ops[0]], true));
+    assert_eq!(core.receive(ack(0)), Err(DropReason::NoDescriptor));
+    assert_eq!((room.0.get(), core.objects()), (100, (0, 0)));
 }
 
 #[test]

@@ -66,6 +66,8 @@ pub(super) struct Fetching {
     md: MdHandle,
     event: Event,
     ack: Option<Outgoing>,
+    /// The operation of ours that this answers.
+    answers: Option<OpId>,
 }
 
 /// A message that has arrived.
@@ -135,14 +137,16 @@ impl<H: Handler> Core<H> {
     /// Begins a PUT of the whole of `md`. The event SEND follows, and ACK if asked for.
     pub fn put(&mut self, md: SourceMd, p: PutParams) -> Result<OpId> {
         let len = self.begin(md.0, p.portal, if p.ack { 2 } else { 1 }, "put")?;
-        let handle = if p.ack { WireHandle::new(self.interface_cookie, md.0.0) } else { WireHandle::NONE };
+        let op = OpId(self.object());
+        let handle = if p.ack { self.expect_answer(op, md.0) } else { WireHandle::NONE };
         let (portal, match_bits) = (p.portal, p.match_bits);
         let body = Body::Put { handle, match_bits, hdr_data: p.hdr_data, portal, offset: p.offset };
         let payload = self.descriptors.get(&md.0).map(|d| Payload::new(d.memory.clone(), 0, len));
         let mut event = self.blank_event(md.0, EventKind::Send);
         event.hdr_data = p.hdr_data;
         event.offset = p.offset.into();
-        self.initiate(md, p.target, body, payload.unwrap_or(Payload::EMPTY), event, len)
+        self.initiate(op, md, p.target, body, payload.unwrap_or(Payload::EMPTY), event, len);
+        Ok(op)
     }
 
     /// Begins a GET that fills `md`. The events SEND and REPLY follow, in either order.
@@ -155,10 +159,21 @@ impl<H: Handler> Core<H> {
         offset: u32,
     ) -> Result<OpId> {
         let sink_len = self.begin(md.0, portal, 2, "get")?;
-        let handle = WireHandle::new(self.interface_cookie, md.0.0);
+        let op = OpId(self.object());
+        let handle = self.expect_answer(op, md.0);
         let body = Body::Get { handle, match_bits, portal, offset, sink_len };
         let event = self.blank_event(md.0, EventKind::Send);
-        self.initiate(md, target, body, Payload::EMPTY, event, sink_len)
+        self.initiate(op, md, target, body, Payload::EMPTY, event, sink_len);
+        Ok(op)
+    }
+
+    /// What the answer to an operation will name.
+    fn expect_answer(&mut self, op: OpId, md: MdHandle) -> WireHandle {
+        self.answers.insert(op, md);
+        if let Some(d) = self.descriptors.get_mut(&md) {
+            d.unanswered.push(op);
+        }
+        WireHandle::new(self.interface_cookie, op.0)
     }
 
     /// Checks a descriptor, reserves room for `events`, spends one of its operations; gives its length.
@@ -177,15 +192,17 @@ impl<H: Handler> Core<H> {
         Ok(d.memory.len() as u32)
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn initiate(
         &mut self,
+        op: OpId,
         md: SourceMd,
         target: ProcessId,
         body: Body,
         payload: Payload,
         mut event: Event,
         len: u32,
-    ) -> Result<OpId> {
+    ) {
         event.target = target;
         event.msg_type = Some(body.msg_type());
         event.portal = body.portal().unwrap_or(0);
@@ -193,21 +210,9 @@ impl<H: Handler> Core<H> {
             event.match_bits = match_bits;
         }
         (event.rlength, event.mlength) = (len, len);
-        let op = self.track(md.0, event);
-        self.outputs.push_back(Output::Send(Outgoing {
-            op: Some(op),
-            dest: target,
-            src: None,
-            body,
-            payload,
-        }));
-        Ok(op)
-    }
-
-    fn track(&mut self, md: MdHandle, event: Event) -> OpId {
-        let op = OpId(self.object());
-        self.operations.insert(op, (md, event));
-        op
+        self.operations.insert(op, (md.0, event));
+        let (op, dest, src) = (Some(op), target, None);
+        self.outputs.push_back(Output::Send(Outgoing { op, dest, src, body, payload }));
     }
 
     /// Ends an operation whose message has left (or failed). `source` is who it left from. Unknown ids are ignored.
@@ -366,7 +371,7 @@ impl<H: Handler> Core<H> {
         match &i.payload {
             Content::Bytes(bytes) => d.memory.write_at(offset, &bytes[..mlength as usize]),
             Content::Remote(_) if mlength > 0 => {
-                return self.fetch(i, Fetching { md, event, ack }, offset, mlength);
+                return self.fetch(i, Fetching { md, event, ack, answers: None }, offset, mlength);
             }
             Content::Remote(_) => self.outputs.push_back(Output::Refuse { via: i.via }),
         }
@@ -389,6 +394,7 @@ impl<H: Handler> Core<H> {
         if !status.is_ok() {
             fetch.event.mlength = 0;
         }
+        self.outputs.extend(fetch.answers.map(Output::Answered));
         self.complete(fetch.md, fetch.event, status);
         if status.is_ok() {
             self.outputs.extend(fetch.ack.map(Output::Send));
@@ -411,35 +417,45 @@ impl<H: Handler> Core<H> {
         let Some(d) = self.descriptors.get(&md) else { return };
         let payload = Payload::new(d.memory.clone(), offset, mlength);
         let event = self.target_event(i, r, md, offset, mlength);
-        let op = self.track(md, event);
+        let op = OpId(self.object());
+        self.operations.insert(op, (md, event));
         if let Body::Get { handle, .. } = i.header.body {
             self.outputs.push_back(Output::Send(answer(i, Some(op), Body::Reply { handle }, payload)));
         }
     }
 
-    /// The descriptor of ours that a PUT or GET names for its answer.
-    pub fn answers_to(&self, body: &Body) -> Option<MdHandle> {
+    /// The operation of ours that a PUT or GET names for its answer.
+    pub fn answers_to(&self, body: &Body) -> Option<OpId> {
         let (Body::Put { handle, .. } | Body::Get { handle, .. }) = body else { return None };
         let (interface, object) = handle.cookies();
-        (interface == self.interface_cookie).then_some(MdHandle(object))
+        (interface == self.interface_cookie).then_some(OpId(object))
     }
 
-    /// The live descriptor that an ACK or REPLY names.
-    fn addressee(&mut self, handle: WireHandle) -> std::result::Result<(MdHandle, u64), DropReason> {
+    /// The operation that an ACK or REPLY names, if it has not been answered, its live descriptor and that one's length.
+    fn addressee(&mut self, handle: WireHandle) -> std::result::Result<(OpId, MdHandle, u64), DropReason> {
         let (interface, object) = handle.cookies();
-        let md = MdHandle(object);
+        let op = OpId(object);
+        let md = *self.answers.get(&op).ok_or(DropReason::NoDescriptor)?;
         let live = |d: &&mut Descriptor<H>| {
             matches!(d.role, Role::Source) && !d.threshold.is_spent() && !d.aborted && d.reserved > 1
         };
         let found = self.descriptors.get_mut(&md).filter(live);
         match found {
-            Some(d) if interface == self.interface_cookie => Ok((md, d.memory.len())),
+            Some(d) if interface == self.interface_cookie => Ok((op, md, d.memory.len())),
             _ => Err(DropReason::NoDescriptor),
         }
     }
 
-    /// The event of an answer; the operation is in flight until [`Core::complete`].
-    fn response_event(&mut self, i: &Incoming, md: MdHandle, kind: EventKind, mlength: u32) -> Event {
+    /// The event of an answer, which no other can follow; it is in flight until [`Core::complete`].
+    fn response_event(
+        &mut self,
+        i: &Incoming,
+        op: OpId,
+        md: MdHandle,
+        kind: EventKind,
+        mlength: u32,
+    ) -> Event {
+        self.answers.remove(&op);
         let mut event = self.blank_event(md, kind);
         event.target = i.header.dest;
         event.initiator = i.initiator;
@@ -452,6 +468,7 @@ impl<H: Handler> Core<H> {
             event.match_bits = match_bits;
         }
         if let Some(d) = self.descriptors.get_mut(&md) {
+            d.unanswered.retain(|o| *o != op);
             d.threshold.spend();
             d.in_flight += 1;
         }
@@ -465,14 +482,15 @@ impl<H: Handler> Core<H> {
         _bits: u64,
         mlength: u32,
     ) -> std::result::Result<(), DropReason> {
-        let (md, _) = self.addressee(handle)?;
-        let event = self.response_event(i, md, EventKind::Ack, mlength);
+        let (op, md, _) = self.addressee(handle)?;
+        let event = self.response_event(i, op, md, EventKind::Ack, mlength);
+        self.outputs.push_back(Output::Answered(op));
         self.complete(md, event, Status::Ok);
         Ok(())
     }
 
     fn receive_reply(&mut self, i: &Incoming, handle: WireHandle) -> std::result::Result<(), DropReason> {
-        let (md, space) = self.addressee(handle)?;
+        let (op, md, space) = self.addressee(handle)?;
         let Some(d) = self.descriptors.get(&md) else { return Err(DropReason::NoDescriptor) };
         let mlength = (i.payload.len() as u64).min(space) as usize;
         if mlength < i.payload.len() && !d.truncate {
@@ -481,13 +499,14 @@ impl<H: Handler> Core<H> {
         match &i.payload {
             Content::Bytes(bytes) => d.memory.write_at(0, &bytes[..mlength]),
             Content::Remote(_) if mlength > 0 => {
-                let event = self.response_event(i, md, EventKind::Reply, mlength as u32);
-                self.fetch(i, Fetching { md, event, ack: None }, 0, mlength as u32);
+                let event = self.response_event(i, op, md, EventKind::Reply, mlength as u32);
+                self.fetch(i, Fetching { md, event, ack: None, answers: Some(op) }, 0, mlength as u32);
                 return Ok(());
             }
             Content::Remote(_) => self.outputs.push_back(Output::Refuse { via: i.via }),
         }
-        let event = self.response_event(i, md, EventKind::Reply, mlength as u32);
+        let event = self.response_event(i, op, md, EventKind::Reply, mlength as u32);
+        self.outputs.push_back(Output::Answered(op));
         self.complete(md, event, Status::Ok);
         Ok(())
     }

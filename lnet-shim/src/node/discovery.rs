@@ -141,7 +141,7 @@ impl Engine {
         match self.core.get(md, target, 0, ping::MATCH_BITS, 0) {
             Ok(op) => {
                 self.flags.insert(op, SendFlags { exact: true, ..SendFlags::default() });
-                self.track(now, md, target, timeout);
+                self.track(now, op, md, target, timeout);
             }
             Err(_) => self.discovery_failed(now, id, Status::Local),
         }
@@ -173,7 +173,7 @@ impl Engine {
         match self.core.put(md, put) {
             Ok(op) => {
                 self.flags.insert(op, SendFlags { exact: true, ..SendFlags::default() });
-                self.track(now, md, target, Some(self.params.discovery_timeout));
+                self.track(now, op, md, target, Some(self.params.discovery_timeout));
             }
             Err(_) => self.discovery_failed(now, id, Status::Local),
         }

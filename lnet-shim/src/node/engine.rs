@@ -85,9 +85,20 @@ impl Ni {
     }
 }
 
-/// An answer that is waited for.
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Awaited {
+    /// The answer to an operation.
+    Answer(OpId),
+    /// The end of a descriptor.
+    End(MdHandle),
+}
+
+/// Until when something is waited for; then the descriptor ends.
 pub(super) struct Tracked {
+    pub(super) md: MdHandle,
     pub(super) deadline: Time,
+    /// Who is to blame if it does not come.
     pub(super) peer: Option<Nid>,
 }
 
@@ -121,7 +132,7 @@ pub struct Engine {
     pub(super) granted: VecDeque<(TxId, Stage)>,
     pub(super) loopback: VecDeque<Incoming>,
     pub(super) flags: HashMap<OpId, SendFlags>,
-    pub(super) tracked: HashMap<MdHandle, Tracked>,
+    pub(super) tracked: HashMap<Awaited, Tracked>,
     /// Payloads being fetched, by the NID of the network that does it.
     fetches: HashMap<OpId, Nid>,
     pub(super) delayed: BTreeMap<(Time, u64), Delayed>,
@@ -254,9 +265,9 @@ impl Engine {
 
     /// Begins a PUT; if an ACK is wanted it is given up after `timeout` (default: the transaction timeout).
     pub fn put(&mut self, now: Time, md: SourceMd, put: PutParams, timeout: Option<Time>) -> Result<()> {
-        self.core.put(md, put)?;
+        let op = self.core.put(md, put)?;
         if put.ack {
-            self.track(now, md, put.target, timeout);
+            self.track(now, op, md, put.target, timeout);
         }
         self.settle(now);
         Ok(())
@@ -274,23 +285,31 @@ impl Engine {
         offset: u32,
         timeout: Option<Time>,
     ) -> Result<()> {
-        self.core.get(md, target, portal, match_bits, offset)?;
-        self.track(now, md, target, timeout);
+        let op = self.core.get(md, target, portal, match_bits, offset)?;
+        self.track(now, op, md, target, timeout);
         self.settle(now);
         Ok(())
     }
 
-    /// Sets until when an answer is waited for. The latest operation of a descriptor counts.
-    pub(super) fn track(&mut self, now: Time, md: SourceMd, target: ProcessId, timeout: Option<Time>) {
+    /// Sets until when the answer to an operation is waited for.
+    pub(super) fn track(
+        &mut self,
+        now: Time,
+        op: OpId,
+        md: SourceMd,
+        target: ProcessId,
+        timeout: Option<Time>,
+    ) {
         self.start_ticking(now);
         let deadline = now + timeout.unwrap_or(self.params.transaction_timeout);
-        self.tracked.insert(md.handle(), Tracked { deadline, peer: Some(target.nid) });
+        let (md, peer) = (md.handle(), Some(target.nid));
+        self.tracked.insert(Awaited::Answer(op), Tracked { md, deadline, peer });
     }
 
     /// Ends a descriptor by itself, with [`Status::TimedOut`], unless it has gone by then.
     pub fn expire(&mut self, now: Time, md: MdHandle, timeout: Time) {
         self.start_ticking(now);
-        self.tracked.insert(md, Tracked { deadline: now + timeout, peer: None });
+        self.tracked.insert(Awaited::End(md), Tracked { md, deadline: now + timeout, peer: None });
     }
 
     /// After a rest the next tick is one tick away, not overdue.
@@ -322,6 +341,7 @@ impl Engine {
             Output::Event(sink, event) => self.on_event(now, sink, event),
             Output::Send(out) => self.begin_message(now, out),
             Output::Fetch(fetch) => self.begin_fetch(fetch),
+            Output::Answered(op) => drop(self.tracked.remove(&Awaited::Answer(op))),
             Output::Refuse { via } => self.hold(via, |via| Command::Refuse { via }),
             Output::Parked { via, bytes } => self.hold(via, |via| Command::Hold { via, bytes }),
             Output::Unparked { via, bytes } => self.hold(via, |via| Command::Release { via, bytes }),
@@ -329,8 +349,8 @@ impl Engine {
     }
 
     fn on_event(&mut self, now: Time, sink: Sink, event: Event) {
-        if matches!(event.kind, EventKind::Ack | EventKind::Reply) || event.unlinked {
-            self.tracked.remove(&event.md);
+        if event.unlinked {
+            self.tracked.remove(&Awaited::End(event.md));
         }
         match sink {
             Sink::User(sink) => self.effects.push_back(Effect::Event(sink, event)),
@@ -392,9 +412,8 @@ impl Engine {
             return;
         }
         let lost: Vec<MdHandle> =
-            self.tracked.iter().filter(|(_, t)| t.peer == Some(nid)).map(|(md, _)| *md).collect();
+            self.tracked.extract_if(|_, t| t.peer == Some(nid)).map(|(_, t)| t.md).collect();
         for md in lost {
-            self.tracked.remove(&md);
             let _ = self.core.md_unlink(md, Status::Unreachable);
         }
         self.settle(now);
@@ -429,15 +448,13 @@ impl Engine {
     }
 
     fn expire_answers(&mut self, now: Time) {
-        let late: Vec<MdHandle> =
-            self.tracked.iter().filter(|(_, t)| t.deadline <= now).map(|(md, _)| *md).collect();
-        for md in late {
-            let Some(tracked) = self.tracked.remove(&md) else { continue };
+        let late: Vec<Tracked> = self.tracked.extract_if(|_, t| t.deadline <= now).map(|(_, t)| t).collect();
+        for tracked in late {
             self.stats.response_timeouts += 1;
             if let Some(nid) = tracked.peer {
                 self.peer_failed(now, nid);
             }
-            let _ = self.core.md_unlink(md, Status::TimedOut);
+            let _ = self.core.md_unlink(tracked.md, Status::TimedOut);
         }
     }
 

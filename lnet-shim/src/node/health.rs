@@ -222,7 +222,7 @@ impl Engine {
         if let Ok(op) = self.core.get(md, target, 0, ping::MATCH_BITS, 0) {
             self.flags.insert(op, SendFlags { local, exact: true, recovery: true });
             let timeout = Some(self.params.lnd_timeout);
-            self.track(now, md, target, timeout);
+            self.track(now, op, md, target, timeout);
         }
     }
 

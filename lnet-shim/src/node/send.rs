@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use super::Time;
-use super::engine::{Delayed, Effect, Engine, SendFlags};
+use super::engine::{Awaited, Delayed, Effect, Engine, SendFlags};
 use super::fault::FaultAction;
 use super::health::status_of;
 use super::peers::Discovery;
@@ -283,8 +283,8 @@ impl Engine {
         }
         let header = header_of(&m.out, self.params.pid, local, m.beyond.unwrap_or(nid));
         // If no answer comes, this rail is to blame.
-        let answer = self.core.answers_to(&header.body);
-        if let Some(tracked) = answer.and_then(|md| self.tracked.get_mut(&md)) {
+        let answer = self.core.answers_to(&header.body).map(Awaited::Answer);
+        if let Some(tracked) = answer.and_then(|a| self.tracked.get_mut(&a)) {
             tracked.peer = Some(nid);
         }
         let pid = if m.out.dest.is_userspace() && m.beyond.is_none() { m.out.dest.pid } else { PID_LNET };

@@ -762,5 +762,6 @@ fn under_faults_every_operation_ends_once() {
     }
 }
 
+mod answers;
 mod drops;
 mod real;
