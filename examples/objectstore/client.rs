@@ -1,14 +1,21 @@
-//! The client: objects as a program wants them. Every call may be replayed: puts write whole objects, the rest only looks, and a
-//! deleted object may be deleted again. So when a server dies, its calls go on at the other.
+//! The client: objects as a program wants them. Every call may be replayed: changes carry a version, and a server does not change an
+//! object that has been changed since; the rest only looks. So when a server dies, or is only slow, its calls go on at the other,
+//! and what the slow one still does with them does no harm.
 
 use crate::protocol::*;
 use kfab::{Fabric, Rights};
 use lnet_shim::rpc::{Book, Client, ClientConfig, ClientCounts, ClientLimits, Replay, Result};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 #[derive(Clone)]
 pub struct Objects {
     client: Client,
+}
+
+/// A number that no other change has.
+fn writer() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 impl Objects {
@@ -26,8 +33,14 @@ impl Objects {
             room.copy_from_slice(data);
         }
         let window = self.client.window_of(buffer)?;
-        let put = Put { name: name.to_owned(), sync };
+        let put = Put { name: name.to_owned(), version: self.next_version(name)?, sync };
         self.client.call(PUT, &put).window(&window).replay(Replay::Always).wait()
+    }
+
+    /// Of a change that begins now.
+    fn next_version(&self, name: &str) -> Result<Version> {
+        let last = self.client.call(VERSION, &name.to_owned()).replay(Replay::Always).wait()?;
+        Ok(Version { count: last.count + 1, writer: writer() })
     }
 
     /// At most `len` bytes from `offset` on.
@@ -56,7 +69,8 @@ impl Objects {
     }
 
     pub fn delete(&self, name: &str) -> Result<bool> {
-        self.client.call(DELETE, &name.to_owned()).replay(Replay::Always).wait()
+        let delete = Delete { name: name.to_owned(), version: self.next_version(name)? };
+        self.client.call(DELETE, &delete).replay(Replay::Always).wait()
     }
 
     pub fn stat(&self, name: &str) -> Result<u64> {

@@ -12,20 +12,37 @@ pub const GET: Method<Get, u64> = Method::new(PORTAL, 2);
 /// Names that begin with a prefix, after a name, sorted, at most [`LIST_MAX`].
 pub const LIST: Method<List, Vec<String>> = Method::new(PORTAL, 3);
 /// Deletes an object; `false` if there was none (any more).
-pub const DELETE: Method<String, bool> = Method::new(PORTAL, 4);
+pub const DELETE: Method<Delete, bool> = Method::new(PORTAL, 4);
 /// An object's length in bytes.
 pub const STAT: Method<String, u64> = Method::new(PORTAL, 5);
 /// Says that the server lives: high priority, touches no file.
 pub const PING: Method<(), ()> = Method::new(PORTAL, 6);
+/// The version an object was last written or deleted with; a change of it takes a later one.
+pub const VERSION: Method<String, Version> = Method::new(PORTAL, 7);
 
 /// The most names in one answer.
 pub const LIST_MAX: usize = 1000;
 /// The most bytes of an object, and of one read.
 pub const OBJECT_MAX: u64 = 64 << 20;
 
+/// Which change of an object: whoever changes it asks for the last one and takes the next count. So a change is later than all that
+/// had been acknowledged when it began, by whichever client and server; `writer` tells those apart that were begun beside each other.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    pub count: u64,
+    pub writer: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Delete {
+    pub name: String,
+    pub version: Version,
+}
+
 #[derive(Serialize, Deserialize)]
 pub struct Put {
     pub name: String,
+    pub version: Version,
     /// On disk before it is acknowledged.
     pub sync: bool,
 }

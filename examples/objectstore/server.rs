@@ -22,7 +22,7 @@ pub fn start(
 
 fn service(store: Arc<Store>) -> Service {
     let (put_store, get_store, list_store) = (store.clone(), store.clone(), store.clone());
-    let (delete_store, stat_store) = (store.clone(), store);
+    let (delete_store, stat_store, version_store) = (store.clone(), store.clone(), store);
     Service::new("objects", PORTAL)
         .on(PUT, move |request, put| self::put(put_store.clone(), request, put))
         .on(GET, move |request, get| self::get(get_store.clone(), request, get))
@@ -30,9 +30,13 @@ fn service(store: Arc<Store>) -> Service {
             let store = list_store.clone();
             unblock(move || store.list(&list))
         })
-        .on(DELETE, move |_, name: String| {
+        .on(DELETE, move |_, delete: Delete| {
             let store = delete_store.clone();
-            unblock(move || store.delete(&name))
+            unblock(move || store.delete(&delete.name, delete.version))
+        })
+        .on(VERSION, move |_, name: String| {
+            let store = version_store.clone();
+            unblock(move || store.version(&name))
         })
         .on(STAT, move |_, name: String| {
             let store = stat_store.clone();
@@ -49,7 +53,7 @@ async fn put(store: Arc<Store>, request: Request, put: Put) -> lnet_shim::rpc::R
         return Err(Error::failed(EFBIG, format!("{len} bytes; an object has at most {OBJECT_MAX}")));
     }
     let parts = bulk.get(0, len as usize).await?;
-    unblock(move || store.put(&put.name, &parts, put.sync)).await
+    unblock(move || store.put(&put.name, put.version, &parts, put.sync)).await
 }
 
 async fn get(store: Arc<Store>, request: Request, get: Get) -> lnet_shim::rpc::Result<u64> {

@@ -2,11 +2,21 @@
 //! as in `cargo xtask lab`, all of it over them.
 
 mod common;
+#[allow(dead_code, unreachable_pub, reason = "the program's own")]
+#[path = "../objectstore/protocol.rs"]
+mod protocol;
+#[allow(dead_code, unreachable_pub, reason = "the program's own")]
+#[path = "../objectstore/store.rs"]
+mod store;
 
 use common::{Ended, run};
+use protocol::{List, Version};
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use store::Store;
 
 fn program() -> Command {
     let mut command = common::program("objectstore");
@@ -104,4 +114,110 @@ fn commands_put_get_list_stat_and_delete_at_either_server() {
     }
     let load = setup.command(&["load", "2", "1000", "1"]);
     assert!(load.good && String::from_utf8_lossy(&load.out).contains("put and read back"), "{}", load.err);
+}
+
+fn read(store: &Store, name: &str) -> Option<Vec<u8>> {
+    let mut data = vec![0; store.stat(name).ok()? as usize];
+    let have = store.get(name, 0, &mut data).unwrap();
+    assert_eq!(have, data.len());
+    Some(data)
+}
+
+/// What a slow server does late, after the other has done it and more.
+#[test]
+fn a_late_change_changes_nothing() {
+    let dir = std::env::temp_dir().join(format!("objectstore-test-late-{}", std::process::id()));
+    let [slow, other] = [(); 2].map(|()| Store::open(dir.clone()).unwrap());
+    let next = |store: &Store, writer| Version { count: store.version("x").unwrap().count + 1, writer };
+    let first = next(&slow, 7);
+    other.put("x", first, &[b"first"], true).unwrap();
+    let second = next(&other, 3);
+    other.put("x", second, &[b"sec", b"ond"], true).unwrap();
+    slow.put("x", first, &[b"first"], true).unwrap();
+    assert_eq!(read(&slow, "x").unwrap(), b"second");
+    // Done twice is done once; of two begun beside each other the later stays.
+    slow.put("x", second, &[b"second"], false).unwrap();
+    let beside = next(&slow, 9);
+    slow.put("x", beside, &[b"beside"], false).unwrap();
+    other.put("x", Version { writer: 8, ..beside }, &[b"less"], false).unwrap();
+    assert_eq!(read(&other, "x").unwrap(), b"beside");
+    // Nor does a late put bring back what was deleted, or a late deletion end what was put.
+    let gone = next(&other, 1);
+    assert!(other.delete("x", gone).unwrap());
+    slow.put("x", beside, &[b"beside"], true).unwrap();
+    assert_eq!((read(&slow, "x"), slow.delete("x", gone).unwrap()), (None, true));
+    assert!(!other.delete("x", next(&other, 2)).unwrap(), "there is nothing");
+    let again = next(&slow, 1);
+    other.put("x", again, &[b"again"], true).unwrap();
+    assert!(slow.delete("x", gone).unwrap());
+    assert_eq!(read(&other, "x").unwrap(), b"again");
+    // A range, and nothing left of what was in the making.
+    let mut part = [0; 3];
+    assert_eq!((other.get("x", 2, &mut part).unwrap(), &part), (3, b"ain"));
+    let all = |prefix: &str| slow.list(&List { prefix: prefix.to_owned(), after: String::new() }).unwrap();
+    assert_eq!(all(""), ["x"]);
+    let files = || std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(files().all(|f| f == "x" || f == ".lock"), "{:?}", files().collect::<Vec<_>>());
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// What a server is writing just now.
+fn in_the_making(dir: &Path) -> Option<PathBuf> {
+    let hidden = |e: std::fs::DirEntry| {
+        e.file_name().into_string().ok().filter(|n| n.starts_with('.') && n != ".lock")
+    };
+    let name = std::fs::read_dir(dir).ok()?.flatten().find_map(hidden)?;
+    Some(dir.join(name))
+}
+
+fn until<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = f() {
+            return found;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The first server is stopped in the middle of a put, which goes on at the second; so does another put of the same object. Then the
+/// first goes on too.
+#[test]
+fn a_server_that_was_only_slow_overwrites_nothing() {
+    let setup = Setup::new("slow");
+    let objects = setup.dir.join("objects");
+    let [old, new] = ["old", "new"].map(|name| {
+        let at = setup.dir.join(name);
+        std::fs::write(&at, name.repeat(8_000_000)).unwrap();
+        at.to_str().unwrap().to_owned()
+    });
+    let slow = Pid::from_child(&setup.servers[0].0);
+    for attempt in 0.. {
+        assert!(attempt < 20, "never stopped in time");
+        let mut put =
+            Server(program().arg("--book").arg(&setup.book).args(["put", "x", &old]).spawn().unwrap());
+        let beside = until("it is being written", || in_the_making(&objects));
+        kill_process(slow, Signal::STOP).unwrap();
+        if !beside.exists() {
+            // It was quicker.
+            kill_process(slow, Signal::CONT).unwrap();
+            assert!(put.0.wait().unwrap().success());
+            continue;
+        }
+        let done = until("the put goes on at the other server", || put.0.try_wait().unwrap());
+        assert!(done.success());
+        let ended = setup.command(&["put", "x", &new]);
+        assert!(ended.good, "{}", ended.err);
+        assert!(beside.exists(), "the first server is still at it");
+        kill_process(slow, Signal::CONT).unwrap();
+        until("the first server has done it", || (!beside.exists()).then_some(()));
+        break;
+    }
+    let got = setup.command(&["get", "x"]);
+    assert!(
+        got.good && got.out == std::fs::read(&new).unwrap(),
+        "what was acknowledged last is lost: {}",
+        got.err
+    );
 }
