@@ -38,7 +38,7 @@ impl Health {
         }
         self.value = self.value.saturating_sub(params.health_sensitivity);
         self.down |= self.value == 0;
-        if params.health_sensitivity > 0 {
+        if params.health_sensitivity > 0 && !self.is_given_up(now, params) {
             self.next_ping.get_or_insert(now + params.recovery_interval);
         }
     }
@@ -56,8 +56,13 @@ impl Health {
     fn back_off(&mut self, now: Time, params: &NodeParams) {
         let pause = params.recovery_interval * 2u32.pow(self.pings.min(MAX_DOUBLINGS));
         self.pings += 1;
-        let spent = !params.recovery_limit.is_zero() && now >= self.sick_since + params.recovery_limit;
-        self.next_ping = (!spent).then_some(now + pause.min(params.max_recovery_ping_interval));
+        let next = now + pause.min(params.max_recovery_ping_interval);
+        self.next_ping = (!self.is_given_up(now, params)).then_some(next);
+    }
+
+    /// Sick for so long that nobody asks any more.
+    fn is_given_up(&self, now: Time, params: &NodeParams) -> bool {
+        !params.recovery_limit.is_zero() && now >= self.sick_since + params.recovery_limit
     }
 }
 

@@ -764,4 +764,5 @@ fn under_faults_every_operation_ends_once() {
 
 mod answers;
 mod drops;
+mod health;
 mod real;
