@@ -306,6 +306,8 @@ pub struct FaultShow {
     pub src: Option<String>,
     /// To whom.
     pub dst: Option<String>,
+    /// At which interface of ours.
+    pub local: Option<Nid>,
     /// Which portal.
     pub portal: Option<u32>,
     /// Which type.
@@ -326,6 +328,7 @@ pub fn fault_list(node: &Node) -> Vec<FaultShow> {
         id,
         src: rule.src.as_ref().map(NidList::to_string),
         dst: rule.dst.as_ref().map(NidList::to_string),
+        local: rule.local,
         portal: rule.portal,
         kind: rule.kind,
         frequency: rule.frequency,
@@ -446,8 +449,10 @@ mod tests {
         let add = FaultAdd { dst, rate: Some(10), kind: Some("put".parse().unwrap()), ..FaultAdd::default() };
         let id = fault_add(&node, &add).unwrap();
         let delay = Some(Duration::from_secs(2));
-        fault_add(&node, &FaultAdd { delay, ..FaultAdd::default() }).unwrap();
+        let local = Some("10.0.0.1@tcp".parse().unwrap());
+        fault_add(&node, &FaultAdd { delay, local, ..FaultAdd::default() }).unwrap();
         let all = fault_list(&node);
+        assert_eq!((all[0].local, all[1].local), (None, local));
         assert_eq!(
             (all.len(), all[0].frequency, all[1].frequency),
             (2, Frequency::OneIn(10), Frequency::Always)

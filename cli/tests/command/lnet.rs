@@ -141,6 +141,9 @@ fn faults_drop_and_delay() {
     a.lnet(&["fault", "delay", "add", "--by", "0.2"]).ok();
     let pong = a.json(&["ping", "58@kfi"]);
     assert!(pong["time_us"].as_f64().unwrap() >= 400_000.0, "{pong}");
+    a.lnet(&["fault", "delay", "add", "--by", "0.2", "--local", "60@kfi"]).ok();
+    assert_eq!(a.json(&["fault", "delay", "list"])[1]["local"], "60@kfi");
+    assert!(a.lnet(&["fault", "delay", "list"]).ok().out.contains("60@kfi"));
     a.lnet(&["fault", "delay", "add"]).code(2).says(&["--by"]);
     a.lnet(&["fault", "drop", "add", "--error", "local_eror"]).code(2).says(&["local_error"]);
     a.lnet(&["fault", "drop", "add", "--src", "10.0.0.x@tcp"]).code(2).says(&["character 8"]);

@@ -764,5 +764,6 @@ fn under_faults_every_operation_ends_once() {
 
 mod answers;
 mod drops;
+mod faults;
 mod health;
 mod real;

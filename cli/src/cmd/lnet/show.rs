@@ -174,10 +174,12 @@ pub(super) fn faults_removed(v: &Value) -> String {
 }
 
 pub(super) fn faults(v: &Value) -> String {
-    let mut table =
-        Table::new(5, &["rule", "from", "to", "type", "action", "portal", "how often", "seen", "struck"]);
+    let mut table = Table::new(
+        6,
+        &["rule", "from", "to", "at", "type", "action", "portal", "how often", "seen", "struck"],
+    );
     for f in list(v) {
-        let mut row = cells(f, &["id", "src", "dst", "kind"]);
+        let mut row = cells(f, &["id", "src", "dst", "local", "kind"]);
         row.push(flat(&f["action"]));
         row.push(cell(&f["portal"]));
         row.push(flat(&f["frequency"]));
