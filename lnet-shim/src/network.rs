@@ -102,6 +102,8 @@ pub enum Upcall {
     Fetched(OpId, Result<(), Failure>),
     /// The last connection to a peer has broken.
     PeerLost(Nid),
+    /// The interface below has lost its link (carrier, or address), or has it again. It has one to begin with.
+    Link(bool),
 }
 
 /// A network as the node sees it.

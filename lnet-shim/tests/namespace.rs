@@ -141,3 +141,55 @@ fn two_namespaces_with_two_rails() {
     let _ = server.wait();
     assert!(given.success() && result.success());
 }
+
+/// What `ip link` says is done to an interface of this namespace.
+fn set_link(name: &str, state: &str) {
+    assert!(Command::new("ip").args(["link", "set", name, state]).status().unwrap().success());
+}
+
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < WAIT, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The far end of one cable is pulled: our interface there is down, and traffic goes by the other until it is plugged in again.
+#[test]
+fn an_interface_without_carrier_is_left() {
+    if role().is_some() {
+        let (a, b) = (node(&["10.77.0.11@tcp", "10.78.0.11@tcp"]), node(&["10.77.0.12@tcp"]));
+        let (_memory, b_nid) = (serve(&b), b.primary());
+        use_peer(&a, b_nid, 1);
+        let first = || a.with_engine(|e, _| e.nis().remove(0));
+        set_link("v7", "down");
+        wait_for("the interface is down", || !first().up);
+        assert_eq!(first().health, 1000, "the link, not a failure");
+        assert_eq!(block_on(b.ping(a.primary(), WAIT)).unwrap().info.small[0].status, 0xdead_face);
+        let before = first().sent.put;
+        for _ in 0..6 {
+            block_on(a.put_bytes(ProcessId::lnet(b_nid), 9, 7, vec![1; 8], WAIT)).unwrap();
+        }
+        assert_eq!(first().sent.put, before);
+        set_link("v7", "up");
+        wait_for("the interface is up", || first().up);
+        for _ in 0..6 {
+            block_on(a.put_bytes(ProcessId::lnet(b_nid), 9, 7, vec![1; 8], WAIT)).unwrap();
+        }
+        assert!(first().sent.put > before);
+        return;
+    }
+    if !can_make_namespaces() {
+        return;
+    }
+    let setup = "ip link set lo up && for i in 7 8; do ip link add v$i type veth peer name w$i && \
+        ip link set v$i up && ip link set w$i up && ip addr add 10.7$i.0.11/24 dev w$i; done && \
+        ip addr add 10.77.0.12/32 dev lo";
+    assert!(
+        again("an_interface_without_carrier_is_left", "both", "unshare -n", setup)
+            .status()
+            .unwrap()
+            .success()
+    );
+}

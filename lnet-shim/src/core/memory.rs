@@ -25,6 +25,10 @@ pub trait Memory: Send + Sync {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// The NUMA node it is on, for the choice of an interface near it. `None`: unknown, and no interface is nearer than another.
+    fn node(&self) -> Option<u32> {
+        None
+    }
     /// A share of `len` bytes at `offset`, for a network that sends from where they lie. `None`: they have to be copied.
     fn share(&self, offset: u64, len: usize) -> Option<Buffer> {
         let _ = (offset, len);
@@ -49,6 +53,7 @@ pub struct SharedBytes {
     /// `None` while lent.
     bytes: Arc<RwLock<Option<Buffer>>>,
     len: u64,
+    node: Option<u32>,
 }
 
 impl SharedBytes {
@@ -59,7 +64,12 @@ impl SharedBytes {
 
     /// Takes a buffer over: one of a kfab endpoint's own spares its peers a copy.
     pub fn from_buffer(buffer: Buffer) -> Self {
-        Self { len: buffer.len() as u64, bytes: Arc::new(RwLock::new(Some(buffer))) }
+        Self { len: buffer.len() as u64, bytes: Arc::new(RwLock::new(Some(buffer))), node: None }
+    }
+
+    /// Says on which NUMA node it is: whoever placed it knows.
+    pub fn on_node(self, node: u32) -> Self {
+        Self { node: Some(node), ..self }
     }
 
     /// `len` zero bytes.
@@ -94,6 +104,10 @@ impl SharedBytes {
 impl Memory for SharedBytes {
     fn len(&self) -> u64 {
         self.len
+    }
+
+    fn node(&self) -> Option<u32> {
+        self.node
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) {
@@ -187,6 +201,11 @@ impl Fragments {
 impl Memory for Fragments {
     fn len(&self) -> u64 {
         self.len
+    }
+
+    /// That of the first piece.
+    fn node(&self) -> Option<u32> {
+        self.pieces.first().and_then(|p| p.memory.node())
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) {

@@ -215,6 +215,12 @@ impl<H: Handler> Core<H> {
         self.outputs.push_back(Output::Send(Outgoing { op, dest, src, body, payload }));
     }
 
+    /// The NUMA node of the memory of an operation under way, if it is known.
+    pub fn memory_node(&self, op: OpId) -> Option<u32> {
+        let (md, _) = self.operations.get(&op)?;
+        self.descriptors.get(md)?.memory.node()
+    }
+
     /// Ends an operation whose message has left (or failed). `source` is who it left from. Unknown ids are ignored.
     pub fn finish(&mut self, op: OpId, status: Status, source: ProcessId) {
         let Some((md, mut event)) = self.operations.remove(&op) else { return };

@@ -18,6 +18,7 @@ use crate::core::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::network::{Command, Failure, Rx, TxId, Upcall};
 use crate::nid::{Nid, NidList, ProcessId};
+use kfab::topo::Topology;
 
 /// Where the events of a descriptor go.
 #[derive(Clone)]
@@ -73,6 +74,8 @@ pub(super) struct Ni {
     pub(super) config: NiConfig,
     pub(super) credits: Credits,
     pub(super) health: Health,
+    /// Without a link: whatever its health, it is taken last.
+    pub(super) fatal: bool,
     pub(super) used: u64,
     pub(super) sent: Counts,
     pub(super) received: Counts,
@@ -81,7 +84,7 @@ pub(super) struct Ni {
 
 impl Ni {
     pub(super) fn is_up(&self) -> bool {
-        !self.health.down
+        !self.health.down && !self.fatal
     }
 }
 
@@ -143,6 +146,7 @@ pub struct Engine {
     pub(super) preferred_gateways: Vec<(NidList, NidList)>,
     pub(super) next_route_check: Time,
     pub(super) pairs: Vec<(NidList, NidList)>,
+    topology: Option<Topology>,
     pub(super) stats: NodeStats,
     pub(super) next_id: u64,
     pub(super) ping: super::discovery::PingState,
@@ -162,6 +166,7 @@ impl Engine {
             preferred_gateways: Vec::new(),
             next_route_check: Time::ZERO,
             pairs: Vec::new(),
+            topology: None,
             nis: Vec::new(),
             peers: HashMap::new(),
             peer_nis: HashMap::new(),
@@ -205,6 +210,7 @@ impl Engine {
             config,
             credits: Credits::new(config.credits),
             health: Health::default(),
+            fatal: false,
             used: 0,
             sent: Counts::default(),
             received: Counts::default(),
@@ -242,6 +248,33 @@ impl Engine {
         self.interfaces_changed(now);
         self.settle(now);
         Ok(())
+    }
+
+    /// Says how far NUMA nodes are from each other: interfaces near a message's memory are taken before others then.
+    pub fn set_topology(&mut self, topology: Topology) {
+        self.topology = Some(topology);
+    }
+
+    /// Whether a topology is wanted and has not been given.
+    pub(super) fn wants_topology(&self) -> bool {
+        self.topology.is_none() && self.nis.iter().any(|n| n.config.node.is_some())
+    }
+
+    /// From memory to an interface, as far as it counts. What is not known is near.
+    pub(super) fn distance(&self, memory: Option<u32>, ni: &Ni) -> u32 {
+        let known = memory.zip(ni.config.node).zip(self.topology.as_ref());
+        let distance = known.and_then(|((memory, card), topology)| topology.distance(memory, card));
+        distance.unwrap_or(0).max(self.params.numa_range)
+    }
+
+    fn link(&mut self, nid: Nid, up: bool) {
+        let Some(ni) = self.ni_mut(nid) else { return };
+        let was_up = ni.is_up();
+        ni.fatal = !up;
+        if was_up != ni.is_up() {
+            tracing::info!(%nid, up, "link");
+            self.post_ping_targets();
+        }
     }
 
     /// Whether a NID is ours.
@@ -401,6 +434,7 @@ impl Engine {
             Upcall::Sent(id, result) => self.sent(now, id, result),
             Upcall::Fetched(op, result) => self.fetched(op, result),
             Upcall::PeerLost(nid) => self.peer_lost(now, nid),
+            Upcall::Link(up) => self.link(local, up),
         }
         self.settle(now);
     }

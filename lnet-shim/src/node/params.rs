@@ -44,6 +44,8 @@ pub struct NodeParams {
     pub max_messages: usize,
     /// Messages that delay rules hold back.
     pub max_delayed: usize,
+    /// NUMA distances up to this are equal (local is 10): which interface is nearer to a message's memory does not count then.
+    pub numa_range: u32,
     /// Seed of what is random (fault rules).
     pub seed: u64,
 }
@@ -69,6 +71,7 @@ impl Default for NodeParams {
             max_peers: 65536,
             max_messages: 65536,
             max_delayed: 65536,
+            numa_range: 0,
             seed: 1,
         }
     }
@@ -98,6 +101,8 @@ pub struct NiConfig {
     pub peer_credits: i32,
     /// Interfaces and networks with smaller numbers are taken first. kfi comes before the others unless they are given one.
     pub priority: u32,
+    /// The NUMA node of its card. A tcp interface finds out by itself where none is given.
+    pub node: Option<u32>,
 }
 
 impl NiConfig {
@@ -107,6 +112,6 @@ impl NiConfig {
             Lnd::KFI => (512, 16, u32::MAX - 1),
             _ => (256, 8, u32::MAX),
         };
-        Self { nid, credits, peer_credits, priority }
+        Self { nid, credits, peer_credits, priority, node: None }
     }
 }

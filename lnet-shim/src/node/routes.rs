@@ -139,7 +139,12 @@ impl Engine {
 
     /// The best way to somebody on a network we are not on: our NID and the gateway's. Preferred gateways, then priority, hops, health,
     /// credits, least used.
-    pub(super) fn select_route(&mut self, dest: Nid, pinned: Option<Nid>) -> Option<(Nid, Nid)> {
+    pub(super) fn select_route(
+        &mut self,
+        dest: Nid,
+        pinned: Option<Nid>,
+        memory: Option<u32>,
+    ) -> Option<(Nid, Nid)> {
         let ways = self.routes.iter().filter(|r| r.net == dest.net() && self.leads(r));
         let ways: Vec<Route> = ways.copied().collect();
         for way in &ways {
@@ -155,7 +160,8 @@ impl Engine {
         };
         let mut ways: Vec<&Route> = ways.iter().collect();
         ways.sort_by_key(rank);
-        let best = ways.iter().find_map(|r| Some((self.best_local(r.gateway.net(), pinned)?, r.gateway)));
+        let local = |r: &Route| self.best_local(r.gateway.net(), pinned, memory);
+        let best = ways.iter().find_map(|r| Some((local(r)?, r.gateway)));
         let (local, gateway) = best?;
         let peer = self.peer_nis.get(&gateway)?.peer;
         self.note_use(local, gateway, peer);

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kfi::{Book, KfiNetwork, KfiParams};
 use crate::network::{Command, ConnectionInfo, Failure, Network, Upcall, Upper};
 use crate::nid::{Nid, ProcessId};
-use crate::tcp::{TcpNetwork, TcpParams};
+use crate::tcp::{self, TcpNetwork, TcpParams};
 use crate::wire::ping::{self, PingInfo};
 
 /// The sink of a ping, as LNet's tools have it: the largest that every network carries.
@@ -219,13 +219,14 @@ impl Node {
     }
 
     /// Adds a tcp interface: binds, listens, tells peers. See [`TcpNetwork::start`] for its errors.
-    pub fn add_tcp(&self, config: NiConfig, params: TcpParams) -> Result<()> {
+    pub fn add_tcp(&self, mut config: NiConfig, params: TcpParams) -> Result<()> {
         let pid = self.inner.lock().params.pid;
         let upper: Weak<dyn Upper> = Arc::downgrade(&(self.inner.clone() as Arc<dyn Upper>));
         let me = ProcessId { nid: config.nid, pid };
         let _opening = self.inner.opening.write();
         self.is_new(config.nid)?;
         let network = TcpNetwork::start(params, me, wall_ns(), upper)?;
+        config.node = config.node.or_else(|| config.nid.ip().and_then(tcp::numa_node));
         self.add_network(config, Arc::new(network))
     }
 
@@ -252,7 +253,13 @@ impl Node {
     pub fn add_network(&self, config: NiConfig, network: Arc<dyn Network>) -> Result<()> {
         self.is_new(config.nid)?;
         self.inner.networks.write().unwrap_or_else(PoisonError::into_inner).insert(config.nid, network);
-        self.inner.with(|engine, now| engine.add_ni(now, config))
+        self.inner.with(|engine, now| engine.add_ni(now, config))?;
+        if self.inner.lock().wants_topology() {
+            // Takes milliseconds, so not under the lock, and only where there is a choice to be made with it.
+            let topology = kfab::topo::Topology::discover();
+            self.inner.lock().set_topology(topology);
+        }
+        Ok(())
     }
 
     /// What a network makes its upcalls to.

@@ -103,7 +103,8 @@ impl Engine {
             return self.park_message(now, id, peer);
         }
         let direct = self.select(id, peer);
-        let routed = || self.select_route(dest.nid, flags.local);
+        let memory = self.messages.get(&id).and_then(|m| m.out.op).and_then(|op| self.core.memory_node(op));
+        let routed = || self.select_route(dest.nid, flags.local, memory);
         let Some((local, nid)) = direct.or_else(routed) else {
             return self.finish_message(id, Status::Unreachable);
         };
@@ -161,6 +162,7 @@ impl Engine {
     fn select(&mut self, id: TxId, peer: u64) -> Option<(Nid, Nid)> {
         let m = self.messages.get(&id)?;
         let (dest, flags, kind) = (m.out.dest.nid, m.flags, m.out.body.msg_type());
+        let memory = m.out.op.and_then(|op| self.core.memory_node(op));
         let p = self.peers.get(&peer)?;
         // What is spread: requests to ordinary portals, to peers known as multi-rail.
         let request = matches!(kind, MsgType::Put | MsgType::Get) && m.out.body.portal() != Some(0);
@@ -170,14 +172,14 @@ impl Engine {
         let pinned =
             pinned.filter(|n| self.nis.iter().any(|ni| ni.config.nid == *n) || flags.local.is_some());
         let net = self.best_net(&candidates, pinned)?;
-        let local = self.best_local(net, pinned)?;
+        let local = self.best_local(net, pinned, memory)?;
         let remote = self.best_remote(net, local, &candidates)?;
         self.note_use(local, remote, peer);
         Some((local, remote))
     }
 
-    /// The net by the health of the peer's best rail there, its priority, the health of ours, its priority, then the least
-    /// used.
+    /// The net by the health of the peer's best rail there, its priority, the health of ours (without a link: the worst), its priority,
+    /// then the least used.
     fn best_net(&self, candidates: &[Nid], pinned: Option<Nid>) -> Option<Net> {
         let locals = self.nis.iter().filter(|n| pinned.is_none_or(|p| p == n.config.nid));
         let rank = |ni: &super::engine::Ni| {
@@ -185,19 +187,23 @@ impl Engine {
             let on_net = candidates.iter().filter(|c| c.net() == net);
             let rails = on_net.filter_map(|c| self.peer_nis.get(c));
             let peer = rails.map(|p| (Reverse(p.health.value), p.priority)).min()?;
-            Some(((peer, Reverse(ni.health.value), ni.config.priority, ni.used), net))
+            Some(((peer, ni.fatal, Reverse(ni.health.value), ni.config.priority, ni.used), net))
         };
         locals.filter_map(rank).min_by_key(|(key, _)| *key).map(|(_, net)| net)
     }
 
-    pub(super) fn best_local(&self, net: Net, pinned: Option<Nid>) -> Option<Nid> {
+    /// Ours by its link, health, priority, NUMA distance from the message's `memory`, credits, then the least used.
+    pub(super) fn best_local(&self, net: Net, pinned: Option<Nid>, memory: Option<u32>) -> Option<Nid> {
         let usable = self.nis.iter().filter(|n| n.config.nid.net() == net);
         let usable = usable.filter(|n| pinned.is_none_or(|p| p == n.config.nid));
-        let best = usable
-            .min_by_key(|n| (Reverse(n.health.value), n.config.priority, Reverse(n.credits.left), n.used))?;
-        Some(best.config.nid)
+        let rank = |n: &&super::engine::Ni| {
+            let (health, credits) = (Reverse(n.health.value), Reverse(n.credits.left));
+            (n.fatal, health, n.config.priority, self.distance(memory, n), credits, n.used)
+        };
+        Some(usable.min_by_key(rank)?.config.nid)
     }
 
+    /// The peer's by its health, priority, whether it goes with ours, credits, then the least used.
     fn best_remote(&self, net: Net, local: Nid, candidates: &[Nid]) -> Option<Nid> {
         let on_net = candidates.iter().filter(|c| c.net() == net);
         let known = on_net.filter_map(|c| Some((c, self.peer_nis.get(c)?)));

@@ -65,7 +65,7 @@ pub struct NodeStats {
 pub struct NiInfo {
     /// Its NID.
     pub nid: Nid,
-    /// `false` once it has failed so often that its health was 0, until that is 1000 again.
+    /// `false` once it has failed so often that its health was 0, until that is 1000 again; of ours also while it has no link.
     pub up: bool,
     /// 0 to 1000.
     pub health: u32,

@@ -767,3 +767,4 @@ mod drops;
 mod faults;
 mod health;
 mod real;
+mod selection;

@@ -15,6 +15,7 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::Time;
+use super::link::Link;
 use super::machine::{Action, ConnId, DialError, Machine};
 use super::params::{SourcePorts, TcpParams};
 use crate::error::{Error, ErrorKind, Result};
@@ -28,6 +29,8 @@ const READ_TURN: usize = 1 << 20;
 const READ_CHUNK: usize = 256 << 10;
 /// How long no connections are accepted after the system could not give one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How often the interface is looked at.
+const LINK_CHECK: Duration = Duration::from_secs(1);
 /// The longest sleep of the thread.
 const MAX_SLEEP: Duration = Duration::from_millis(250);
 
@@ -170,6 +173,7 @@ impl Shared {
     fn run(&self, upper: &Weak<dyn Upper>) {
         let mut events = Vec::with_capacity(256);
         let mut scratch = vec![0; READ_CHUNK];
+        let mut watch = Watch { link: Link::of(self.lock().source_ip), up: true, next: Time::ZERO };
         while !self.stop.load(Ordering::Acquire) {
             events.clear();
             let sleep = self.sleep();
@@ -195,6 +199,7 @@ impl Shared {
             }
             self.pump(&mut inner, now, &mut upcalls);
             drop(inner);
+            upcalls.extend(watch.look(now));
             let Some(upper) = upper.upgrade() else { return };
             if !upcalls.is_empty() {
                 upper.upcalls(self.nid, upcalls);
@@ -345,6 +350,24 @@ impl Shared {
             inner.machine.connected(now, id, Err(dial_error(&error)));
         }
         self.wake();
+    }
+}
+
+/// The link of our interface, as the node knows it.
+struct Watch {
+    link: Option<Link>,
+    up: bool,
+    next: Time,
+}
+
+impl Watch {
+    /// What the node is to be told, if it is time to look.
+    fn look(&mut self, now: Time) -> Option<Upcall> {
+        let link = self.link.as_ref().filter(|_| now >= self.next)?;
+        self.next = now + LINK_CHECK;
+        let up = link.is_up();
+        let news = up != std::mem::replace(&mut self.up, up);
+        news.then_some(Upcall::Link(up))
     }
 }
 

@@ -9,12 +9,14 @@ mod conn;
 mod decode;
 mod handshake;
 mod io;
+mod link;
 mod machine;
 mod params;
 mod peer;
 
 pub use decode::{Decoder, Item};
 pub use io::TcpNetwork;
+pub(crate) use link::numa_node;
 pub use machine::{Action, ConnId, DialError, Machine};
 pub use params::{Accept, SourcePorts, TcpParams};
 

@@ -131,6 +131,7 @@ impl World {
                 Action::Up(Upcall::Fetched(..)) => panic!("nothing is fetched over tcp"),
                 Action::Up(Upcall::Sent(id, r)) => self.nodes[i].sent.entry(id.0).or_default().push(r),
                 Action::Up(Upcall::PeerLost(nid)) => self.nodes[i].lost.push(nid),
+                Action::Up(Upcall::Link(_)) => panic!("the machine knows of no link"),
             }
         }
         panic!("does not come to rest");
