@@ -4,8 +4,11 @@
 mod common;
 
 use common::watchdog;
+use futures_lite::future::block_on;
+use lnet_shim::nid::ProcessId;
 use lnet_shim::node::{NiConfig, Node, NodeParams};
-use lnet_shim::selftest::{Agent, AgentParams};
+use lnet_shim::selftest::load::Kind;
+use lnet_shim::selftest::{Agent, AgentParams, Check, Console, Distribute, TestSpec};
 use lnet_shim::tcp::TcpParams;
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -154,6 +157,7 @@ impl Raw {
                 let (bits, portal) = (u64_at(&m.union, 16), u32_at(&m.union, 32));
                 match (portal, bits) {
                     (50, 11) => self.serve(&m.payload),
+                    (51, 1 | 5) => self.answer_console(bits, &m.payload),
                     (52, _) => assert!(self.put.insert(bits, m.payload).is_none(), "twice: {bits}"),
                     other => panic!("a PUT to {other:?}"),
                 }
@@ -193,6 +197,14 @@ impl Raw {
         self.fetching.insert(handle, reply_to);
         let union = Bytes::default().u64(7).u64(handle).u64(bulk).u32(52).u32(0).u32(MIB as u32);
         self.send(2, union, &[]);
+    }
+
+    /// As a node of Lustre's would: a session is made; counters of zero, whatever kind of stat is asked for.
+    fn answer_console(&mut self, service: u64, request: &[u8]) {
+        let reply_to = u64_at(request, 24);
+        let body = Bytes::default().u32(0).raw(&request[32..48]);
+        let (kind, body) = if service == 1 { (1, body.u32(0).raw(&request[52..84])) } else { (7, body) };
+        self.send_put(52, reply_to, &message(kind, body));
     }
 
     fn answer_brw(&mut self, reply_to: u64, status: u32) {
@@ -291,15 +303,16 @@ fn ping_info() -> Vec<u8> {
     info.u64(0x0009_0000_0000_0000).u32(1).u32(0).u64(ME).u32(0x15aa_c0de).u32(0).0
 }
 
-fn agent(port: u16) -> Agent {
+fn node(port: u16) -> Node {
     let node = Node::new(NodeParams::default()).unwrap();
     let params = TcpParams { zero_copy_min: Some(16 << 10), ..TcpParams::unprivileged(port) };
     node.add_tcp(NiConfig::new("127.0.12.2@tcp".parse().unwrap()), params).unwrap();
-    Agent::start(node, AgentParams::default()).unwrap()
+    node
 }
 
 fn session(port: u16) -> (Agent, Raw) {
-    let (agent, mut raw) = (agent(port), Raw::connect(port));
+    let agent = Agent::start(node(port), AgentParams::default()).unwrap();
+    let mut raw = Raw::connect(port);
     let name = Bytes::default().raw(b"raw").padded(32);
     let reply = raw.call(1, 0, |id| Bytes::default().u64(id).raw(&session_id()).u32(0).raw(&name));
     // Status, session, timeout of 100 s, name.
@@ -356,4 +369,28 @@ fn an_independent_console_and_server_are_called() {
     assert_eq!(u32_at(&reply, 0), 0);
     let gone = raw.call(3, 4, |id| Bytes::default().u64(id).raw(&session_id()).u64(1).u32(3).u32(0).u32(0));
     assert_ne!(u32_at(&gone, 0), 0, "the session has ended");
+}
+
+/// Lustre's nodes take lists of 8-byte NIDs only, and would misread ours: they are not sent one.
+#[test]
+fn a_client_of_lustres_is_not_told_of_large_nids() {
+    let _watchdog = watchdog("large list", 180);
+    let (node, mut raw) = (node(19896), Raw::connect(19896));
+    let [client, server] = ["127.0.12.9@tcp", "fd00::1@tcp"].map(|n| ProcessId::lnet(n.parse().unwrap()));
+    let console = std::thread::spawn(move || {
+        let (size, check, distribute) = (8, Check::None, Distribute::All);
+        let spec = TestSpec { kind: Kind::Ping, size, check, concurrency: 1, loops: 1, distribute };
+        let mut console = Console::new(node, "large", WAIT);
+        block_on(console.add_node(client, false)).unwrap();
+        block_on(console.add_test(1, &[client], &[server], spec)).unwrap_err().to_string()
+    });
+    // The ping of discovery, the session, the stat.
+    for _ in 0..3 {
+        raw.turn();
+    }
+    let error = console.join().unwrap();
+    assert!(
+        error.contains("127.0.12.9@tcp") && error.contains("8-byte NIDs, and fd00::1@tcp has none"),
+        "{error}"
+    );
 }

@@ -8,6 +8,8 @@ use futures_lite::future::block_on;
 use lnet_shim::core::{Access, EventQueue, MeParams, SharedBytes, TargetOptions, Unlink};
 use lnet_shim::nid::{Nid, ProcessId};
 use lnet_shim::node::{NiConfig, Node, NodeParams};
+use lnet_shim::selftest::load::Kind;
+use lnet_shim::selftest::{Agent, AgentParams, Check, Console, Distribute, TestSpec};
 use lnet_shim::tcp::TcpParams;
 
 const WAIT: Duration = Duration::from_secs(20);
@@ -192,4 +194,39 @@ fn an_interface_without_carrier_is_left() {
             .unwrap()
             .success()
     );
+}
+
+/// Lists of servers go to clients by 20-byte NIDs.
+#[test]
+fn a_self_test_among_large_nids() {
+    if role().is_some() {
+        let nids = ["fd77::11@tcp", "fd77::12@tcp", "fd77::13@tcp"];
+        let [console, client, server] = nids.map(|n| node(&[n]));
+        let _agents = [client, server].map(|n| Agent::start(n, AgentParams::default()).unwrap());
+        let [_, client, server] = nids.map(|n| ProcessId::lnet(n.parse().unwrap()));
+        let spec = TestSpec {
+            kind: Kind::Read,
+            size: 65536,
+            check: Check::Full,
+            concurrency: 2,
+            loops: 5,
+            distribute: Distribute::All,
+        };
+        let mut console = Console::new(console, "large", WAIT);
+        for node in [client, server] {
+            block_on(console.add_node(node, false)).unwrap();
+        }
+        block_on(console.add_test(1, &[client], &[server], spec)).unwrap();
+        block_on(console.run(1, &[client])).unwrap();
+        wait_for("the batch ends", || matches!(block_on(console.active(1, &[client]))[0], Ok(0)));
+        let (sent, served) =
+            (block_on(console.stat(client)).unwrap(), block_on(console.stat(server)).unwrap());
+        assert_eq!((sent.framework.brw_errors, served.rpc.bulk_put), (0, 10 * 65536));
+        return;
+    }
+    if !can_make_namespaces() {
+        return;
+    }
+    let setup = "ip link set lo up && for i in 1 2 3; do ip addr add fd77::1$i/128 dev lo; done";
+    assert!(again("a_self_test_among_large_nids", "all", "unshare -n", setup).status().unwrap().success());
 }

@@ -62,6 +62,7 @@ pub(super) struct PeerNi {
     pub(super) used: u64,
     pub(super) sent: Counts,
     pub(super) received: Counts,
+    pub(super) dropped: Counts,
 }
 
 /// A peer, for people.
@@ -148,6 +149,7 @@ impl Engine {
             used: 0,
             sent: Counts::default(),
             received: Counts::default(),
+            dropped: Counts::default(),
         };
         self.peer_nis.insert(nid, ni);
     }
@@ -286,7 +288,7 @@ impl Engine {
                 max_credits: ni.max_credits,
                 sent: ni.sent,
                 received: ni.received,
-                dropped: Counts::default(),
+                dropped: ni.dropped,
             })
         };
         Some(PeerInfo {

@@ -6,6 +6,7 @@ use super::fault::FaultAction;
 use crate::core::{Content, Incoming};
 use crate::network::{Command, Rx};
 use crate::nid::Nid;
+use crate::wire::lnet::MsgType;
 
 impl Engine {
     /// Takes a message from the network of `local`.
@@ -49,13 +50,12 @@ impl Engine {
         }
         let initiator = self.primary_of(rx.header.src);
         let via = (index as u64) << 48 | rx.via & 0xffff_ffff_ffff;
+        let sender = rx.peer.nid;
         let incoming =
             Incoming { header: rx.header, initiator, sender: rx.peer.nid, via, payload: rx.payload };
         if let Err(reason) = self.core.receive(incoming) {
             tracing::debug!(?reason, src = %rx.header.src, ?kind, "dropped");
-            if let Some(ni) = self.ni_mut(local) {
-                ni.dropped.add(kind, len);
-            }
+            self.count_drop(local, sender, kind, len);
         }
     }
 
@@ -63,8 +63,14 @@ impl Engine {
         if matches!(rx.payload, Content::Remote(_)) {
             self.effects.push_back(Effect::Command(local, Command::Refuse { via: rx.via }));
         }
+        self.count_drop(local, rx.peer.nid, rx.header.body.msg_type(), rx.header.payload_len);
+    }
+    fn count_drop(&mut self, local: Nid, sender: Nid, kind: MsgType, len: u32) {
         if let Some(ni) = self.ni_mut(local) {
-            ni.dropped.add(rx.header.body.msg_type(), rx.header.payload_len);
+            ni.dropped.add(kind, len);
+        }
+        if let Some(p) = self.peer_nis.get_mut(&sender) {
+            p.dropped.add(kind, len);
         }
     }
 }

@@ -79,7 +79,8 @@ pub struct NiInfo {
     pub sent: Counts,
     /// Received.
     pub received: Counts,
-    /// Dropped on their way in; not counted for each interface of peers.
+    /// Dropped on their way in: by a fault rule, for want of a match, not for us. Of a peer's interface: those it brought us; of a
+    /// stranger, once it is known.
     pub dropped: Counts,
 }
 

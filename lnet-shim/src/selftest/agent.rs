@@ -23,8 +23,10 @@ use crate::wire::lst::*;
 pub(super) const STAT_LATENCY: u32 = 0x6b66_6162;
 /// Requests that fit in one buffer.
 const REQUESTS: usize = 256;
-/// Bytes of one destination in a list: 8-byte NID and pid.
+/// Bytes of one destination in a list: 8-byte NID and pid, little-endian.
 const DESTINATION_LEN: usize = 12;
+/// Of one with a 20-byte NID, which is in network order as everywhere.
+const LARGE_DESTINATION_LEN: usize = 24;
 /// A request buffer's `user` is its portal; of all else, this.
 const USER_OTHER: u64 = 0;
 
@@ -322,13 +324,13 @@ impl Worker {
             session.add_test(test, Vec::new());
             return Some(0);
         }
-        let len = test.destinations.min(MAX_DESTINATIONS) as usize * DESTINATION_LEN;
+        let len = test.destinations.min(MAX_DESTINATIONS) as usize * destination_len(test.large_list);
         self.move_bulk(client, request, SharedBytes::zeroed(len), test.bulk_id, false).err()
     }
 
     fn end_test(&mut self, test: TestRequest, list: &[u8]) -> u32 {
-        let destinations: Option<Vec<ProcessId>> =
-            list.chunks_exact(DESTINATION_LEN).map(destination).collect();
+        let entries = list.chunks_exact(destination_len(test.large_list));
+        let destinations: Option<Vec<ProcessId>> = entries.map(destination).collect();
         let Some(destinations) = destinations.filter(|d| d.len() as u32 == test.destinations) else {
             return errno::INVALID;
         };
@@ -479,19 +481,52 @@ pub(super) fn latency_of(s: &LnetStats) -> Option<[u64; 5]> {
     known.then_some([s.send_len, s.recv_len, s.route_len, p999, s.drop_len])
 }
 
-/// One entry of a list of destinations.
-fn destination(raw: &[u8]) -> Option<ProcessId> {
-    let nid4 = u64::from_le_bytes(raw.get(..8)?.try_into().ok()?);
-    let pid = u32::from_le_bytes(raw.get(8..12)?.try_into().ok()?);
-    Some(ProcessId { nid: Nid::from_nid4(nid4)?, pid })
+/// Whether these counters come from a node that knows of [`STAT_LATENCY`], which Lustre's do not.
+pub(super) fn is_ours(s: &LnetStats) -> bool {
+    s.msgs_alloc == STAT_LATENCY
 }
 
-/// A list of destinations; `None` if one has no 8-byte NID.
-pub(super) fn destinations(ids: &[ProcessId]) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(ids.len() * DESTINATION_LEN);
+fn destination_len(large: bool) -> usize {
+    if large { LARGE_DESTINATION_LEN } else { DESTINATION_LEN }
+}
+
+/// One entry of a list of destinations; its length tells its form.
+fn destination(raw: &[u8]) -> Option<ProcessId> {
+    let (nid, pid) = raw.split_at_checked(raw.len().checked_sub(4)?)?;
+    let nid = match nid.len() {
+        8 => Nid::from_nid4(u64::from_le_bytes(nid.try_into().ok()?))?,
+        _ => Nid::from_bytes(nid.try_into().ok()?)?,
+    };
+    Some(ProcessId { nid, pid: u32::from_le_bytes(pid.try_into().ok()?) })
+}
+
+/// A list of destinations; `None` if it is not to be `large` and one has no 8-byte NID.
+pub(super) fn destinations(ids: &[ProcessId], large: bool) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(ids.len() * destination_len(large));
     for id in ids {
-        out.extend(id.nid.to_nid4()?.to_le_bytes());
+        match large {
+            true => out.extend(id.nid.to_bytes()),
+            false => out.extend(id.nid.to_nid4()?.to_le_bytes()),
+        }
         out.extend(id.pid.to_le_bytes());
     }
     Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_hold_nids_of_both_lengths() {
+        let ids = ["10.0.0.1@tcp", "fd00::1@tcp3"].map(|n| ProcessId::lnet(n.parse().unwrap()));
+        let large = destinations(&ids, true).unwrap();
+        let read: Vec<_> =
+            large.chunks_exact(destination_len(true)).map(|e| destination(e).unwrap()).collect();
+        assert_eq!(read, ids);
+        assert_eq!(destinations(&ids, false), None);
+        let small = destinations(&ids[..1], false).unwrap();
+        assert_eq!(small, [1, 0, 0, 10, 0, 0, 2, 0, 0x39, 0x30, 0, 0], "as Lustre's nodes have it");
+        assert_eq!(destination(&small), Some(ids[0]));
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::agent::{STAT_LATENCY, destinations, latency_of};
+use super::agent::{STAT_LATENCY, destinations, is_ours, latency_of};
 use super::keeper::Keeper;
 use super::load::{Kind, Latency};
 use super::pattern::Check;
@@ -164,7 +164,8 @@ impl Console {
         Ok(())
     }
 
-    /// Adds a test to a batch: told to the servers first, then to each client with the list of servers.
+    /// Adds a test to a batch: told to the servers first, then to each client with the list of servers. `Invalid` for a server
+    /// with a 20-byte NID (IPv6) where a client is Lustre's: its lists hold 8-byte NIDs.
     pub async fn add_test(
         &self,
         batch: u64,
@@ -172,23 +173,50 @@ impl Console {
         servers: &[ProcessId],
         spec: TestSpec,
     ) -> Result<()> {
+        let large = servers.iter().find(|s| s.nid.to_nid4().is_none());
+        if let Some(server) = large {
+            for client in clients {
+                self.takes_large(*client, *server).await?;
+            }
+        }
         for server in servers {
-            let body = |ids: Ids| LstBody::Test(self.test(ids, batch, spec, None));
+            let body = |ids: Ids| LstBody::Test(self.test(ids, batch, spec, None, false));
             self.call(*server, Service::Test, body, Bulk::None).await?;
         }
         for (i, client) in clients.iter().enumerate() {
             let own = spec.distribute.servers_of(i, servers);
-            let Some(list) = destinations(own) else {
-                return Err(Error::new(ErrorKind::Invalid, "lst", "a server without an 8-byte NID"));
-            };
+            let large = own.iter().any(|s| s.nid.to_nid4().is_none());
+            let list = destinations(own, large).unwrap_or_default();
             let bulk = Bulk::From(SharedBytes::new(list).memory());
-            let body = |ids: Ids| LstBody::Test(self.test(ids, batch, spec, Some(own.len() as u32)));
+            let body = |ids: Ids| LstBody::Test(self.test(ids, batch, spec, Some(own.len() as u32), large));
             self.call(*client, Service::Test, body, bulk).await?;
         }
         Ok(())
     }
 
-    fn test(&self, ids: Ids, batch: u64, spec: TestSpec, servers: Option<u32>) -> TestRequest {
+    /// Whether a client can be told of a server without an 8-byte NID.
+    async fn takes_large(&self, client: ProcessId, server: ProcessId) -> Result<()> {
+        match is_ours(&self.stat_of(client, STAT_LATENCY).await?.lnet) {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::Invalid,
+                "lst",
+                format!(
+                    "{client} is no node of ours: it takes lists of 8-byte NIDs, and {} has none",
+                    server.nid
+                ),
+            )),
+        }
+    }
+
+    fn test(
+        &self,
+        ids: Ids,
+        batch: u64,
+        spec: TestSpec,
+        servers: Option<u32>,
+        large_list: bool,
+    ) -> TestRequest {
         let ping = TestParams::Ping { size: 0, flags: 0 };
         let check = spec.check.number() as u16;
         let bulk = |op| TestParams::Bulk { op, check, len: spec.size, offset: 0 };
@@ -207,6 +235,7 @@ impl Console {
             loops: if spec.loops == 0 { u32::MAX } else { spec.loops },
             concurrency: spec.concurrency,
             is_client: servers.is_some(),
+            large_list,
             stop_on_error: false,
             destinations: servers.unwrap_or(0),
             params,

@@ -19,6 +19,9 @@ pub const PORTAL_FRAMEWORK: u32 = 51;
 /// Portal of replies and bulk.
 pub const PORTAL_REPLY: u32 = 52;
 
+/// `is_client` of a test whose destination list has 20-byte NIDs.
+const LARGE_LIST: u8 = 2;
+
 /// Service ids, which are the match bits of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
@@ -132,6 +135,8 @@ pub struct TestRequest {
     pub concurrency: u32,
     /// Whether the receiver is to send (else it is to serve).
     pub is_client: bool,
+    /// The destination list has 20-byte NIDs. Only nodes of ours understand that; it makes `is_client` 2 on the wire.
+    pub large_list: bool,
     /// End at the first error.
     pub stop_on_error: bool,
     /// Length of the destination list.
@@ -454,7 +459,9 @@ fn read_stat_reply(r: &mut Reader<'_>) -> Result<LstBody, WireError> {
 fn write_test(w: &mut Writer, t: &TestRequest) {
     write_session(w.u64(t.reply_id).u64(t.bulk_id), t.session).u64(t.batch);
     w.u32(t.service).u32(t.loops).u32(t.concurrency);
-    w.u8(t.is_client.into()).u8(t.stop_on_error.into()).u32(t.destinations);
+    w.u8(if t.large_list { LARGE_LIST } else { t.is_client.into() })
+        .u8(t.stop_on_error.into())
+        .u32(t.destinations);
     match t.params {
         TestParams::Bulk { op, check, len, offset } => {
             let (first, second) = if w.order == ByteOrder::Little { (op, check) } else { (check, op) };
@@ -469,7 +476,8 @@ fn read_test(r: &mut Reader<'_>) -> Result<TestRequest, WireError> {
     let (reply_id, bulk_id) = (r.u64()?, r.u64()?);
     let (session, batch) = (read_session(r)?, r.u64()?);
     let (service, loops, concurrency) = (r.u32()?, r.u32()?, r.u32()?);
-    let (is_client, stop_on_error) = (r.u8()? != 0, r.u8()? != 0);
+    let (client, stop_on_error) = (r.u8()?, r.u8()? != 0);
+    let (is_client, large_list) = (client != 0, client == LARGE_LIST);
     let destinations = r.u32()?;
     let (a, b, c) = (r.u32()?, r.u32()?, r.u32()?);
     let params = if service == Service::Brw as u32 {
@@ -488,6 +496,7 @@ fn read_test(r: &mut Reader<'_>) -> Result<TestRequest, WireError> {
         loops,
         concurrency,
         is_client,
+        large_list,
         stop_on_error,
         destinations,
         params,

@@ -89,6 +89,7 @@ pub(super) fn peers(all: &[Value], verbose: bool) -> String {
         "max",
         "sent",
         "received",
+        "dropped",
         "multi-rail",
         "discovered",
     ];
@@ -97,7 +98,7 @@ pub(super) fn peers(all: &[Value], verbose: bool) -> String {
         for i in list(&p["interfaces"]) {
             let mut row = vec![cell(&p["primary"]), cell(&i["nid"]), status(&i["up"])];
             row.extend(cells(i, &["health", "credits", "min_credits", "max_credits"]));
-            row.extend(["sent", "received"].iter().map(|k| total(&i[*k]).to_string()));
+            row.extend(["sent", "received", "dropped"].iter().map(|k| total(&i[*k]).to_string()));
             row.extend(cells(p, &["multi_rail", "discovered"]));
             table.row(row);
         }
