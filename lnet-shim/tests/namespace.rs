@@ -1,6 +1,7 @@
 //! Nodes in network namespaces of their own, with the real ports: large NIDs, port 988, privileged source ports; and two
 //! namespaces joined by a virtual cable. Skipped, with a word, where namespaces cannot be made.
 
+use rustix::thread::CapabilitySet;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -229,4 +230,36 @@ fn a_self_test_among_large_nids() {
     }
     let setup = "ip link set lo up && for i in 1 2 3; do ip addr add fd77::1$i/128 dev lo; done";
     assert!(again("a_self_test_among_large_nids", "all", "unshare -n", setup).status().unwrap().success());
+}
+
+/// As nobody who may bind low ports: the words say what is missing, and what to do.
+#[test]
+fn without_the_right_to_low_ports_it_is_said_which() {
+    if role().is_some() {
+        // A right of this thread alone, which is the one that binds.
+        let mut rights = rustix::thread::capabilities(None).unwrap();
+        rights.effective.remove(CapabilitySet::NET_BIND_SERVICE);
+        rustix::thread::set_capabilities(None, rights).unwrap();
+        let node = Node::new(NodeParams::default()).unwrap();
+        let refused = |params: TcpParams| {
+            let error = node.add_tcp(NiConfig::new("127.0.0.1@tcp".parse().unwrap()), params).unwrap_err();
+            assert_eq!(error.kind(), lnet_shim::ErrorKind::Denied, "{error}");
+            error.to_string()
+        };
+        let any = |port| TcpParams { port, bulk_port: port, ..TcpParams::unprivileged(port) };
+        let words = refused(any(988));
+        assert!(words.contains("port 988") && words.contains("CAP_NET_BIND_SERVICE"), "{words}");
+        let words = refused(TcpParams { bulk_port: 989, ..any(19_880) });
+        assert!(words.contains("port 989") && words.contains("CAP_NET_BIND_SERVICE"), "{words}");
+        let words = refused(TcpParams { port: 19_880, bulk_port: 19_880, ..TcpParams::default() });
+        assert!(words.contains("privileged ports") && words.contains("CAP_NET_BIND_SERVICE"), "{words}");
+        node.add_tcp(NiConfig::new("127.0.0.1@tcp".parse().unwrap()), any(19_880)).unwrap();
+        return;
+    }
+    if !can_make_namespaces() {
+        return;
+    }
+    // A new namespace has the usual border of 1024, whatever a container has set outside.
+    let test = "without_the_right_to_low_ports_it_is_said_which";
+    assert!(again(test, "both", "unshare -n", "ip link set lo up").status().unwrap().success());
 }

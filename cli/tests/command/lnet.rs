@@ -156,6 +156,14 @@ fn what_cannot_be_is_said_by_name() {
     a.lnet(&["ping", "5x@kfi"]).code(2).says(&["5x@kfi"]);
     a.lnet(&["net", "add", "1@o2ib"]).code(2).says(&["1@o2ib"]);
     a.lnet(&["net", "add", "57@kfi"]).code(1);
+    // Both ports are listened on.
+    let tcp = address(9);
+    let ports = ["--port", "20402", "--bulk-port", "20403", "--accept", "trusted", "--source-ports", "any"];
+    a.lnet(&[&["net", "add", &tcp][..], &ports].concat()).ok();
+    for port in [20402, 20403] {
+        std::net::TcpStream::connect((tcp.trim_end_matches("@tcp"), port)).unwrap();
+    }
+    a.lnet(&["net", "del", &tcp]).ok();
     a.lnet(&["net", "del", "60@kfi"]).code(1).says(&["60@kfi"]);
     a.lnet(&["peer", "show", "60@kfi"]).code(1).says(&["no such peer"]);
     a.lnet(&["book", "set", "60@kfi"]).code(2).says(&["NID=ADDRESS"]);

@@ -23,7 +23,10 @@ use crate::network::{Command, ConnectionInfo, Network, Upcall, Upper};
 use crate::nid::{Nid, ProcessId};
 
 const TOKEN_WAKE: u64 = u64::MAX;
+/// Of the first listener; the second has the one below.
 const TOKEN_LISTEN: u64 = u64::MAX - 1;
+/// Listeners of one interface at most: for the two ports that peers dial.
+const MAX_LISTENERS: usize = 2;
 /// Bytes read from one connection before others get a turn.
 const READ_TURN: usize = 1 << 20;
 const READ_CHUNK: usize = 256 << 10;
@@ -53,7 +56,7 @@ struct Shared {
 struct Inner {
     machine: Machine,
     sockets: HashMap<ConnId, Connection>,
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     source_ports: SourcePorts,
     source_ip: IpAddr,
     /// The system could not give us a connection (descriptors, memory): not before then again.
@@ -68,7 +71,7 @@ struct Connection {
 }
 
 impl TcpNetwork {
-    /// Listens on the address of `me` and starts the thread. `upper` gets the upcalls.
+    /// Listens on the address of `me`, at both ports if they are two, and starts the thread. `upper` gets the upcalls.
     ///
     /// # Errors
     /// `Denied` if the port is privileged and the process is not, with words on what to do; `Io` if it is taken.
@@ -79,23 +82,27 @@ impl TcpNetwork {
         if params.source_ports == SourcePorts::Privileged {
             check_privileged(ip)?;
         }
-        let listener = listen(SocketAddr::new(ip, params.port))?;
+        let mut listeners = vec![listen(SocketAddr::new(ip, params.port))?];
+        if params.bulk_port != params.port {
+            listeners.push(listen(SocketAddr::new(ip, params.bulk_port))?);
+        }
         let failed = |e: std::io::Error| Error::io("tcp", "setting up epoll", e);
-        let local = listener.local_addr().map_err(failed)?;
+        let local = listeners[0].local_addr().map_err(failed)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
         let wake =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
         let readable = epoll::EventFlags::IN;
         epoll::add(&epoll, &wake, epoll::EventData::new_u64(TOKEN_WAKE), readable)
             .map_err(|e| failed(e.into()))?;
-        epoll::add(&epoll, &listener, epoll::EventData::new_u64(TOKEN_LISTEN), readable)
-            .map_err(|e| failed(e.into()))?;
+        for (i, listener) in listeners.iter().enumerate() {
+            epoll::add(&epoll, listener, listen_token(i), readable).map_err(|e| failed(e.into()))?;
+        }
         let source_ports = params.source_ports;
         let machine = Machine::new(params, me, incarnation);
         let inner = Inner {
             machine,
             sockets: HashMap::new(),
-            listener,
+            listeners,
             source_ports,
             source_ip: ip,
             accept_pause: None,
@@ -188,7 +195,9 @@ impl Shared {
             for event in &events {
                 match event.data.u64() {
                     TOKEN_WAKE => drop(rustix::io::read(&self.wake, &mut [0; 8])),
-                    TOKEN_LISTEN => self.accept(&mut inner, now),
+                    token if token > TOKEN_LISTEN - MAX_LISTENERS as u64 => {
+                        self.accept(&mut inner, (TOKEN_LISTEN - token) as usize, now);
+                    }
                     id => self.ready(&mut inner, now, ConnId(id), event.flags, &mut scratch),
                 }
             }
@@ -213,9 +222,10 @@ impl Shared {
         next.map_or(MAX_SLEEP, |t| t.saturating_sub(self.now()).clamp(Duration::from_millis(1), MAX_SLEEP))
     }
 
-    fn accept(&self, inner: &mut Inner, now: Time) {
+    fn accept(&self, inner: &mut Inner, at: usize, now: Time) {
         for _ in 0..64 {
-            let (stream, remote) = match inner.listener.accept() {
+            let Some(listener) = inner.listeners.get(at) else { return };
+            let (stream, remote) = match listener.accept() {
                 Ok(accepted) => accepted,
                 Err(e) if matches!(e.kind(), IoKind::WouldBlock | IoKind::ConnectionAborted) => return,
                 Err(error) => {
@@ -238,8 +248,9 @@ impl Shared {
 
     fn listen(&self, inner: &Inner, on: bool) {
         let interest = if on { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
-        let _ =
-            epoll::modify(&self.epoll, &inner.listener, epoll::EventData::new_u64(TOKEN_LISTEN), interest);
+        for (i, listener) in inner.listeners.iter().enumerate() {
+            let _ = epoll::modify(&self.epoll, listener, listen_token(i), interest);
+        }
     }
 
     fn add(&self, inner: &mut Inner, id: ConnId, stream: TcpStream, connecting: bool) -> std::io::Result<()> {
@@ -351,6 +362,10 @@ impl Shared {
         }
         self.wake();
     }
+}
+
+fn listen_token(at: usize) -> epoll::EventData {
+    epoll::EventData::new_u64(TOKEN_LISTEN - at as u64)
 }
 
 /// The link of our interface, as the node knows it.

@@ -32,7 +32,7 @@ pub enum SourcePorts {
 pub struct TcpParams {
     /// Port we listen on, and dial for CONTROL and untyped connections.
     pub port: u16,
-    /// Port we dial for bulk connections.
+    /// Port we listen on, too, and dial for bulk connections.
     pub bulk_port: u16,
     /// Whom we let in.
     pub accept: Accept,

@@ -59,6 +59,7 @@ impl NodeArgs {
         let one = |nid: &String| NetWords {
             nid: nid.clone(),
             port: self.port,
+            bulk_port: None,
             accept: self.accept.clone(),
             source_ports: self.source_ports.clone(),
             listen: self.listen.clone(),

@@ -73,6 +73,9 @@ pub(crate) struct NetWords {
     /// tcp: the port to listen on and to dial
     #[arg(long, default_value_t = 988)]
     pub(crate) port: u16,
+    /// tcp: another port for connections that carry bulk (default: the same)
+    #[arg(long, value_name = "PORT")]
+    pub(crate) bulk_port: Option<u16>,
     /// tcp: whom to let in: secure (source ports below 1024), all, trusted (claimed NIDs are believed), none
     #[arg(long, default_value = "secure")]
     pub(crate) accept: String,

@@ -189,7 +189,7 @@ impl Server {
         config.priority = words.priority.unwrap_or(config.priority);
         match nid.net().lnd {
             Lnd::TCP => {
-                let (port, bulk_port) = (words.port, words.port);
+                let (port, bulk_port) = (words.port, words.bulk_port.unwrap_or(words.port));
                 let accept = words.accept.parse().map_err(failure)?;
                 let source_ports = words.source_ports.parse().map_err(failure)?;
                 let params = TcpParams { port, bulk_port, accept, source_ports, ..TcpParams::default() };

@@ -1,5 +1,6 @@
 //! Nodes with sockets and threads, on loopback addresses.
 use super::*;
+use crate::network::ConnectionInfo;
 use crate::tcp::TcpParams;
 use futures_lite::future::block_on;
 
@@ -53,6 +54,31 @@ fn an_interface_is_not_replaced_by_another_of_its_name() {
     let again = a.add_tcp(NiConfig::new(nid("127.0.3.1@tcp")), TcpParams::unprivileged(19883)).unwrap_err();
     assert_eq!(again.kind(), crate::ErrorKind::Exists);
     block_on(a.ping(nid("127.0.3.2@tcp"), WAIT)).unwrap();
+}
+
+/// One port for what is small, one for bulk.
+#[test]
+fn bulk_has_a_port_of_its_own() {
+    let params = TcpParams { bulk_port: 19899, ..TcpParams::unprivileged(19898) };
+    let (a, b) = (node(&["127.0.5.1@tcp"], &params), node(&["127.0.5.2@tcp"], &params));
+    let queue = EventQueue::new(16);
+    let memory = SharedBytes::zeroed(1 << 20);
+    b.attach(MeParams::new(9, 7), memory.memory(), TargetOptions::new(Access::Put), &queue.sink()).unwrap();
+    let target = ProcessId::lnet(nid("127.0.5.2@tcp"));
+    let bytes = vec![7; 1 << 20];
+    assert_eq!(block_on(a.put_bytes(target, 9, 7, bytes.clone(), WAIT)).unwrap(), 1 << 20);
+    assert_eq!(memory.to_vec(), bytes);
+    let start = std::time::Instant::now();
+    let dialled = || {
+        let of = |c: &ConnectionInfo| (c.kind.clone(), c.remote.rsplit(':').next().unwrap().to_owned());
+        a.connections().iter().map(of).collect::<Vec<_>>()
+    };
+    while dialled().len() < 3 {
+        assert!(start.elapsed() < WAIT, "{:?}", dialled());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let want = [("BulkIn", "19899"), ("BulkOut", "19899"), ("Control", "19898")];
+    assert_eq!(dialled(), want.map(|(kind, port)| (kind.to_owned(), port.to_owned())));
 }
 
 #[test]
