@@ -245,7 +245,17 @@ fn jobs_and_priority_travel_and_are_counted() {
     assert_eq!(p.client.call(WHO, &()).job("dd.7").high().wait().unwrap(), ("dd.7".into(), true));
     assert_eq!(p.client.call(WHO, &()).job(&"x".repeat(33)).wait().unwrap_err().kind(), Kind::Invalid);
     until("counted", || p.server.stats()[0].jobs.len() == 2);
-    assert_eq!(p.server.stats()[0].jobs["dd.7"], 1);
+    assert_eq!(p.server.stats()[0].jobs["dd.7"], JobStats { calls: 1, bulk_bytes: 0 });
+    // Bytes both ways, of calls that ended when their data had moved.
+    let read = p.client.window(300_000, Rights::WRITE).unwrap();
+    p.client.call(READ, &(0, 5)).job("dd.7").window(&read).wait().unwrap();
+    let written = p.client.window(70_000, Rights::READ).unwrap();
+    p.client.call(WRITE, &0).job("dd.7").window(&written).wait().unwrap();
+    p.client.call(WRITE, &0).window(&written).wait().unwrap();
+    until("bytes are counted", || p.server.stats()[0].bulk_bytes == 440_000);
+    let jobs = &p.server.stats()[0].jobs;
+    assert_eq!(jobs["dd.7"], JobStats { calls: 3, bulk_bytes: 370_000 });
+    assert_eq!(jobs["cp.500"], JobStats { calls: 2, bulk_bytes: 70_000 });
 }
 
 #[test]

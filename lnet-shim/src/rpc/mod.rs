@@ -56,6 +56,6 @@ pub use error::{Error, Fate, Kind, Result};
 pub use faults::Faults;
 pub use method::{Method, OPCODES, PORTALS};
 pub use server::{
-    Bulk, DEPTH, DeskCounts, PIECE, Request, Server, ServerConfig, ServerCounts, ServerLimits, Service,
-    ServiceStats,
+    Bulk, DEPTH, DeskCounts, JobStats, PIECE, Request, Server, ServerConfig, ServerCounts, ServerLimits,
+    Service, ServiceStats,
 };

@@ -75,6 +75,8 @@ struct Hands {
     ran: HashMap<u64, u32>,
     /// Some handlers take longer than the clients' patience.
     slow: bool,
+    /// How long all take, if not a random time.
+    takes: Option<u64>,
 }
 
 impl Run<usize> for Hands {
@@ -85,11 +87,12 @@ impl Run<usize> for Hands {
     fn run(&mut self, a: Arrival, _: &usize) -> Option<(Answer, u32)> {
         let number = u64::from_le_bytes(a.body[..8].try_into().unwrap());
         *self.ran.entry(number).or_default() += 1;
-        if number % 3 == 1 {
+        if number % 3 == 1 && self.takes.is_none() {
             return Some((answer_to(number), 100));
         }
         let slow = self.slow && number.is_multiple_of(97);
-        let takes = split_mix(&mut self.seed) % if slow { 80 * MS } else { MS };
+        let some = split_mix(&mut self.seed) % if slow { 80 * MS } else { MS };
+        let takes = self.takes.unwrap_or(some);
         self.work.push((self.now + takes, a.ticket, number));
         None
     }
@@ -120,7 +123,7 @@ impl Play {
             ..Default::default()
         };
         let clients = (0..clients).map(|c| Core::new(c as u64 + 1, patience.clone())).collect();
-        let hands = Hands { now: 0, seed, work: Vec::new(), ran: HashMap::new(), slow: true };
+        let hands = Hands { now: 0, seed, work: Vec::new(), ran: HashMap::new(), slow: true, takes: None };
         Play { net, clients, desk, limits, hands }
     }
 
@@ -359,4 +362,67 @@ fn a_call_that_began_before_the_clock_was_looked_at_counts_from_then() {
     assert!(!clients[0].has_ended(key));
     clients[0].tick(15 * MS, net);
     assert!(clients[0].take(key).unwrap().is_err());
+}
+
+/// One call that may take 100 ms, or with early replies up to 1000 ms, of a handler that takes this long. With `early` the server says
+/// every 50 ms that it is still at it, for 80 ms more. What comes of the call, and how often it was sent again.
+fn call_of(takes: u64, early: bool, faults: Faults) -> (Result<Body>, u64, u64) {
+    let mut play = Play::new(7, 1, faults, ServerLimits::default());
+    play.hands.takes = Some(takes);
+    // Until the greeting is over nothing counts.
+    let warm = play.start(0, 3, Replay::Never).unwrap();
+    while play.clients[0].take(warm).is_none() {
+        play.step();
+    }
+    let now = play.net.now;
+    let start = Start {
+        portal: 1,
+        opcode: 0,
+        high: false,
+        replay: Replay::Never,
+        deadline: now + 100 * MS,
+        extend_to: now + 1000 * MS,
+        extra: None,
+        body: Body::copy(&6u64.to_le_bytes()),
+    };
+    let key = play.clients[0].start(now, start, &mut play.net).unwrap();
+    let (mut next, end) = (now + 50 * MS, now + 10_000 * MS);
+    loop {
+        play.step();
+        if let Some(result) = play.clients[0].take(key) {
+            return (result, play.net.now - now, play.clients[0].counts.early);
+        }
+        assert!(play.net.now < end, "the call does not end");
+        if early && play.net.now >= next {
+            next += 50 * MS;
+            for (_, ticket, _) in play.hands.work.clone() {
+                play.desk.early(ticket, 80_000, 100, &mut play.net);
+            }
+            play.desk.flush(&mut play.net);
+        }
+    }
+}
+
+#[test]
+fn early_replies_extend_a_calls_time_as_far_as_it_says() {
+    // Without them its own time counts.
+    let (result, took, _) = call_of(600 * MS, false, Faults::default());
+    assert_eq!(result.unwrap_err().kind(), Kind::TimedOut);
+    assert!((100 * MS..120 * MS).contains(&took), "{took}");
+    let (result, took, early) = call_of(600 * MS, true, Faults::default());
+    assert_eq!(*result.unwrap(), 18u64.to_le_bytes());
+    assert!((600 * MS..620 * MS).contains(&took) && early >= 10, "{took}, {early}");
+    // Nor does a server that is at it for ever keep a client for ever.
+    let (result, took, _) = call_of(5000 * MS, true, Faults::default());
+    assert_eq!(result.unwrap_err().kind(), Kind::TimedOut);
+    assert!((1000 * MS..1020 * MS).contains(&took), "{took}");
+}
+
+/// What they say is doubled, delayed and partly lost: the call ends once all the same.
+#[test]
+fn early_replies_over_a_lossy_network() {
+    let faults = Faults { drop: 0.05, late: Duration::from_millis(10), ..lossy() };
+    let (result, took, early) = call_of(600 * MS, true, faults);
+    assert_eq!(*result.unwrap(), 18u64.to_le_bytes());
+    assert!(took >= 600 * MS && early > 0, "{took}, {early}");
 }

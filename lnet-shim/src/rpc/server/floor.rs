@@ -11,6 +11,7 @@ use super::desk::{Abandoned, Arrival, Run, Ticket};
 use super::inbox::{Inbox, waker};
 use super::request::{Bulk, BulkMeter, Request};
 use super::service::{First, Handler, Work, answer};
+use super::stats::JobStats;
 use super::{LaneView, Registry, ServerLimits};
 use kfab::{Endpoint, Peer};
 use std::num::NonZeroU64;
@@ -30,6 +31,8 @@ pub(super) struct Task {
     asked: u64,
     work: Work,
     meter: Option<Rc<BulkMeter>>,
+    /// For the bytes it moves.
+    job: Option<Box<str>>,
 }
 
 /// What calls cost, for the statistics.
@@ -138,6 +141,7 @@ impl Floor {
             queue_ns: None,
             service_ns: Some(took),
             bulk: task.meter.map(|m| (m.ns.get(), m.bytes.get())),
+            job: task.job,
             ..Ended::at_once(task.service, 0, answer.status)
         });
         Some((task.ticket, answer, self.estimates[task.service].us()))
@@ -181,7 +185,7 @@ impl Floor {
             let now = self.clock();
             share = (now - self.now) / at_once;
             self.now = now;
-            self.estimates[self.ended[0].service].took(now, share);
+            estimate_shares(&mut self.estimates, &self.ended, now, share);
         }
         // One lock for each run of calls of one service.
         let mut left = self.ended.drain(..).peekable();
@@ -193,7 +197,8 @@ impl Floor {
                     s.queue_ns.saturating_record_n(ns, e.calls);
                 }
                 if let Some(job) = &e.job {
-                    s.count_job(job, e.calls);
+                    let calls = if e.queue_ns.is_some() { e.calls } else { 0 };
+                    s.count_job(job, JobStats { calls, bulk_bytes: e.bulk.map_or(0, |(_, bytes)| bytes) });
                 }
                 match e.status {
                     Status::Early => continue,
@@ -280,7 +285,9 @@ impl Run<Peer> for Floor {
             Err(work) => {
                 let (ticket, patience_us) = (a.ticket, a.patience_us);
                 let (begun, asked) = (self.now, a.arrived);
-                self.tasks.insert(Task { ticket, service, begun, patience_us, asked, work, meter });
+                let bytes_for = if meter.is_some() { job.clone() } else { None };
+                let task = Task { ticket, service, begun, patience_us, asked, work, meter, job: bytes_for };
+                self.tasks.insert(task);
                 let begun =
                     Ended { service_ns: Some(0), job, ..Ended::at_once(service, queue_ns, Status::Early) };
                 self.ended.push(begun);
@@ -290,6 +297,28 @@ impl Run<Peer> for Floor {
     }
 }
 
+/// Each service whose calls ended at once took that share of the turn for each; no other service took anything.
+#[inline]
+fn estimate_shares(estimates: &mut [Estimate], ended: &[Ended], now: u64, share: u64) {
+    for e in ended.iter().filter(|e| e.service_ns.is_none()) {
+        estimates[e.service].took(now, share);
+    }
+}
+
 fn panicked() -> Answer {
     answer(Result::<Body>::Err(Error::failed(u32::MAX, "the handler panicked")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turns_time_counts_for_the_services_it_was_spent_on() {
+        let mut estimates = vec![Estimate::new(Duration::from_secs(4)); 4];
+        let long = Ended { service_ns: Some(9), ..Ended::at_once(0, 0, Status::Ok) };
+        let at_once = |service| Ended::at_once(service, 0, Status::Ok);
+        estimate_shares(&mut estimates, &[long, at_once(1), at_once(3)], 1, 70_000);
+        assert_eq!(estimates.iter().map(Estimate::us).collect::<Vec<_>>(), [0, 70, 0, 70]);
+    }
 }

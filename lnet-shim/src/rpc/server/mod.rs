@@ -17,7 +17,7 @@ pub(crate) use desk::Ticket;
 pub(crate) use desk::{Arrival, Desk, Post, Run};
 pub use request::{Bulk, DEPTH, PIECE, Request};
 pub use service::Service;
-pub use stats::ServiceStats;
+pub use stats::{JobStats, ServiceStats};
 
 use super::faults::Faults;
 use super::method::PORTALS;

@@ -6,6 +6,15 @@ use std::collections::HashMap;
 /// The most job ids that are counted apart; the rest go under `(others)`.
 const JOBS_MAX: usize = 1024;
 
+/// What one job has asked of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JobStats {
+    /// Calls begun.
+    pub calls: u64,
+    /// Bytes of bulk data moved for those that have ended, both ways.
+    pub bulk_bytes: u64,
+}
+
 /// One service on all lanes, since the server began.
 #[derive(Clone, Debug)]
 pub struct ServiceStats {
@@ -29,8 +38,8 @@ pub struct ServiceStats {
     pub service_ns: Histogram<u64>,
     /// Of that, moving bulk data, ns; calls without are not counted.
     pub bulk_ns: Histogram<u64>,
-    /// Calls by job id.
-    pub jobs: HashMap<Box<str>, u64>,
+    /// By job id.
+    pub jobs: HashMap<Box<str>, JobStats>,
 }
 
 impl ServiceStats {
@@ -83,19 +92,20 @@ impl ServiceStats {
         let _ = self.queue_ns.add(&other.queue_ns);
         let _ = self.service_ns.add(&other.service_ns);
         let _ = self.bulk_ns.add(&other.bulk_ns);
-        for (job, n) in &other.jobs {
-            self.count_job(job, *n);
+        for (job, stats) in &other.jobs {
+            self.count_job(job, *stats);
         }
     }
 
-    pub(crate) fn count_job(&mut self, job: &str, n: u64) {
-        match self.jobs.get_mut(job) {
-            Some(count) => *count += n,
-            None => {
-                let job = if self.jobs.len() < JOBS_MAX { job } else { "(others)" };
-                *self.jobs.entry(job.into()).or_default() += n;
-            }
-        }
+    pub(crate) fn count_job(&mut self, job: &str, more: JobStats) {
+        let others = self.jobs.len() >= JOBS_MAX && !self.jobs.contains_key(job);
+        let job = if others { "(others)" } else { job };
+        let stats = match self.jobs.get_mut(job) {
+            Some(stats) => stats,
+            None => self.jobs.entry(job.into()).or_default(),
+        };
+        stats.calls += more.calls;
+        stats.bulk_bytes += more.bulk_bytes;
     }
 }
 
