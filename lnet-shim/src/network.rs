@@ -7,6 +7,7 @@
 use crate::core::{Content, Fetch, OpId, Payload};
 use crate::nid::{Nid, ProcessId};
 use crate::wire::lnet::LnetHeader;
+use kfab::topo::Placement;
 
 /// Names a message on its way down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -114,6 +115,10 @@ pub trait Network: Send + Sync {
     fn submit(&self, commands: Vec<Command>, upcalls: &mut Vec<Upcall>);
     /// Ends all connections and threads. Messages and fetches in flight may get no outcome.
     fn shutdown(&self);
+    /// What was bound to a part of the machine, and what could not be.
+    fn placement(&self) -> Vec<Placement> {
+        Vec::new()
+    }
     /// The connections, for people.
     fn connections(&self) -> Vec<ConnectionInfo> {
         Vec::new()

@@ -4,6 +4,7 @@ mod common;
 
 use common::*;
 use futures_lite::future::block_on;
+use kfab::topo::{CpuSet, Partition, Topology};
 use lnet_shim::core::*;
 use lnet_shim::kfi::{Book, Frame, KfiParams, Outcome};
 use lnet_shim::network::Failure;
@@ -477,5 +478,57 @@ fn an_interface_that_failed_recovers_by_itself() {
         let peers = a.node.with_engine(|e, _| e.peers());
         assert_eq!(peers.iter().map(|p| p.primary).collect::<Vec<_>>(), [b.nid], "we are no peer of ours");
         a.at_rest();
+    });
+}
+
+/// What the kernel says of the thread with this name.
+fn cpus_of(thread: &str) -> Option<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let named = |at: &std::path::PathBuf| {
+        std::fs::read_to_string(at.join("comm")).is_ok_and(|comm| comm.trim_end() == thread)
+    };
+    let status = std::fs::read_to_string(tasks.map(|t| t.path()).find(named)?.join("status")).ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:"))?;
+    Some(line.trim().to_owned())
+}
+
+/// Each lane's thread runs on its partition and nowhere else, which the node reports.
+#[test]
+fn lanes_run_on_their_partitions() {
+    on_all("partitions", |scheme| {
+        let usable: Vec<u32> = Topology::discover().usable.iter().collect();
+        let cpus = [usable[0], *usable.last().unwrap()];
+        let of = |(index, cpu): (usize, &u32)| {
+            let (cpus, devices) = (CpuSet::from_iter([*cpu]), vec![]);
+            Partition { index, cpus, node: None, memory_node: None, devices }
+        };
+        let partitions = cpus.iter().enumerate().map(of).collect();
+        let params = KfiParams { partitions, ..KfiParams::default() };
+        let book = Book::new();
+        let (a, b) =
+            (Kfi::with_lanes("71@kfi", scheme, &book, 3, &params), Kfi::start("72@kfi", scheme, &book));
+        for (lane, cpu) in cpus.iter().enumerate() {
+            assert_eq!(cpus_of(&format!("lnet-71@kfi-{lane}")), Some(cpu.to_string()));
+        }
+        let all = cpus_of("lnet-71@kfi-2");
+        assert_eq!(all, cpus_of("lnet-72@kfi-0"), "a lane without one runs anywhere");
+        let said: Vec<String> = a.node.placement(a.nid).iter().map(ToString::to_string).collect();
+        let want = [0, 1].map(|lane| format!("lane {lane}: CPU {}", cpus[lane]));
+        assert_eq!(said, want);
+        assert!(b.node.placement(b.nid).is_empty());
+        // What cannot be had is said, and the lane runs all the same.
+        let nowhere = Partition {
+            index: 0,
+            cpus: CpuSet::from_iter([4000]),
+            node: None,
+            memory_node: None,
+            devices: vec![],
+        };
+        let params = KfiParams { partitions: vec![nowhere], ..KfiParams::default() };
+        let c = Kfi::with_lanes("73@kfi", scheme, &book, 1, &params);
+        let said = &c.node.placement(c.nid)[0];
+        assert!(!said.is_met() && said.to_string().contains("CPU 4000 asked"), "{said}");
+        block_on(b.node.ping(c.nid, WAIT)).unwrap();
+        block_on(b.node.ping(a.nid, WAIT)).unwrap();
     });
 }

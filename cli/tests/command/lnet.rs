@@ -247,6 +247,16 @@ fn a_console_runs_tests_between_groups() {
     }
 }
 
+#[test]
+fn a_partitioned_interface_says_where_it_runs() {
+    let a = Node::start("partitions", &["--provider", any()]);
+    a.lnet(&["net", "add", "61@kfi", "--partitioned"]).ok();
+    let net = a.json(&["net", "show"]);
+    let placed = net[0]["interfaces"][0]["placement"].as_array().unwrap();
+    assert!(placed[0].as_str().unwrap().starts_with("lane 0: CPU"), "{net}");
+    assert!(a.lnet(&["net", "show"]).ok().out.contains("61@kfi, lane 0: CPU"));
+}
+
 /// One client dies in the middle: the other goes on, the figures are shown, and the batch is stopped.
 #[test]
 fn a_run_outlives_a_client() {

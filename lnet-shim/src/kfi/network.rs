@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use kfab::Endpoint;
+use kfab::topo::{Partition, Placement};
 
 use super::lane::{Lane, Speakers, header_of};
 use super::{Book, KfiParams};
@@ -20,12 +21,14 @@ pub struct KfiNetwork {
     nid: Nid,
     lanes: Vec<Arc<Lane>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    placement: Vec<Placement>,
 }
 
 impl KfiNetwork {
     /// Takes messages for `nid` from `endpoints` (lanes; a peer always uses the same one) and starts a thread for each. `book` says
     /// where peers are; peers that call first need no entry. `upper` gets the upcalls. The endpoints may be used for other things
-    /// beside: kfi's messages have tags of their own. [`kfab::Progress::Inline`] is enough for them.
+    /// beside: kfi's messages have tags of their own. [`kfab::Progress::Inline`] is enough for them. A thread whose endpoint has a
+    /// partition in `params` is bound to it; what could not be bound is in [`Network::placement`], and is no error.
     ///
     /// # Errors
     /// `Invalid` for no endpoint or more than 64; `Io` without descriptors or threads.
@@ -39,16 +42,28 @@ impl KfiNetwork {
         if endpoints.is_empty() || endpoints.len() > MAX_LANES {
             return Err(Error::new(ErrorKind::Invalid, "kfi", format!("1 to {MAX_LANES} endpoints")));
         }
-        let mut network = Self { nid, lanes: Vec::new(), threads: Mutex::default() };
+        let mut network = Self { nid, lanes: Vec::new(), threads: Mutex::default(), placement: Vec::new() };
         let speakers = Arc::<Speakers>::default();
         for (number, endpoint) in endpoints.into_iter().enumerate() {
             let lane = Lane::new(nid, number, endpoint, book.clone(), params.clone(), speakers.clone());
             let lane = Arc::new(lane.map_err(|e| Error::io("kfi", "an eventfd", e))?);
-            let (runner, upper) = (lane.clone(), upper.clone());
+            let (runner, upper, partition) =
+                (lane.clone(), upper.clone(), params.partitions.get(number).cloned());
+            let (tell, told) = std::sync::mpsc::sync_channel(1);
+            let run = move || {
+                let bind = |p: Partition| p.bind_current_thread(format!("lane {}", runner.number));
+                let _ = tell.send(partition.map(bind));
+                runner.run(&upper);
+            };
             let thread = std::thread::Builder::new()
                 .name(format!("lnet-{nid}-{number}"))
-                .spawn(move || runner.run(&upper))
+                .spawn(run)
                 .map_err(|e| Error::io("kfi", "starting the thread", e))?;
+            let placed = told.recv().ok().flatten();
+            if let Some(unmet) = placed.as_ref().filter(|p| !p.is_met()) {
+                tracing::warn!(%nid, "{unmet}");
+            }
+            network.placement.extend(placed.into_iter().chain(lane.endpoint.placement()));
             network.lanes.push(lane);
             network.threads.get_mut().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
@@ -114,6 +129,11 @@ impl Network for KfiNetwork {
                 let _ = thread.join();
             }
         }
+    }
+
+    /// Of the lanes' threads, and of their endpoints' memory.
+    fn placement(&self) -> Vec<Placement> {
+        self.placement.clone()
     }
 
     fn connections(&self) -> Vec<ConnectionInfo> {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use kfab::topo::Partition;
+
 /// Parameters of the kfi network.
 #[derive(Debug, Clone)]
 pub struct KfiParams {
@@ -17,6 +19,8 @@ pub struct KfiParams {
     pub watch_idle: Duration,
     /// How long the thread looks for news before it sleeps.
     pub spin: Duration,
+    /// For each endpoint, in their order, the partition its thread is bound to. Threads beyond them run anywhere.
+    pub partitions: Vec<Partition>,
 }
 
 impl Default for KfiParams {
@@ -28,6 +32,7 @@ impl Default for KfiParams {
             max_offers: 1024,
             watch_idle: Duration::from_secs(150),
             spin: Duration::from_micros(50),
+            partitions: Vec::new(),
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::network::{Command, ConnectionInfo, Failure, Network, Upcall, Upper};
 use crate::nid::{Nid, ProcessId};
 use crate::tcp::{self, TcpNetwork, TcpParams};
 use crate::wire::ping::{self, PingInfo};
+use kfab::topo::Placement;
 
 /// The sink of a ping, as LNet's tools have it: the largest that every network carries.
 const PING_SINK: usize = 3960;
@@ -265,6 +266,11 @@ impl Node {
     /// What a network makes its upcalls to.
     pub fn upper(&self) -> Weak<dyn Upper> {
         Arc::downgrade(&(self.inner.clone() as Arc<dyn Upper>))
+    }
+
+    /// Where threads and memory of an interface are, where they were to be in a part of the machine.
+    pub fn placement(&self, nid: Nid) -> Vec<Placement> {
+        self.inner.network(nid).map(|n| n.placement()).unwrap_or_default()
     }
 
     /// Removes an interface and ends its connections.

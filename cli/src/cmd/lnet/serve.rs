@@ -202,16 +202,18 @@ impl Server {
 
     fn kfi_add(&self, config: NiConfig, words: &NetWords) -> Result<()> {
         let endpoint = EndpointConfig { listen: words.listen.clone(), ..self.endpoint.clone() };
+        let mut params = KfiParams::default();
         let lanes = if words.partitioned {
             let plan = Partitions::plan(&Topology::discover(), &PartitionPolicy::PerNode);
             let plan = plan.map_err(|e| Failure::unavailable(format!("--partitioned: {e}")))?;
+            params.partitions = plan.to_vec();
             self.fabric.open_partitioned(endpoint, &plan)?
         } else {
             vec![self.fabric.open(endpoint)?]
         };
         let addresses: Vec<String> = lanes.iter().map(|e| e.address().to_string()).collect();
         let lanes = lanes.into_iter().map(Arc::new).collect();
-        self.node.add_kfi(config, lanes, &self.book, &KfiParams::default()).map_err(failure)?;
+        self.node.add_kfi(config, lanes, &self.book, &params).map_err(failure)?;
         self.own.lock().unwrap_or_else(PoisonError::into_inner).insert(config.nid, addresses);
         Ok(())
     }
@@ -230,6 +232,8 @@ impl Server {
         {
             let address = own.iter().find(|(nid, _)| ni["nid"] == nid.to_string());
             ni["address"] = json!(address.map(|(_, all)| all.join(";")));
+            let placed = address.map(|(nid, _)| self.node.placement(*nid)).unwrap_or_default();
+            ni["placement"] = placed.iter().map(ToString::to_string).collect();
         }
         Ok(nets)
     }

@@ -37,7 +37,7 @@ fn total(counts: &Value) -> u64 {
 pub(super) fn nets(v: &Value) -> String {
     let head =
         ["net", "nid", "status", "health", "credits", "min", "max", "sent", "received", "dropped", "address"];
-    let mut table = Table::new(3, &head);
+    let (mut table, mut placed) = (Table::new(3, &head), Vec::new());
     for net in list(v) {
         for ni in list(&net["interfaces"]) {
             let mut row = vec![cell(&net["net"]), cell(&ni["nid"])];
@@ -46,9 +46,11 @@ pub(super) fn nets(v: &Value) -> String {
             row.extend(["sent", "received", "dropped"].iter().map(|k| total(&ni[*k]).to_string()));
             row.push(cell(&ni["address"]));
             table.row(row);
+            let nid = cell(&ni["nid"]);
+            placed.extend(list(&ni["placement"]).map(|p| format!("{nid}, {}\n", cell(p))));
         }
     }
-    table.text()
+    table.text() + &placed.concat()
 }
 
 pub(super) fn all_peers(v: &Value, verbose: bool) -> String {
