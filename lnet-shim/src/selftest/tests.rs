@@ -189,7 +189,7 @@ fn a_dead_client_keeps_no_batch_running() {
 /// A console that says nothing else still says that it is there; nobody else is kept by it, and nothing once it is gone.
 #[test]
 fn a_quiet_console_keeps_its_session() {
-    let ((a, _), (b, b_id)) = (node("127.0.10.1@tcp", 19890), node("127.0.10.2@tcp", 19890));
+    let ((a, _), (b, b_id)) = (node("127.0.14.1@tcp", 19890), node("127.0.14.2@tcp", 19890));
     let params = AgentParams { session_timeout: Duration::from_secs(2), ..AgentParams::default() };
     let _agent = Agent::start(b, params).unwrap();
     let mut quiet = Console::new(a.clone(), "quiet", WAIT);
