@@ -6,7 +6,7 @@ use crate::op::sealed::Finish as _;
 use crate::op::{Finish, Op};
 use crate::share::Share;
 use crate::window::{Notice, Window};
-use kfab_core::mem::Buffer;
+use kfab_core::mem::{Buffer, Room};
 use kfab_core::spi::{Address, Rights};
 use kfab_core::{Error, Result};
 use kfab_proto::{
@@ -24,7 +24,7 @@ pub struct Endpoint {
 }
 
 #[inline(always)]
-fn op<T: Finish>(lane: &Arc<Lane>, r: Result<Started>) -> Op<T> {
+pub(crate) fn op<T: Finish>(lane: &Arc<Lane>, r: Result<Started>) -> Op<T> {
     match r {
         Ok(Started::Done(o)) => Op::ready(T::finish(o, || T::Hold::from(lane))),
         Ok(Started::Pending(id)) => Op::pending(T::Hold::from(lane), id),
@@ -177,12 +177,12 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
-/// A receive being described; [`Recv::post`] starts it.
+/// A receive being described; [`Recv::post`] starts it, or [`Recv::post_all`] if it has several buffers.
 #[must_use = "a receive starts with `post`"]
 pub struct Recv<'a> {
-    endpoint: &'a Endpoint,
-    want: Want,
-    into: Option<Buffer>,
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) want: Want,
+    pub(crate) into: Option<Buffer>,
 }
 
 impl Recv<'_> {
@@ -267,8 +267,20 @@ impl Peer {
         }
     }
 
+    /// [`Peer::read`] into several buffers, one after the other, as many bytes as they have together: one operation, which ends when all
+    /// of them are filled.
+    pub fn read_all(&self, key: &WindowKey, offset: u64, into: Vec<Buffer>) -> Op<Vec<Buffer>> {
+        self.read_long(key, offset, into, None)
+    }
+
     #[inline(never)]
-    fn read_long(&self, key: &WindowKey, offset: u64, into: Buffer, notice: Option<u64>) -> Op<Buffer> {
+    fn read_long<T: Finish + Into<Room>>(
+        &self,
+        key: &WindowKey,
+        offset: u64,
+        into: T,
+        notice: Option<u64>,
+    ) -> Op<T> {
         op(&self.lane, self.lane.with(|m, io| m.read(io, self.id, key, offset, into, notice)))
     }
 

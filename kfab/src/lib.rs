@@ -59,4 +59,5 @@ pub use kfab_topo as topo;
 pub use monitor::{Monitor, PREFIX as MONITOR_PREFIX};
 pub use observe::{EndpointStats, Events, PeerStats, PoolCounts, PortStats};
 pub use op::{Finish, Op};
+pub use scatter::Parts;
 pub use window::{Notice, Window};

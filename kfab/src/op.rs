@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 /// Waits of at least this long begin on the short way, which reads no clock: over tcp its rounds are system calls, about 2 ms in all.
 const SHORT_LIMIT: Duration = Duration::from_millis(20);
 
-/// What an operation hands over at its end: `()`, a [`Message`], a [`Buffer`] or a [`Notice`].
+/// What an operation hands over at its end: `()`, a [`Message`] (in several buffers: [`Parts`](crate::Parts)), a [`Buffer`] or several, or
+/// a [`Notice`].
 pub trait Finish: sealed::Finish {}
 
 impl Finish for () {}
@@ -61,7 +62,7 @@ pub(crate) mod sealed {
         }
     }
 
-    fn unexpected() -> Error {
+    pub(crate) fn unexpected() -> Error {
         Error::new(Kind::Protocol, "operation", "ended with a value of another operation")
     }
 

@@ -1,12 +1,110 @@
-//! A received message in several buffers: cut where it lies, or copied into buffers of the receiver's own.
-//!
-//! A message comes into one stretch of memory on every provider (what arrives late, in pieces or over several rails has one place to
-//! go). So a vector on the receiving side costs nothing when the parts may lie side by side ([`Message::into_parts`]), and one copy
-//! where each has a place of its own ([`Message::scatter`]).
+//! A received message in several buffers: received into them ([`Recv::post_all`]), cut where it lies ([`Message::into_parts`]), or
+//! copied into buffers of the receiver's own ([`Message::scatter`]).
 
-use crate::endpoint::Message;
+use crate::endpoint::{Message, Peer, Recv};
+use crate::op::{Finish, Op, sealed};
+use crate::share::Share;
 use kfab_core::mem::Buffer;
 use kfab_core::{Error, Kind, Result};
+use kfab_proto::Outcome;
+use std::mem::take;
+
+impl Recv<'_> {
+    /// Starts it into these buffers, which are filled one after the other, each to its end; one given with [`Recv::into`] comes first.
+    /// None of them may have another owner (`InvalidArgument`), and a message larger than all of them ends the receive with `Truncated`.
+    ///
+    /// Large messages are fetched or come in pieces straight into their place; a piece that lies across the end of a buffer, and a
+    /// message of one frame (at most a few KiB to 64 KiB, as the provider has it) that the first buffer does not hold, are copied once more.
+    /// Everything else is as with one buffer: dropped it loses no message, and the buffers are freed when no transport fills them any more.
+    ///
+    /// ```
+    /// # fn main() -> kfab::Result<()> {
+    /// # let fabric = kfab::Fabric::new((kfab_shm::Shm,));
+    /// # let (here, there) = (fabric.endpoint()?, fabric.endpoint()?);
+    /// # let peer = there.peer(&here.address().to_string())?;
+    /// let got = here.recv_with().post_all(vec![here.buffer(4)?, here.buffer(1000)?]);
+    /// peer.send("headand the rest").wait()?;
+    /// let buffers = got.wait()?.into_buffers();
+    /// assert_eq!((&buffers[0][..], &buffers[1][..12]), (&b"head"[..], &b"and the rest"[..]));
+    /// # Ok(()) }
+    /// ```
+    pub fn post_all(mut self, buffers: Vec<Buffer>) -> Op<Parts> {
+        let all = take(&mut self.into).into_iter().chain(buffers).collect();
+        let lane = &self.endpoint.lane;
+        crate::endpoint::op(lane, lane.with(|m, io| m.recv_all(io, self.want, all)))
+    }
+}
+
+/// A message received into several buffers ([`Recv::post_all`]).
+pub struct Parts {
+    lane: Share,
+    inner: kfab_proto::Parts,
+}
+
+impl Parts {
+    /// Who sent it: to answer.
+    pub fn from(&self) -> Peer {
+        Peer::new(self.lane.clone(), self.inner.from)
+    }
+
+    /// The tag, of a tagged message.
+    pub fn tag(&self) -> Option<u64> {
+        self.inner.tag
+    }
+
+    /// Bytes of the message.
+    pub fn len(&self) -> usize {
+        self.inner.len
+    }
+
+    /// `true` for a message of no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The message's bytes, buffer by buffer; none is empty.
+    pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        self.inner.slices()
+    }
+
+    /// The buffers as they were given, each in its full length. Beyond [`Parts::len`] bytes, counted through all of them, what they hold
+    /// is unspecified.
+    pub fn into_buffers(self) -> Vec<Buffer> {
+        self.inner.buffers
+    }
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (len, n, from) = (self.len(), self.inner.buffers.len(), self.inner.from);
+        write!(f, "Parts({len} bytes in {n} buffers from {from:?}, tag {:?})", self.tag())
+    }
+}
+
+impl Finish for Parts {}
+impl Finish for Vec<Buffer> {}
+
+impl sealed::Finish for Parts {
+    type Hold = Share;
+
+    fn finish(outcome: Outcome, lane: impl FnOnce() -> Share) -> Result<Parts> {
+        match outcome {
+            Outcome::Parts(inner) => Ok(Parts { lane: lane(), inner }),
+            _ => Err(sealed::unexpected()),
+        }
+    }
+}
+
+impl sealed::Finish for Vec<Buffer> {
+    type Hold = Share;
+
+    fn finish(outcome: Outcome, _: impl FnOnce() -> Share) -> Result<Vec<Buffer>> {
+        match outcome {
+            Outcome::Buffers(buffers) => Ok(buffers),
+            _ => Err(sealed::unexpected()),
+        }
+    }
+}
 
 impl Message {
     /// The memory that it came in, cut into parts of these lengths and a last one with the rest (which may be empty): a header and
@@ -39,25 +137,7 @@ impl Message {
     /// `Truncated` if they hold less than the message, `InvalidArgument` if one that is needed has another owner. Nothing is copied
     /// then.
     pub fn scatter(&self, into: &mut [Buffer]) -> Result<usize> {
-        let room = into.iter().fold(0usize, |sum, b| sum.saturating_add(b.len()));
-        if room < self.len() {
-            let why = format!("{} bytes for buffers of {room} in all", self.len());
-            return Err(Error::new(Kind::Truncated, "scatter", why));
-        }
-        let mut before = 0;
-        let needed = into.iter_mut().take_while(|b| {
-            before += b.len();
-            before - b.len() < self.len()
-        });
-        let parts: Option<Vec<&mut [u8]>> = needed.map(Buffer::get_mut).collect();
-        let parts = parts
-            .ok_or_else(|| Error::new(Kind::InvalidArgument, "scatter", "a buffer has another owner"))?;
-        let mut rest: &[u8] = self;
-        for part in parts {
-            let (now, later) = rest.split_at(rest.len().min(part.len()));
-            part[..now.len()].copy_from_slice(now);
-            rest = later;
-        }
+        kfab_core::mem::scatter(self, into, "scatter")?;
         Ok(self.len())
     }
 }

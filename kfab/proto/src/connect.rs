@@ -631,7 +631,7 @@ impl Machine {
                 unsent.contains(&op) && matches!(proto, Some(Proto::Send { .. } | Proto::Large { .. }));
             let fate = if never_up || waits { Fate::NotSent } else { Fate::Unknown };
             let op_name = match proto {
-                Some(Proto::Recv { .. }) => {
+                Some(Proto::Recv { .. } | Proto::RecvAll { .. }) => {
                     self.matcher.withdraw(op);
                     "recv"
                 }

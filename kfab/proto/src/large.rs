@@ -5,12 +5,13 @@
 use crate::machine::{ConnState, Io, Machine};
 use crate::matcher::{Arrived, Unexpected};
 use crate::message::*;
-use crate::ops::{Lent, Proto, data};
+use crate::ops::{Lent, Proto};
+use crate::parts::{landings, received};
 use crate::peer::{Out, Stream};
 use crate::receive::{Taking, truncated};
 use crate::wire::*;
-use kfab_core::mem::{Assembly, Buffer, Landing};
-use kfab_core::spi::{Inline, RemoteKey, Rights, Rma, RmaStarted, RmaToken};
+use kfab_core::mem::{Assembly, Landing, Room};
+use kfab_core::spi::{Inline, RemoteKey, Rights};
 use kfab_core::{Error, Fate, Kind, Result};
 use zerocopy::IntoBytes;
 
@@ -100,18 +101,18 @@ impl Machine {
     }
 
     /// A receive has met a promise: get the bytes.
-    pub(crate) fn fetch(&mut self, io: &mut Io<'_>, op: OpId, u: Unexpected, into: Option<Buffer>) {
+    pub(crate) fn fetch(&mut self, io: &mut Io<'_>, op: OpId, u: Unexpected, into: Option<Room>) {
         let Arrived::Promise { rts } = u.what else { return };
         let pi = u.from.index;
         let (len, sender) = (rts.len() as usize, rts.op.get());
         self.consume(pi, u.units);
-        let buffer = match into {
-            Some(b) if b.len() < len => Err((Status::Ok, truncated())),
-            Some(b) => Ok(b),
-            None => io.pool.alloc(len).map_err(|e| (Status::NoMemory, e)),
+        let room = match into {
+            Some(r) if r.len() < len => Err((Status::Ok, truncated())),
+            Some(r) => Ok(r),
+            None => io.pool.alloc(len).map(Room::One).map_err(|e| (Status::NoMemory, e)),
         };
-        let buffer = match buffer {
-            Ok(b) => b,
+        let room = match room {
+            Ok(r) => r,
             Err((status, e)) => {
                 self.send_done(io, pi, sender, status);
                 return self.finish(op, Err(e));
@@ -124,29 +125,19 @@ impl Machine {
         };
         let over = self.peers[pi as usize].active.iter().copied().find(leads);
         let Some(over) = over.filter(|_| rts.secret.get() != 0) else {
-            return self.ask_for_pieces(io, op, u.from, u.tag, len, sender, buffer);
+            return self.ask_for_pieces(io, op, u.from, u.tag, len, sender, room);
         };
-        let landing = match Landing::prefix(buffer, len) {
-            Ok(l) => l,
-            Err(_) => {
-                self.send_done(io, pi, sender, Status::Canceled);
-                return self.finish(
-                    op,
-                    Err(Error::new(Kind::InvalidArgument, "recv", "the buffer has another owner")),
-                );
-            }
+        let Some((landing, reads)) = landings(room, len) else {
+            self.send_done(io, pi, sender, Status::Canceled);
+            return self
+                .finish(op, Err(Error::new(Kind::InvalidArgument, "recv", "the buffer has another owner")));
         };
         let c = &mut self.conns[over as usize];
         c.rma_bytes += len;
         let (port, conn) = (c.port, c.conn);
-        self.set_proto(io.now, op, Proto::Fetch { peer: u.from, tag: u.tag, len, sender, over });
+        self.set_proto(io.now, op, Proto::Fetch { peer: u.from, tag: u.tag, len, sender, over, reads });
         let key = RemoteKey { region: rts.region.get(), base: rts.base.get(), secret: rts.secret.get() };
-        let read = Rma::Read { landing, key, offset: 0 };
-        match io.ports[port].rma(conn, read, RmaToken(op.to_bits())) {
-            RmaStarted::Done(l) => self.rma_done(io, op, l, Ok(())),
-            RmaStarted::Pending => {}
-            RmaStarted::Failed(l, e) => self.rma_done(io, op, l, Err(e)),
-        }
+        self.start_reads(io, (port, conn), op, landing, key, 0, len);
     }
 
     /// Replaces the protocol's side of an operation.
@@ -169,21 +160,21 @@ impl Machine {
         result: Result<()>,
     ) {
         match self.ops.proto(op) {
-            Some(Proto::Fetch { peer, tag, len, sender, over }) => {
+            Some(Proto::Fetch { peer, tag, len, sender, over, .. }) => {
                 let (peer, tag, len, sender, over) = (*peer, *tag, *len, *sender, *over);
+                let Some((room, result)) = self.read_back(op, landing, result) else { return };
                 let c = self.rma_left(over, len);
                 c.rx_bytes += if result.is_ok() { len as u64 } else { 0 };
-                let Some(buffer) = landing.and_then(Landing::into_buffer) else {
+                let Some(room) = room else {
                     return self
                         .finish(op, Err(Error::new(Kind::Protocol, "recv", "the port kept the buffer")));
                 };
                 if result.is_err() {
                     // The one-sided way is closed (another rail, memory that cannot be mapped): ask for pieces.
-                    return self.ask_for_pieces(io, op, peer, tag, len, sender, buffer);
+                    return self.ask_for_pieces(io, op, peer, tag, len, sender, room);
                 }
                 self.send_done(io, peer.index, sender, Status::Ok);
-                let message = Message { from: peer, tag, data: data(buffer, len) };
-                self.receive_ended(op, message);
+                self.receive_ended(op, received(peer, tag, room, len));
             }
             Some(Proto::RmaRead { .. }) => self.direct_read_done(io, op, landing, result),
             Some(Proto::Write { .. }) => self.direct_write_done(io, op, result),
@@ -192,12 +183,16 @@ impl Machine {
     }
 
     /// Hands a large message over; if its receive was cancelled meanwhile, the message waits for the next.
-    fn receive_ended(&mut self, op: OpId, m: Message) {
+    fn receive_ended(&mut self, op: OpId, end: Outcome) {
         if self.ops.is_waiting(op) {
-            return self.finish(op, Ok(Outcome::Message(m)));
+            return self.finish(op, Ok(end));
         }
         self.end_op(op);
-        self.give_again(m);
+        match end {
+            Outcome::Message(m) => self.give_again(m),
+            Outcome::Parts(p) => self.give_again(p.gathered()),
+            _ => {}
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "one transfer's terms")]
@@ -209,10 +204,10 @@ impl Machine {
         tag: Option<u64>,
         len: usize,
         sender: u64,
-        buffer: Buffer,
+        room: Room,
     ) {
         let piece = self.piece_len(io, from.index, len);
-        let Ok(assembly) = Assembly::new(buffer, len, piece) else {
+        let Ok(assembly) = Assembly::new(room, len, piece) else {
             self.send_done(io, from.index, sender, Status::Canceled);
             return self
                 .finish(op, Err(Error::new(Kind::InvalidArgument, "recv", "the buffer has another owner")));
@@ -340,12 +335,12 @@ impl Machine {
         if !assembly.as_ref().is_some_and(Assembly::is_whole) {
             return;
         }
-        let Some(Ok(buffer)) = assembly.take().map(Assembly::into_buffer) else { return };
+        let Some(Ok(room)) = assembly.take().map(Assembly::into_room) else { return };
         if read {
-            return self.access_ended(io, peer, op, Some(buffer), tell.as_ref());
+            return self.access_ended(io, peer, op, Some(room), tell.as_ref());
         }
         self.send_done(io, peer.index, sender, Status::Ok);
-        self.receive_ended(op, Message { from: peer, tag, data: data(buffer, len) });
+        self.receive_ended(op, received(peer, tag, room, len));
     }
 
     pub(crate) fn piece_failed(&mut self, op: OpId, landing: Option<Landing>) {

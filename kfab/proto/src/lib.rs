@@ -26,6 +26,7 @@ mod onesided;
 mod ops;
 mod pace;
 mod pairs;
+mod parts;
 mod peer;
 #[doc(hidden)]
 pub mod price;
@@ -42,6 +43,7 @@ pub use machine::{Io, Machine};
 pub use message::{Data, Message, OpId, Outcome, Payload, Peeked, PeerId, SendOptions, Started, Want};
 pub use notice::Notice;
 pub use onesided::{WindowId, WindowKey, WindowMemory};
+pub use parts::Parts;
 pub use peer::PeerCounters;
 pub use short::{Direct, Polled};
 pub use stats::{LaneStats, PeerInfo, RailInfo};

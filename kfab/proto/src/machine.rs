@@ -9,7 +9,7 @@ use crate::onesided::Windows;
 use crate::ops::{Ops, Proto};
 use crate::peer::Peer;
 use crate::transmit::NOWHERE;
-use kfab_core::mem::{Buffer, Pool};
+use kfab_core::mem::{Buffer, Pool, Room};
 use kfab_core::spi::{Address, Conn, Delivery, Event, Port};
 use kfab_core::{Error, Fate, Kind, Result};
 use std::cmp::Reverse;
@@ -238,6 +238,12 @@ impl Machine {
         Ok(pi)
     }
 
+    /// The name of whoever a peer has turned out to be.
+    pub(crate) fn real_name(&self, id: PeerId) -> PeerId {
+        let p = self.peers.get(id.index as usize).filter(|p| p.name == id);
+        p.and_then(|p| p.alias).unwrap_or(id)
+    }
+
     #[inline]
     pub(crate) fn peer_index(&self, id: PeerId, op: &'static str) -> Result<u32> {
         match self.peers.get(id.index as usize) {
@@ -267,28 +273,8 @@ impl Machine {
 
     /// Receives a message that `want` accepts, into a buffer (else into a fresh one if it is large).
     #[inline]
-    pub fn recv(&mut self, io: &mut Io<'_>, mut want: Want, mut into: Option<Buffer>) -> Result<Started> {
-        if self.closed {
-            return Err(Error::new(Kind::Closed, "recv", "the endpoint is closed"));
-        }
-        if let Some(from) = want.from
-            && let Some(Peer { alias: Some(real), .. }) =
-                self.peers.get(from.index as usize).filter(|p| p.name == from)
-        {
-            want.from = Some(*real);
-        }
-        if let Some(u) = self.matcher.take_unexpected(&want) {
-            return self.deliver_waiting(io, u, into);
-        }
-        if let Some(from) = want.from {
-            self.peer_index(from, "recv")?;
-        }
-        let op = self.ops.insert_recv(want.from)?;
-        if let Some(from) = want.from {
-            self.expect(io.now, from.index);
-        }
-        self.matcher.post(op, &want, &mut into);
-        Ok(Started::Pending(op))
+    pub fn recv(&mut self, io: &mut Io<'_>, want: Want, into: Option<Buffer>) -> Result<Started> {
+        self.receive(io, want, into.map(Room::One))
     }
 
     /// The first message that waits and that `want` accepts; it stays where it is.
@@ -311,7 +297,7 @@ impl Machine {
     /// Takes the protocol's side of an operation back as far as it can; the fate tells how far that was.
     fn withdraw(&mut self, io: &mut Io<'_>, op: OpId) -> Fate {
         match self.ops.proto(op) {
-            Some(Proto::Recv { .. }) => {
+            Some(Proto::Recv { .. } | Proto::RecvAll { .. }) => {
                 self.matcher.withdraw(op);
                 self.end_op(op);
                 Fate::NotSent
@@ -371,11 +357,14 @@ impl Machine {
     /// is the wait for a notice.
     /// Everything else goes on to its end unwatched.
     pub fn detach(&mut self, io: &mut Io<'_>, op: OpId) {
-        if matches!(self.ops.proto(op), Some(Proto::Recv { .. } | Proto::Notice { .. })) {
+        let waits =
+            |p: &mut Proto| matches!(p, Proto::Recv { .. } | Proto::RecvAll { .. } | Proto::Notice { .. });
+        if self.ops.proto(op).is_some_and(waits) {
             self.withdraw(io, op);
         }
         match self.ops.detach(op) {
             Some(Ok(Outcome::Message(m))) => self.give_again(m),
+            Some(Ok(Outcome::Parts(p))) => self.give_again(p.gathered()),
             Some(Ok(Outcome::Notice(n))) => self.notice_again(n),
             _ => {}
         }

@@ -1,5 +1,6 @@
 //! What users hand down and get up: payloads, messages, completions.
 
+use crate::parts::Parts;
 use kfab_core::mem::{Buffer, Slice};
 use kfab_core::spi::Inline;
 use std::fmt;
@@ -249,8 +250,12 @@ pub enum Outcome {
     Unit,
     /// A received message.
     Message(Message),
+    /// A received message in several buffers.
+    Parts(Parts),
     /// The buffer of a read, filled.
     Buffer(Buffer),
+    /// The buffers of a read, filled.
+    Buffers(Vec<Buffer>),
     /// A window's owner is told of an access.
     Notice(crate::Notice),
 }

@@ -8,9 +8,10 @@
 use crate::machine::{Io, Machine};
 use crate::message::*;
 use crate::ops::{Proto, Range};
+use crate::parts::read_outcome;
 use crate::peer::Out;
 use crate::wire::*;
-use kfab_core::mem::Buffer;
+use kfab_core::mem::Room;
 use kfab_core::spi::{Inline, Rights};
 use kfab_core::{Error, Kind, Result};
 use std::collections::VecDeque;
@@ -92,7 +93,7 @@ impl Machine {
         io: &mut Io<'_>,
         peer: PeerId,
         op: OpId,
-        read: Option<Buffer>,
+        read: Option<Room>,
         tell: Option<&Tell>,
     ) {
         let Some(tell) = tell else { return self.finish(op, Ok(outcome(read))) };
@@ -199,7 +200,7 @@ impl Machine {
     }
 }
 
-/// How an access ends well: a read with its buffer.
-fn outcome(read: Option<Buffer>) -> Outcome {
-    read.map_or(Outcome::Unit, Outcome::Buffer)
+/// How an access ends well: a read with its room.
+fn outcome(read: Option<Room>) -> Outcome {
+    read.map_or(Outcome::Unit, read_outcome)
 }

@@ -6,10 +6,11 @@ use crate::machine::{ConnState, Io, Machine};
 use crate::message::*;
 use crate::notice::{Notice, Notices, Tell, Told};
 use crate::ops::{Proto, Range, Redo};
+use crate::parts::{landings, read_outcome};
 use crate::peer::{Held, Out, Stream};
 use crate::receive::Taking;
 use crate::wire::*;
-use kfab_core::mem::{Assembly, Buffer, Landing, Slice, WindowMem};
+use kfab_core::mem::{Assembly, Buffer, Landing, Room, Slice, WindowMem};
 use kfab_core::spi::{Exposure, Inline, RemoteKey, Rights, Rma, RmaStarted, RmaToken};
 use kfab_core::{Error, Fate, Kind, Result};
 use std::collections::HashMap;
@@ -227,22 +228,35 @@ impl Machine {
         ids.into_iter().for_each(|id| self.close_window(io, WindowId(id)));
     }
 
-    /// Reads `into.len()` bytes at `offset` of a peer's window. With a `notice` the window's owner is told so at the end.
+    /// Reads `into.len()` bytes at `offset` of a peer's window, into one buffer or several. With a `notice` the window's owner is told
+    /// so at the end.
     pub fn read(
         &mut self,
         io: &mut Io<'_>,
         from: PeerId,
         key: &WindowKey,
         offset: u64,
-        into: Buffer,
+        into: impl Into<Room>,
+        notice: Option<u64>,
+    ) -> Result<Started> {
+        self.read_room(io, from, key, offset, into.into(), notice)
+    }
+
+    fn read_room(
+        &mut self,
+        io: &mut Io<'_>,
+        from: PeerId,
+        key: &WindowKey,
+        offset: u64,
+        into: Room,
         notice: Option<u64>,
     ) -> Result<Started> {
         let pi = self.peer_index(from, "read")?;
         self.check_access(key, offset, into.len(), Rights::READ, "read")?;
         if into.is_empty() && notice.is_none() {
-            return Ok(Started::Done(Outcome::Buffer(into)));
+            return Ok(Started::Done(read_outcome(into)));
         }
-        let shared = |_| Error::new(Kind::InvalidArgument, "read", "the buffer has another owner");
+        let shared = || Error::new(Kind::InvalidArgument, "read", "the buffer has another owner");
         let (range, len) = (key.at(offset), into.len());
         let tell = notice.map(|value| Tell::new(value, range, len, Rights::READ));
         if into.is_empty() {
@@ -251,22 +265,17 @@ impl Machine {
             return self.started(op);
         }
         if let Some((over, remote)) = self.direct(io, pi, key, len) {
-            let landing = Landing::whole(into).map_err(shared)?;
-            let op = self.ops.insert(Proto::RmaRead { peer: from, range, len, over, tell }, "read")?;
+            let (landing, reads) = landings(into, len).ok_or_else(shared)?;
+            let op = self.ops.insert(Proto::RmaRead { peer: from, range, len, over, tell, reads }, "read")?;
             self.expect(io.now, pi);
             let c = &mut self.conns[over as usize];
             c.rma_bytes += len;
-            let (port, conn) = (c.port, c.conn);
-            match io.ports[port].rma(conn, Rma::Read { landing, key: remote, offset }, RmaToken(op.to_bits()))
-            {
-                RmaStarted::Done(l) => self.rma_done(io, op, l, Ok(())),
-                RmaStarted::Pending => {}
-                RmaStarted::Failed(l, e) => self.rma_done(io, op, l, Err(e)),
-            }
+            let over = (c.port, c.conn);
+            self.start_reads(io, over, op, landing, remote, offset, len);
             return self.started(op);
         }
         let piece = self.piece_len(io, pi, len);
-        let assembly = Some(Assembly::new(into, len, piece).map_err(shared)?);
+        let assembly = Some(Assembly::new(into, len, piece).map_err(|_| shared())?);
         let pieces = Proto::Pieces { peer: from, tag: None, len, sender: 0, assembly, read: true, tell };
         let op = self.ops.insert(pieces, "read")?;
         self.expect(io.now, pi);
@@ -288,20 +297,21 @@ impl Machine {
         landing: Option<Landing>,
         result: Result<()>,
     ) {
-        let Some(Proto::RmaRead { peer, range, len, over, tell }) = self.ops.proto(op) else { return };
+        let Some(Proto::RmaRead { peer, range, len, over, tell, .. }) = self.ops.proto(op) else { return };
         let (peer, range, len, over, tell) = (*peer, *range, *len, *over, *tell);
+        let Some((room, result)) = self.read_back(op, landing, result) else { return };
         let c = self.rma_left(over, len);
         c.rx_bytes += if result.is_ok() { len as u64 } else { 0 };
-        let Some(buffer) = landing.and_then(Landing::into_buffer) else {
+        let Some(room) = room else {
             let kept = Error::new(Kind::Protocol, "read", "the port kept the buffer");
             return self.finish(op, Err(result.err().unwrap_or(kept)));
         };
         match result {
-            Ok(()) => self.access_ended(io, peer, op, Some(buffer), tell.as_ref()),
+            Ok(()) => self.access_ended(io, peer, op, Some(room), tell.as_ref()),
             Err(e) if is_final(&e) => self.finish(op, Err(e)),
             Err(e) => {
                 let piece = self.piece_len(io, peer.index, len);
-                let Ok(assembly) = Assembly::new(buffer, len, piece) else {
+                let Ok(assembly) = Assembly::new(room, len, piece) else {
                     return self.finish(op, Err(e));
                 };
                 let assembly = Some(assembly);

@@ -4,7 +4,8 @@
 use crate::message::{Data, OpId, Outcome, PeerId, Source};
 use crate::notice::Tell;
 use crate::onesided::WindowId;
-use kfab_core::mem::{Assembly, Buffer};
+use crate::parts::Reads;
+use kfab_core::mem::{Assembly, Buffer, Room};
 use kfab_core::spi::Exposure;
 use kfab_core::{Error, Kind, Result};
 use std::task::Waker;
@@ -47,8 +48,10 @@ pub(crate) enum Proto {
     Large { peer: PeerId, source: Source, exposed: Option<Lent>, canceled: bool },
     /// A posted receive.
     Recv { from: Option<PeerId> },
+    /// One with several buffers: not for the short way.
+    RecvAll { from: Option<PeerId>, into: Vec<Buffer> },
     /// A receive that got a large message and is fetching it in one-sided fashion; the landing is with the port.
-    Fetch { peer: PeerId, tag: Option<u64>, len: usize, sender: u64, over: u32 },
+    Fetch { peer: PeerId, tag: Option<u64>, len: usize, sender: u64, over: u32, reads: Option<Box<Reads>> },
     /// A receive (`read` false) or one-sided read (`true`) whose pieces are arriving.
     Pieces {
         peer: PeerId,
@@ -60,11 +63,18 @@ pub(crate) enum Proto {
         tell: Option<Tell>,
     },
     /// A one-sided read by the port; the landing is with it.
-    RmaRead { peer: PeerId, range: Range, len: usize, over: u32, tell: Option<Tell> },
+    RmaRead {
+        peer: PeerId,
+        range: Range,
+        len: usize,
+        over: u32,
+        tell: Option<Tell>,
+        reads: Option<Box<Reads>>,
+    },
     /// A one-sided write: this many parts have yet to be confirmed. `redo`: what a port is writing, for another way.
     Write { peer: PeerId, parts: u32, redo: Option<Box<Redo>> },
     /// A one-sided access that has ended, and whose notice waits to leave.
-    Tell { peer: PeerId, read: Option<Buffer> },
+    Tell { peer: PeerId, read: Option<Room> },
     /// Somebody waits for a notice.
     Notice { window: WindowId },
 }
@@ -73,7 +83,7 @@ impl Proto {
     pub(crate) fn peer(&self) -> Option<PeerId> {
         match self {
             Proto::Ended | Proto::Notice { .. } => None,
-            Proto::Recv { from } => *from,
+            Proto::Recv { from } | Proto::RecvAll { from, .. } => *from,
             Proto::Send { peer }
             | Proto::Large { peer, .. }
             | Proto::Fetch { peer, .. }
@@ -289,7 +299,7 @@ impl Ops {
                 {
                     *peer = new;
                 }
-                Proto::Recv { from } if *from == Some(old) => *from = Some(new),
+                Proto::Recv { from } | Proto::RecvAll { from, .. } if *from == Some(old) => *from = Some(new),
                 _ => {}
             }
         }

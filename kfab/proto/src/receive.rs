@@ -8,9 +8,10 @@ use crate::matcher::{Arrived, Receive, Unexpected};
 use crate::message::*;
 use crate::notice::Told;
 use crate::ops::{Proto, data};
+use crate::parts::{fit, received};
 use crate::peer::Held;
 use crate::wire::*;
-use kfab_core::mem::{Buffer, Landing};
+use kfab_core::mem::{Buffer, Landing, Room};
 use kfab_core::spi::{Conn, Delivery, Event, INLINE_MAX, Inline};
 use kfab_core::{Error, Fate, Kind, Result};
 
@@ -359,11 +360,11 @@ impl Machine {
         match u.what {
             Arrived::Whole(d) => {
                 self.consume(pi, u.units);
-                let r = fit(d, into).map(|d| Outcome::Message(message(u.from, u.tag, d)));
-                self.finish(op, r);
+                self.hand_down(op, message(u.from, u.tag, d), into);
             }
             Arrived::Promise { .. } => {
-                self.fetch(io, op, u, into);
+                let room = self.room(op, into);
+                self.fetch(io, op, u, room);
             }
         }
     }
@@ -388,8 +389,7 @@ impl Machine {
             let what = Arrived::Whole(m.data);
             return self.matcher.push_back_first(Unexpected { from: m.from, tag: m.tag, what, units: 0 });
         };
-        let r = fit(m.data, into).map(|d| Outcome::Message(message(m.from, m.tag, d)));
-        self.finish(op, r);
+        self.hand_down(op, m, into);
     }
 
     /// A receive that finds its message waiting.
@@ -397,12 +397,12 @@ impl Machine {
         &mut self,
         io: &mut Io<'_>,
         u: Unexpected,
-        into: Option<Buffer>,
+        into: Option<Room>,
     ) -> Result<Started> {
         match u.what {
             Arrived::Whole(d) => {
                 self.give_units(u.from, u.units);
-                Ok(Started::Done(Outcome::Message(message(u.from, u.tag, fit(d, into)?))))
+                fit(message(u.from, u.tag, d), into).map(Started::Done)
             }
             Arrived::Promise { .. } => {
                 let op = match self.ops.insert_recv(None) {
@@ -587,6 +587,7 @@ impl Machine {
         let posted = if early { None } else { self.matcher.take_posted(p.name, tag) };
         let (op, into) = posted.map_or((None, None), |r| (Some((r.op, r.want)), r.into));
         let flags = h.kind_flags;
+        let into = into.or_else(|| self.first_alone(op?.0, len));
         let fresh = into.is_none();
         let landing = match into {
             Some(b) if b.len() >= len => Landing::prefix(b, len).ok(),
@@ -601,8 +602,7 @@ impl Machine {
                 }
             },
         };
-        // A buffer too short, or not the receive's alone: the bytes are dropped and the receive fails when they are.
-        let len = if landing.is_some() { len } else { usize::MAX };
+        // Without a landing (a buffer too short, or not the receive's alone) the bytes are dropped and the receive fails when they are.
         Some((Taking::Message { seq, tag, flags, len, op, fresh }, landing))
     }
 
@@ -629,9 +629,9 @@ impl Machine {
                     self.arrived(io.now, ci, pi, seq, false);
                 }
             }
-            Taking::Message { seq, tag, flags, len, op, .. } => {
+            Taking::Message { seq, tag, flags, len, op, fresh } => {
                 self.arrived(io.now, ci, pi, seq, flags & URGENT_ACK != 0);
-                self.message_taken(io, pi, seq, tag, flags, len, op, landing);
+                self.message_taken(io, pi, seq, tag, flags, len, op, fresh, landing);
             }
             Taking::Batch { seq, len } => {
                 self.arrived(io.now, ci, pi, seq, false);
@@ -655,9 +655,10 @@ impl Machine {
     fn take_failed(&mut self, t: Taking, landing: Option<Landing>) {
         match t {
             Taking::Message { op: Some((op, want)), fresh, .. } => {
-                if let Some(Proto::Recv { .. }) = self.ops.proto(op) {
+                if let Some(Proto::Recv { .. } | Proto::RecvAll { .. }) = self.ops.proto(op) {
                     // Memory made for this message may be too short for the next.
                     let into = landing.filter(|_| !fresh).and_then(Landing::into_buffer);
+                    let into = self.first_back(op, into);
                     self.matcher.repost(Receive { op, want, into });
                 }
             }
@@ -676,35 +677,33 @@ impl Machine {
         flags: u8,
         len: usize,
         op: Option<(OpId, Want)>,
+        fresh: bool,
         landing: Option<Landing>,
     ) {
         let from = self.peers[pi as usize].name;
-        let buffer = landing.and_then(Landing::into_buffer);
-        match (op, buffer) {
-            (Some((op, _)), Some(buffer)) => {
-                let p = &mut self.peers[pi as usize];
-                p.counters.rx_messages += 1;
-                p.counters.rx_bytes += len as u64;
-                self.consume(pi, self.limits.units(len));
-                if self.ops.is_waiting(op) {
-                    self.finish(op, Ok(Outcome::Message(message(from, tag, data(buffer, len)))));
-                } else {
-                    // Its receive was cancelled while the bytes came: the message waits for the next.
-                    self.end_op(op);
-                    self.offer(
-                        io,
-                        pi,
-                        Unexpected { from, tag, what: Arrived::Whole(data(buffer, len)), units: 0 },
-                    );
-                }
-            }
-            (Some((op, _)), None) => self.finish(op, Err(truncated())),
-            (None, Some(buffer)) => {
-                let what = Arrived::Whole(data(buffer, len));
-                self.message_here(io, pi, seq, tag, flags, what, self.limits.units(len));
-            }
-            (None, None) => {}
+        let (units, buffer) = (self.limits.units(len), landing.and_then(Landing::into_buffer));
+        let Some((op, _)) = op else {
+            let Some(buffer) = buffer else { return };
+            let what = Arrived::Whole(data(buffer, len));
+            return self.message_here(io, pi, seq, tag, flags, what, units);
+        };
+        self.consume(pi, units);
+        let Some(buffer) = buffer else { return self.finish(op, Err(truncated())) };
+        if !self.ops.is_waiting(op) {
+            // Its receive was cancelled while the bytes came: the message waits for the next.
+            self.end_op(op);
+            let what = Arrived::Whole(data(buffer, len));
+            return self.offer(io, pi, Unexpected { from, tag, what, units: 0 });
         }
+        let p = &mut self.peers[pi as usize];
+        p.counters.rx_messages += 1;
+        p.counters.rx_bytes += len as u64;
+        if fresh {
+            return self.hand_down(op, message(from, tag, data(buffer, len)), None);
+        }
+        let back = self.first_back(op, Some(buffer));
+        let end = self.room(op, back).map(|room| received(from, tag, room, len));
+        self.finish(op, end.ok_or_else(truncated));
     }
 
     /// Delivers the messages of a batch; `None` if it does not parse.
@@ -735,20 +734,4 @@ impl Machine {
 pub(crate) fn truncated() -> Error {
     Error::new(Kind::Truncated, "recv", "the message is larger than the buffer it was received into")
         .with_fate(Fate::Refused)
-}
-
-/// Puts a message's data into the buffer the receive brought, if it brought one.
-#[inline(always)]
-fn fit(d: Data, into: Option<Buffer>) -> Result<Data> {
-    let Some(mut b) = into else { return Ok(d) };
-    let bytes = match &d {
-        Data::Inline(i) => i.as_slice(),
-        Data::Buffer { buffer, len } => &buffer[..*len],
-    };
-    let len = bytes.len();
-    let room = b
-        .get_mut()
-        .ok_or_else(|| Error::new(Kind::InvalidArgument, "recv", "the receive buffer has another owner"))?;
-    room.get_mut(..len).ok_or_else(truncated)?.copy_from_slice(bytes);
-    Ok(data(b, len))
 }

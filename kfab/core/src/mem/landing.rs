@@ -1,9 +1,10 @@
 //! Where arriving bytes go: a [`Landing`] is the exclusive right to fill one stretch of memory; an [`Assembly`] cuts a
-//! buffer into pieces that arrive in any order, over any rail, at most once each.
+//! [`Room`] into pieces that arrive in any order, over any rail, at most once each.
 
 use super::block::BlockRef;
 use super::buffer::{Buffer, Slice, WindowMem};
 use super::region::{Access, Region};
+use super::room::Room;
 use crate::sys;
 use std::io;
 use std::os::fd::AsFd;
@@ -17,7 +18,7 @@ pub struct Landing {
     len: usize,
     /// Of a landing made from a buffer: that buffer's length, to give it back whole.
     whole: usize,
-    /// The piece of an [`Assembly`], else 0.
+    /// Which piece of an [`Assembly`], or what its maker calls it; else 0.
     piece: usize,
 }
 
@@ -52,8 +53,18 @@ impl Landing {
 
     /// The buffer back, in its whole length; `None` for a landing that was not made from a buffer.
     pub fn into_buffer(self) -> Option<Buffer> {
-        let ours = self.block.region().access() != Access::PeersWrite && self.piece == 0 && self.whole > 0;
+        let ours = self.block.region().access() != Access::PeersWrite && self.whole > 0;
         ours.then(|| Buffer::from_slice(Slice { block: self.block, start: self.start, len: self.whole }))
+    }
+
+    /// The same with a number, to know it by among several when it comes back.
+    pub fn numbered(self, number: usize) -> Landing {
+        Landing { piece: number, ..self }
+    }
+
+    /// Its number, 0 if it was given none.
+    pub fn number(&self) -> usize {
+        self.piece
     }
 
     /// Bytes.
@@ -106,40 +117,35 @@ enum Piece {
     Done,
 }
 
-/// A buffer being put together from pieces of `piece_len` bytes (the last may be shorter). Each piece can be lent out once
-/// at a time and arrives once: the duplicate filter of large transfers.
+/// A [`Room`] being put together from pieces of `piece_len` bytes (the last may be shorter). Each piece can be lent out once
+/// at a time and arrives once: the duplicate filter of large transfers. A piece that lies in one buffer is filled in its place; one
+/// that lies across the end of a buffer comes into memory of its own and is copied when it is given back.
 #[derive(Debug)]
 pub struct Assembly {
-    block: BlockRef,
-    start: usize,
+    /// The buffers, each in its own length, to give them back whole.
+    room: Vec<Slice>,
+    /// They were several, and be it several of one.
+    many: bool,
     len: usize,
-    /// The buffer's own length, to give it back whole.
-    whole: usize,
     piece_len: usize,
     pieces: Vec<Piece>,
-    missing: usize,
-    lent: usize,
+    missing: u32,
+    lent: u32,
 }
 
 impl Assembly {
-    /// Cuts the first `len` bytes of `b`; the buffer itself if it has another owner or is too short.
-    pub fn new(mut b: Buffer, len: usize, piece_len: usize) -> Result<Assembly, Buffer> {
-        if piece_len == 0 || len > b.len() || b.get_mut().is_none() {
-            return Err(b);
-        }
-        let n = len.div_ceil(piece_len);
-        let Slice { block, start, len: whole } = b.into_slice();
-        debug_assert!(len <= whole);
-        Ok(Assembly {
-            block,
-            start,
-            len,
-            whole,
-            piece_len,
-            pieces: vec![Piece::Missing; n],
-            missing: n,
-            lent: 0,
-        })
+    /// Cuts the first `len` bytes of `room`; the room itself if a part of it has another owner or it is too small.
+    pub fn new(room: impl Into<Room>, len: usize, piece_len: usize) -> Result<Assembly, Room> {
+        let mut room = room.into();
+        let n = len.checked_div(piece_len).and_then(|_| u32::try_from(len.div_ceil(piece_len)).ok());
+        let Some(n) = n.filter(|_| len <= room.len() && room.is_only()) else { return Err(room) };
+        let many = matches!(room, Room::Many(_));
+        let room = match room {
+            Room::One(b) => vec![b.into_slice()],
+            Room::Many(v) => v.into_iter().map(Buffer::into_slice).collect(),
+        };
+        let pieces = vec![Piece::Missing; n as usize];
+        Ok(Assembly { room, many, len, piece_len, pieces, missing: n, lent: 0 })
     }
 
     /// The right to fill piece `i`; `None` if there is no such piece, it is lent, or it has arrived.
@@ -150,18 +156,40 @@ impl Assembly {
         }
         *p = Piece::Lent;
         self.lent += 1;
-        let at = i * self.piece_len;
-        let len = self.piece_len.min(self.len - at);
-        Some(Landing { block: self.block.clone(), start: self.start + at, len, whole: 0, piece: i })
+        let len = self.piece_len.min(self.len - i * self.piece_len);
+        let first = self.parts(i, len).next()?;
+        if first.len == len {
+            return Some(first);
+        }
+        let apart = Landing::whole(Buffer::adopt(vec![0; len])).expect("a new buffer has one owner");
+        Some(apart.numbered(i))
+    }
+
+    /// The stretches of the buffers that piece `i`, of `len` bytes, lies in.
+    fn parts(&self, i: usize, mut len: usize) -> impl Iterator<Item = Landing> {
+        let mut at = i * self.piece_len;
+        self.room.iter().filter_map(move |s| {
+            let n = len.min(s.len.saturating_sub(at));
+            let start = s.start + at;
+            at = at.saturating_sub(s.len);
+            len -= n;
+            (n > 0).then(|| Landing { block: s.block.clone(), start, len: n, whole: 0, piece: i })
+        })
     }
 
     /// Takes a lent piece back: filled, or not (then it can be lent again).
     pub fn give_back(&mut self, l: Landing, filled: bool) {
-        debug_assert!(l.block.same(&self.block));
-        if let Some(p) = self.pieces.get_mut(l.piece).filter(|p| **p == Piece::Lent) {
-            *p = if filled { Piece::Done } else { Piece::Missing };
-            self.lent -= 1;
-            self.missing -= usize::from(filled);
+        debug_assert!(l.whole > 0 || self.room.iter().any(|s| l.block.same(&s.block)));
+        let i = l.piece;
+        let Some(p) = self.pieces.get_mut(i).filter(|p| **p == Piece::Lent) else { return };
+        *p = if filled { Piece::Done } else { Piece::Missing };
+        self.lent -= 1;
+        self.missing -= u32::from(filled);
+        if filled && let Some(apart) = l.into_buffer() {
+            let mut at = 0;
+            for mut part in self.parts(i, apart.len()) {
+                at += part.copy_from(0, &apart[at..]);
+            }
         }
     }
 
@@ -180,12 +208,15 @@ impl Assembly {
         self.lent > 0
     }
 
-    /// The buffer in its own length; `Err(self)` while a piece is lent out. Whether it is whole, ask before.
-    pub fn into_buffer(self) -> Result<Buffer, Assembly> {
+    /// The room as it was given; `Err(self)` while a piece is lent out. Whether it is whole, ask before.
+    pub fn into_room(mut self) -> Result<Room, Assembly> {
         if self.lent > 0 {
             return Err(self);
         }
-        Ok(Buffer::from_slice(Slice { block: self.block, start: self.start, len: self.whole }))
+        match self.room.pop() {
+            Some(one) if !self.many => Ok(Room::One(Buffer::from_slice(one))),
+            last => Ok(Room::Many(self.room.into_iter().chain(last).map(Buffer::from_slice).collect())),
+        }
     }
 }
 
@@ -217,7 +248,7 @@ mod tests {
         let l = a.lend(0).unwrap();
         a.give_back(l, false);
         let mut a = a
-            .into_buffer()
+            .into_room()
             .map(|_| ())
             .map_or_else(|a| a, |()| Assembly::new(pool.alloc(10).unwrap(), 10, 4).unwrap());
         for i in [1, 0, 2] {
@@ -228,16 +259,51 @@ mod tests {
             a.give_back(l, true);
         }
         assert!(a.is_whole());
-        assert_eq!(&a.into_buffer().unwrap()[..], [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]);
+        let Ok(Room::One(b)) = a.into_room() else { panic!("one buffer was given") };
+        assert_eq!(&b[..], [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]);
     }
 
     #[test]
     fn a_lent_piece_keeps_the_buffer_back() {
         let mut a = Assembly::new(Buffer::adopt(vec![0; 4]), 4, 4).unwrap();
         let l = a.lend(0).unwrap();
-        let mut a = a.into_buffer().unwrap_err();
+        let mut a = a.into_room().unwrap_err();
         a.give_back(l, true);
-        assert!(a.into_buffer().is_ok());
+        assert!(a.into_room().is_ok());
+    }
+
+    #[test]
+    fn pieces_find_their_place_in_buffers_of_any_length() {
+        let pool = Pool::new(Default::default());
+        let bytes: Vec<u8> = (0..40).collect();
+        for lens in [&[40][..], &[1, 1, 1, 40], &[8, 16, 16], &[7, 0, 9, 1, 30], &[0, 39, 1, 0, 5], &[3; 14]]
+        {
+            for piece_len in [1, 7, 8, 40, 64] {
+                let mut room: Vec<Buffer> = lens.iter().map(|n| pool.alloc(*n).unwrap()).collect();
+                room.iter_mut().for_each(|b| b.get_mut().unwrap().fill(0xee));
+                let mut a = Assembly::new(room, 40, piece_len).unwrap();
+                for i in (0..a.pieces()).rev() {
+                    // The first time it breaks on the way, half filled.
+                    let mut l = a.lend(i).unwrap();
+                    l.copy_from(0, &[0xdd; 32][..l.len() / 2]);
+                    a.give_back(l, false);
+                    let mut l = a.lend(i).unwrap();
+                    assert_eq!(l.copy_from(0, &bytes[i * piece_len..]), l.len());
+                    a.give_back(l, true);
+                }
+                let Ok(Room::Many(room)) = a.into_room() else { panic!("several were given") };
+                assert_eq!(room.iter().map(Buffer::len).collect::<Vec<_>>(), lens);
+                let all: Vec<u8> = room.iter().flat_map(|b| b.iter().copied()).collect();
+                assert_eq!(all[..40], bytes, "{lens:?} in pieces of {piece_len}");
+                assert!(all[40..].iter().all(|x| *x == 0xee), "beyond the message");
+            }
+        }
+        let few = vec![pool.alloc(20).unwrap(), pool.alloc(19).unwrap()];
+        assert!(Assembly::new(few, 40, 8).is_err());
+        let shared = pool.alloc(20).unwrap();
+        let other = shared.clone();
+        assert!(Assembly::new(vec![pool.alloc(20).unwrap(), shared], 40, 8).is_err());
+        drop(other);
     }
 
     #[test]

@@ -13,8 +13,10 @@ mod buffer;
 mod landing;
 mod pool;
 mod region;
+mod room;
 
 pub use buffer::{Buffer, Slice, WindowMem};
 pub use landing::{Assembly, Landing};
 pub use pool::{Pool, PoolConfig, PoolStats};
 pub use region::{Access, Region};
+pub use room::{Room, scatter};

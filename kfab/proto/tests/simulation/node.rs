@@ -32,7 +32,7 @@ pub(crate) struct Node {
     pub(crate) next_burst: u64,
     /// Receives posted: untagged and tagged.
     pub(crate) posted: [usize; 2],
-    held: Vec<Message>,
+    held: Vec<Outcome>,
     /// A notice is waited for.
     listens: bool,
     /// Fault rules in force.
@@ -177,13 +177,34 @@ impl Node {
         }
     }
 
-    /// Posts a receive, sometimes with a buffer, sometimes on the short way.
+    /// Buffers for at least `len` bytes, unlike each other: single bytes, none, a few, many.
+    fn vector(&self, len: usize, rng: &mut Rng) -> Vec<Buffer> {
+        let mut lens = Vec::new();
+        while lens.iter().sum::<usize>() < len {
+            lens.push(match rng.below(8) {
+                0..=1 => 1,
+                2 => 0,
+                3..=4 => 1 + rng.below(100) as usize,
+                5 => 4096,
+                6 => rng.below(len as u64) as usize,
+                _ => len,
+            });
+        }
+        lens.into_iter().map(|n| self.pool.alloc(n).unwrap()).collect()
+    }
+
+    /// Posts a receive, sometimes with a buffer or several, sometimes on the short way.
     fn receive(&mut self, now: u64, tagged: bool, rng: &mut Rng, book: &mut Book) {
         let tag = tagged.then_some((0, 3));
         let (want, shortly) = (Want { tag, from: None }, rng.chance(0.5));
         let mut out =
             Direct { body: rng.chance(0.3).then(|| self.pool.alloc(300_000).unwrap()), ..Direct::EMPTY };
         self.posted[usize::from(tagged)] += 1;
+        if rng.chance(0.25) {
+            let into = self.vector(300_000, rng);
+            let r = self.with(now, |m, io| m.recv_all(io, want, into));
+            return self.start(r, Job::Recv { tagged }, book);
+        }
         let r = self.with(now, |m, io| {
             if shortly && m.recv_now(io, &want, &mut out) {
                 return Ok(Started::Done(Outcome::Message(message(&mut out))));
@@ -236,8 +257,14 @@ impl Node {
             self.begin(r, Job::Write { told: None }, book);
         } else {
             let told = rng.chance(0.5).then(|| book.new_notice((self.host, self.life), owner, len, false));
-            let into = self.pool.alloc(len).unwrap();
-            let r = self.with(now, |m, io| m.read(io, peer, key, at as u64, into, told));
+            let (into, several) = (self.pool.alloc(len).unwrap(), rng.chance(0.5));
+            let mut parts = self.vector(len, rng);
+            let over = parts.iter().map(Buffer::len).sum::<usize>() - len;
+            parts.last_mut().map(|last| last.truncate(last.len() - over)).unwrap();
+            let r = self.with(now, |m, io| match several {
+                true => m.read(io, peer, key, at as u64, parts, told),
+                false => m.read(io, peer, key, at as u64, into, told),
+            });
             self.start(r, Job::Read { at, len, owner, told }, book);
         }
         if book.place_is_free(owner) {
@@ -311,11 +338,12 @@ impl Node {
             (Job::Recv { tagged }, Ok(Outcome::Message(m))) => {
                 self.posted[usize::from(tagged)] -= 1;
                 book.received((self.host, self.life), m.bytes());
-                // A slow application: keeps some messages a while.
-                self.held.push(m);
-                if self.held.len() > 8 {
-                    self.held.clear();
-                }
+                self.hold(Outcome::Message(m));
+            }
+            (Job::Recv { tagged }, Ok(Outcome::Parts(p))) => {
+                self.posted[usize::from(tagged)] -= 1;
+                book.received((self.host, self.life), &p.slices().collect::<Vec<_>>().concat());
+                self.hold(Outcome::Parts(p));
             }
             (Job::Recv { tagged }, Err(e)) => {
                 self.posted[usize::from(tagged)] -= 1;
@@ -327,6 +355,10 @@ impl Node {
             }
             (Job::Read { at, len, owner, told }, Ok(Outcome::Buffer(b))) => {
                 check_window(&b, at, len, owner.0);
+                book.access_ended(told, true);
+            }
+            (Job::Read { at, len, owner, told }, Ok(Outcome::Buffers(v))) => {
+                check_window(&v.iter().map(|b| &b[..]).collect::<Vec<_>>().concat(), at, len, owner.0);
                 book.access_ended(told, true);
             }
             (Job::Write { told }, Ok(Outcome::Unit)) => book.access_ended(told, true),
@@ -343,6 +375,14 @@ impl Node {
                 }
             }
             (j, o) => panic!("{j:?} ended with {o:?}"),
+        }
+    }
+
+    /// A slow application: keeps some messages a while.
+    fn hold(&mut self, message: Outcome) {
+        self.held.push(message);
+        if self.held.len() > 8 {
+            self.held.clear();
         }
     }
 
@@ -384,7 +424,7 @@ impl Node {
     }
 }
 
-fn check_window(b: &Buffer, at: usize, len: usize, host: u32) {
+fn check_window(b: &[u8], at: usize, len: usize, host: u32) {
     assert_eq!(b.len(), len);
     for (i, x) in b.iter().enumerate() {
         assert_eq!(*x, ((at + i) * 7 + host as usize) as u8, "byte {} of host {host}'s window", at + i);
