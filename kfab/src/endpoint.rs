@@ -177,7 +177,7 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
-/// A receive being described; [`Recv::post`] starts it, or [`Recv::post_all`] if it has several buffers.
+/// A receive being described; [`Recv::post`] starts it, [`Recv::post_all`] if it has several buffers, [`Recv::pool`] many like it.
 #[must_use = "a receive starts with `post`"]
 pub struct Recv<'a> {
     pub(crate) endpoint: &'a Endpoint,

@@ -38,6 +38,7 @@ mod op;
 mod progress;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
+mod receive_pool;
 mod scatter;
 mod share;
 mod spares;
@@ -59,5 +60,6 @@ pub use kfab_topo as topo;
 pub use monitor::{Monitor, PREFIX as MONITOR_PREFIX};
 pub use observe::{EndpointStats, Events, PeerStats, PoolCounts, PortStats};
 pub use op::{Finish, Op};
+pub use receive_pool::{Pooled, ReceivePool};
 pub use scatter::Parts;
 pub use window::{Notice, Window};

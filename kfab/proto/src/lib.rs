@@ -28,6 +28,7 @@ mod pace;
 mod pairs;
 mod parts;
 mod peer;
+mod posting;
 #[doc(hidden)]
 pub mod price;
 mod receive;

@@ -135,40 +135,6 @@ fn fit_room(m: &Message, mut room: Room) -> Result<Outcome> {
 }
 
 impl Machine {
-    /// [`Machine::recv`] into several buffers, which are filled one after the other, each to its end; ends with [`Outcome::Parts`]. None
-    /// of them may have another owner (`InvalidArgument`).
-    pub fn recv_all(&mut self, io: &mut Io<'_>, want: Want, into: Vec<Buffer>) -> Result<Started> {
-        let mut room = Room::Many(into);
-        if !room.is_only() {
-            return Err(Error::new(Kind::InvalidArgument, "recv", "a receive buffer has another owner"));
-        }
-        self.receive(io, want, Some(room))
-    }
-
-    pub(crate) fn receive(&mut self, io: &mut Io<'_>, mut want: Want, into: Option<Room>) -> Result<Started> {
-        if self.is_closed() {
-            return Err(Error::new(Kind::Closed, "recv", "the endpoint is closed"));
-        }
-        want.from = want.from.map(|from| self.real_name(from));
-        if let Some(u) = self.matcher.take_unexpected(&want) {
-            return self.deliver_waiting(io, u, into);
-        }
-        let from = want.from;
-        if let Some(from) = from {
-            self.peer_index(from, "recv")?;
-        }
-        let (op, mut into) = match into {
-            Some(Room::Many(into)) => (self.ops.insert(Proto::RecvAll { from, into }, "recv")?, None),
-            Some(Room::One(b)) => (self.ops.insert_recv(from)?, Some(b)),
-            None => (self.ops.insert_recv(from)?, None),
-        };
-        if let Some(from) = from {
-            self.expect(io.now, from.index);
-        }
-        self.matcher.post(op, &want, &mut into);
-        Ok(Started::Pending(op))
-    }
-
     /// The room of a receive that has met its message: the buffer it brought, or its vector.
     #[inline(always)]
     pub(crate) fn room(&mut self, op: OpId, into: Option<Buffer>) -> Option<Room> {

@@ -412,11 +412,24 @@ impl Machine {
                         return Err(e);
                     }
                 };
+                self.deliver(io, op, u, into);
+                self.started(op)
+            }
+        }
+    }
+
+    /// The same for a receive that has its operation.
+    pub(crate) fn deliver(&mut self, io: &mut Io<'_>, op: OpId, u: Unexpected, into: Option<Room>) {
+        match u.what {
+            Arrived::Whole(d) => {
+                self.give_units(u.from, u.units);
+                self.finish(op, fit(message(u.from, u.tag, d), into));
+            }
+            Arrived::Promise { .. } => {
                 if let Some(p) = self.peers.get_mut(u.from.index as usize).filter(|p| p.name == u.from) {
                     p.rx.waiting = p.rx.waiting.saturating_sub(u.units);
                 }
                 self.fetch(io, op, u, into);
-                self.started(op)
             }
         }
     }

@@ -125,6 +125,11 @@ impl Pool {
         Pool(Arc::new(Handle(Arc::new(Shared { config, state: LaneLock::new(State::default()) }))))
     }
 
+    /// An empty pool on the same node, with bounds of its own.
+    pub fn sibling(&self, region_bytes: usize, max_bytes: usize) -> Pool {
+        Pool::new(PoolConfig { region_bytes, max_bytes, node: self.0.0.config.node })
+    }
+
     /// A buffer of `len` bytes with unspecified contents (its own process's old bytes or zeros).
     /// `Kind::Limit` when the pool's bound is reached.
     pub fn alloc(&self, len: usize) -> Result<Buffer> {
