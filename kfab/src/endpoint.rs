@@ -94,13 +94,10 @@ impl Endpoint {
         Recv { endpoint: self, want: Want::default(), into: None }
     }
 
-    /// The first message that waits for a receive like this, left where it is. Makes progress.
+    /// The first message that waits for a receive like this, from anyone, left where it is ([`Recv::peek`] asks for one peer's). Makes
+    /// progress.
     pub fn peek(&self, tag: Option<(u64, u64)>) -> Option<Peeked> {
-        let mut s = self.lane.lock();
-        s.poll();
-        let p = s.machine.peek(Want { tag, from: None });
-        self.lane.leave(&mut s);
-        p
+        Recv { want: Want { tag, from: None }, ..self.recv_with() }.peek()
     }
 
     /// A buffer of `len` bytes from the endpoint's slab: sent and received without a copy where the provider can.
@@ -202,6 +199,17 @@ impl Recv<'_> {
     pub fn into(mut self, buffer: Buffer) -> Self {
         self.into = Some(buffer);
         self
+    }
+
+    /// The first message that waits for a receive like this, left where it is: its sender, tag and length, to choose a buffer by, say.
+    /// A large one is still with its sender; if that dies first, it is gone. Makes progress.
+    pub fn peek(&self) -> Option<Peeked> {
+        let lane = &self.endpoint.lane;
+        let mut s = lane.lock();
+        s.poll();
+        let p = s.machine.peek(self.want);
+        lane.leave(&mut s);
+        p
     }
 
     /// Starts it.

@@ -90,6 +90,50 @@ fn tags_choose_and_peek_looks() {
 }
 
 #[test]
+fn a_peek_sees_what_such_a_receive_would_get() {
+    on_all("peek", |s| {
+        let (a, b, to_b) = pair(s);
+        let c = open(s);
+        let c_to_b = c.peer(&b.address().to_string()).unwrap();
+        let large = c_to_b.send(kfab::Buffer::adopt(pattern(300_000, 1)));
+        let peer_c = loop {
+            match b.recv_with().peek() {
+                Some(p) if p.len == 300_000 => break b.recv().wait().unwrap().from(),
+                other => assert_eq!(other, None),
+            }
+        };
+        large.wait().unwrap();
+        to_b.send_tagged(6, "a six").wait().unwrap();
+        to_b.send("a").wait().unwrap();
+        c_to_b.send_tagged(7, "c seven").wait().unwrap();
+        c_to_b.send_tagged(6, "c six").wait().unwrap();
+        while b.stats().lane.unexpected < 4 {
+            b.progress();
+            a.progress();
+        }
+        // The untagged one is only from a: that there is none from c is an answer.
+        let untagged = b.recv_with().peek().unwrap();
+        assert_eq!((untagged.tag, untagged.len), (None, 1));
+        assert_eq!(b.recv_with().from(&peer_c).peek(), None);
+        let sees = |tag, ignore| b.recv_with().from(&peer_c).tag(tag, ignore).peek();
+        assert_eq!(sees(5, 0), None);
+        for (tag, text) in [(6, "c six"), (7, "c seven")] {
+            let p = sees(tag, 0).unwrap();
+            assert_eq!((p.from, p.tag, p.len), (peer_c.id(), Some(tag), text.len() as u64));
+            assert_eq!(sees(tag, 0), Some(p), "it stays");
+            let masked = sees(4, 3).unwrap();
+            let m = b.recv_with().from(&peer_c).tag(tag, 0).post().wait().unwrap();
+            assert_eq!((&m[..], m.from()), (text.as_bytes(), peer_c.clone()));
+            assert!(masked.from == peer_c.id() && [6, 7].contains(&masked.tag.unwrap()));
+        }
+        assert_eq!(sees(0, u64::MAX), None);
+        assert_eq!(b.peek(Some((6, 0))).unwrap().from, untagged.from);
+        assert_eq!(&b.recv_tagged(6, 0).wait().unwrap()[..], b"a six");
+        assert_eq!(&b.recv().wait().unwrap()[..], b"a");
+    });
+}
+
+#[test]
 fn a_receive_times_out_is_cancelled_or_dropped_and_loses_nothing() {
     on_all("timeouts", |s| {
         let (_a, b, to_b) = pair(s);

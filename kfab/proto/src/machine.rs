@@ -279,7 +279,8 @@ impl Machine {
 
     /// The first message that waits and that `want` accepts; it stays where it is.
     pub fn peek(&self, want: Want) -> Option<Peeked> {
-        self.matcher.peek(&want)
+        let from = want.from.map(|from| self.real_name(from));
+        self.matcher.peek(&Want { from, ..want })
     }
 
     /// Ends an operation early, as `Canceled` or `TimedOut`. `false` if it has ended already. What the peer may have seen is in
