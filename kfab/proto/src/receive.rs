@@ -249,11 +249,13 @@ impl Machine {
             FrameKind::Eager => {
                 let tag = h.user_tag();
                 self.message_here(io, pi, seq, tag, h.kind_flags, Arrived::Whole(Data::Inline(*inline)), 1);
+                self.frame_here(io, pi);
             }
             FrameKind::Rts => match Rts::parse(inline.as_slice()) {
                 Some(rts) if (1..=self.limits.max_message).contains(&rts.len()) => {
                     let tag = h.user_tag();
                     self.message_here(io, pi, seq, tag, h.kind_flags, Arrived::Promise { rts }, 1);
+                    self.frame_here(io, pi);
                 }
                 _ => self.hostile(io, ci, "a bad request to send"),
             },
@@ -312,16 +314,25 @@ impl Machine {
         what: Arrived,
         units: u32,
     ) {
-        let p = &mut self.peers[pi as usize];
+        let p = &self.peers[pi as usize];
         let from = p.name;
-        if flags & ORDERED != 0 && !seq_before(seq, p.rx.dedup.next()) {
-            if self.may_wait(io, pi, units) {
-                let held = Held::Message(Unexpected { from, tag, what, units });
-                self.peers[pi as usize].rx.held.push((seq, held));
+        // What is held may be due, and its turn is before this one's.
+        if !p.rx.held.is_empty() || flags & ORDERED != 0 {
+            let early = !seq_before(seq, p.rx.dedup.next());
+            if early && flags & ORDERED != 0 || !early && !p.rx.held.is_empty() {
+                if self.may_wait(io, pi, units) {
+                    let held = Held::Message(Unexpected { from, tag, what, units });
+                    self.peers[pi as usize].rx.held.push((seq, held));
+                }
+                return;
             }
-            return;
         }
         self.offer(io, pi, Unexpected { from, tag, what, units });
+    }
+
+    /// After all messages of a frame: those that were held back for it, in their order.
+    #[inline(always)]
+    fn frame_here(&mut self, io: &mut Io<'_>, pi: u32) {
         if !self.peers[pi as usize].rx.held.is_empty() {
             self.release_held(io, pi);
         }
@@ -596,7 +607,7 @@ impl Machine {
     ) -> Option<(Taking, Option<Landing>)> {
         let p = &self.peers[pi as usize];
         let tag = h.user_tag();
-        let early = h.has(ORDERED) && seq != p.rx.dedup.next();
+        let early = h.has(ORDERED) && (seq != p.rx.dedup.next() || !p.rx.held.is_empty());
         let posted = if early { None } else { self.matcher.take_posted(p.name, tag) };
         let (op, into) = posted.map_or((None, None), |r| (Some((r.op, r.want)), r.into));
         let flags = h.kind_flags;
@@ -628,7 +639,7 @@ impl Machine {
             return;
         };
         if !ok {
-            return self.take_failed(t, landing);
+            return self.take_failed(io, t, landing);
         }
         let pace = &mut self.conns[ci as usize].pace;
         pace.came();
@@ -645,13 +656,15 @@ impl Machine {
             Taking::Message { seq, tag, flags, len, op, fresh } => {
                 self.arrived(io.now, ci, pi, seq, flags & URGENT_ACK != 0);
                 self.message_taken(io, pi, seq, tag, flags, len, op, fresh, landing);
+                self.frame_here(io, pi);
             }
             Taking::Batch { seq, len } => {
                 self.arrived(io.now, ci, pi, seq, false);
                 let Some(buffer) = landing.and_then(Landing::into_buffer) else { return };
                 if self.unpack(io, pi, seq, &buffer.slice(0..len)).is_none() {
-                    self.hostile(io, ci, "a bad batch");
+                    return self.hostile(io, ci, "a bad batch");
                 }
+                self.frame_here(io, pi);
             }
             Taking::Piece { seq, op } => {
                 self.arrived(io.now, ci, pi, seq, false);
@@ -665,18 +678,29 @@ impl Machine {
     }
 
     /// What had been set aside for a body goes back: the frame will come again, or the peer is lost.
-    fn take_failed(&mut self, t: Taking, landing: Option<Landing>) {
+    fn take_failed(&mut self, io: &mut Io<'_>, t: Taking, landing: Option<Landing>) {
         match t {
             Taking::Message { op: Some((op, want)), fresh, .. } => {
                 if let Some(Proto::Recv { .. } | Proto::RecvAll { .. }) = self.ops.proto(op) {
                     // Memory made for this message may be too short for the next.
                     let into = landing.filter(|_| !fresh).and_then(Landing::into_buffer);
                     let into = self.first_back(op, into);
-                    self.matcher.repost(Receive { op, want, into });
+                    self.post_again(io, Receive { op, want, into });
                 }
             }
             Taking::Piece { op, .. } => self.piece_failed(op, landing),
             _ => {}
+        }
+    }
+
+    /// A receive whose message broke on the way waits again. Meanwhile others may have come.
+    fn post_again(&mut self, io: &mut Io<'_>, r: Receive) {
+        match self.matcher.take_unexpected(&r.want) {
+            Some(u) => {
+                let room = self.room(r.op, r.into);
+                self.deliver(io, r.op, u, room);
+            }
+            None => self.matcher.repost(r),
         }
     }
 

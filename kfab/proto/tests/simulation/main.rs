@@ -1,8 +1,9 @@
 //! The protocol on the simulated fabric: random traffic under random faults, thousands of seeds.
 //!
 //! Properties, checked in every run: every operation ends exactly once; a message is delivered at most once, and exactly once if its
-//! sender was told it was delivered; contents are intact; a notice comes once, after its bytes; credits come back; what peers make us hold is bounded; when the faults
-//! end, everything that can end does; nothing is left over (operations, memory).
+//! sender was told it was delivered; ordered ones after all that was sent before; contents are intact; a notice comes once, after its
+//! bytes; credits come back; what peers make us hold is bounded; when the faults end, everything that can end does; nothing is left over
+//! (operations, memory).
 //!
 //! `KFAB_SEEDS=N` runs N seeds per scenario (default 20; `cargo xtask test` goes on with 200); `KFAB_SEED=S` replays one, with the last
 //! `KFAB_TRACE=N` lines (default 300) of the world's trace.
@@ -82,6 +83,21 @@ scenarios! {
     memory_like_calm: Process, None, rails = 1, rma = true;
     memory_like_with_fault_rules: Process, Rules, rails = 1, rma = true;
     memory_like_with_crashes: Process, Crashes, rails = 1, rma = true;
+}
+
+/// Where rails reorder, messages keep an order only because it is asked for.
+#[test]
+fn order_is_noticed_where_it_is_missing() {
+    let lossy = plan("without order", Delivery::Datagram, Trouble::Lossy);
+    let two_rails = plan("two rails", Delivery::Connection, Trouble::None);
+    for plan in [lossy, two_rails] {
+        let e = (0..5).find_map(|seed| run::run_without_order(seed, &plan).err());
+        assert!(
+            e.as_ref().is_some_and(|e| e.contains("which is ordered, came before")),
+            "{:?}: {e:?}",
+            plan.name
+        );
+    }
 }
 
 /// The twin that proves the checks can fail: a world that lets duplicates through must be noticed.

@@ -7,15 +7,46 @@ use kfab_core::{Error, Kind};
 use kfab_proto::*;
 use kfab_sim::World;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Wake, Waker};
 
 /// What an operation of the application was for.
 #[derive(Debug)]
 pub(crate) enum Job {
-    Send { id: u64, delivered: bool },
-    Recv { tagged: bool },
-    Read { at: usize, len: usize, owner: (u32, u32), told: Option<u64> },
-    Write { told: Option<u64> },
+    Send {
+        id: u64,
+        delivered: bool,
+    },
+    /// `nth` of its kind to be begun. `mark`: when it ended.
+    Recv {
+        tagged: bool,
+        nth: u64,
+        mark: Arc<Mark>,
+    },
+    Read {
+        at: usize,
+        len: usize,
+        owner: (u32, u32),
+        told: Option<u64>,
+    },
+    Write {
+        told: Option<u64>,
+    },
     Notice,
+}
+
+/// The moment at which something ends, told by a waker: the machine says what ended, not what ended first.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    clock: Arc<AtomicU64>,
+    at: AtomicU64,
+}
+
+impl Wake for Mark {
+    fn wake(self: Arc<Self>) {
+        self.at.store(self.clock.fetch_add(1, Relaxed) + 1, Relaxed);
+    }
 }
 
 pub(crate) struct Node {
@@ -32,6 +63,10 @@ pub(crate) struct Node {
     pub(crate) next_burst: u64,
     /// Receives posted: untagged and tagged.
     pub(crate) posted: [usize; 2],
+    /// Receives begun, of either kind.
+    begun: [u64; 2],
+    /// Counts ends.
+    clock: Arc<AtomicU64>,
     held: Vec<Outcome>,
     /// A notice is waited for.
     listens: bool,
@@ -87,6 +122,8 @@ impl Node {
             sent: 0,
             next_burst: 0,
             posted: [0; 2],
+            begun: [0; 2],
+            clock: Arc::default(),
             held: Vec::new(),
             listens: false,
             rules: Vec::new(),
@@ -125,7 +162,7 @@ impl Node {
             Ok(Started::Pending(op)) => {
                 assert!(self.jobs.insert(op, job).is_none(), "an operation's name is used twice");
             }
-            Ok(Started::Done(o)) => self.ended(job, Ok(o), book),
+            Ok(Started::Done(o)) => self.ended_now(job, o, book),
             Err(e) => self.ended(job, Err(e), book),
         }
     }
@@ -136,11 +173,12 @@ impl Node {
             5..=7 => 41 + rng.below(5000) as usize,
             _ => 9000 + rng.below(200_000) as usize,
         };
-        let id = book.new_message((self.host, self.life), to, len);
+        let (tagged, ordered) = (rng.chance(0.5), rng.chance(0.3));
+        let id = book.new_message((self.host, self.life), to, len, tagged, ordered);
         let bytes = contents(id, len);
         let options = SendOptions {
-            tag: rng.chance(0.5).then_some(id & 3),
-            ordered: rng.chance(0.3),
+            tag: tagged.then_some(id & 3),
+            ordered: ordered && !book.without_order,
             delivered: rng.chance(0.3),
         };
         let peer = self.peers[&to];
@@ -200,10 +238,13 @@ impl Node {
         let mut out =
             Direct { body: rng.chance(0.3).then(|| self.pool.alloc(300_000).unwrap()), ..Direct::EMPTY };
         self.posted[usize::from(tagged)] += 1;
+        self.begun[usize::from(tagged)] += 1;
+        let mark = Arc::new(Mark { clock: self.clock.clone(), at: AtomicU64::new(0) });
+        let job = Job::Recv { tagged, nth: self.begun[usize::from(tagged)], mark };
         if rng.chance(0.25) {
             let into = self.vector(300_000, rng);
             let r = self.with(now, |m, io| m.recv_all(io, want, into));
-            return self.start(r, Job::Recv { tagged }, book);
+            return self.start_marked(r, job, book);
         }
         let r = self.with(now, |m, io| {
             if shortly && m.recv_now(io, &want, &mut out) {
@@ -212,7 +253,15 @@ impl Node {
             let posted = if shortly { m.post_recv(io, &want, &mut out.body) } else { None };
             posted.map_or_else(|| m.recv(io, want, out.body.take()), |op| Ok(Started::Pending(op)))
         });
-        self.start(r, Job::Recv { tagged }, book);
+        // One with somebody to wake is not for the short way.
+        if shortly { self.start(r, job, book) } else { self.start_marked(r, job, book) }
+    }
+
+    fn start_marked(&mut self, r: kfab_core::Result<Started>, job: Job, book: &mut Book) {
+        if let (Ok(Started::Pending(op)), Job::Recv { mark, .. }) = (&r, &job) {
+            self.machine.set_waker(*op, &Waker::from(mark.clone()));
+        }
+        self.start(r, job, book);
     }
 
     /// Waits a little for one of the receives, on the short way.
@@ -233,7 +282,7 @@ impl Node {
                 Polled::Nothing | Polled::Due => return,
                 Polled::Here => {
                     let job = self.jobs.remove(&op).unwrap();
-                    return self.ended(job, Ok(Outcome::Message(message(&mut out))), book);
+                    return self.ended_now(job, Outcome::Message(message(&mut out)), book);
                 }
             }
         }
@@ -299,9 +348,11 @@ impl Node {
     }
 
     /// Some operations are cancelled or given up.
-    pub(crate) fn disturb(&mut self, now: u64, rng: &mut Rng) {
-        let recv =
-            |(op, j): (&OpId, &Job)| if let Job::Recv { tagged } = j { Some((*op, *tagged)) } else { None };
+    pub(crate) fn disturb(&mut self, now: u64, rng: &mut Rng, book: &mut Book) {
+        book.withdrawn = true;
+        let recv = |(op, j): (&OpId, &Job)| {
+            if let Job::Recv { tagged, .. } = j { Some((*op, *tagged)) } else { None }
+        };
         let Some((op, tagged)) = self.jobs.iter().filter_map(recv).min() else { return };
         if rng.chance(0.5) {
             self.with(now, |m, io| m.cancel(io, op, Kind::Canceled));
@@ -331,21 +382,33 @@ impl Node {
         }
     }
 
+    /// It ends at this moment.
+    fn ended_now(&mut self, job: Job, o: Outcome, book: &mut Book) {
+        if let Job::Recv { mark, .. } = &job {
+            mark.wake_by_ref();
+        }
+        self.ended(job, Ok(o), book);
+    }
+
     fn ended(&mut self, job: Job, r: kfab_core::Result<Outcome>, book: &mut Book) {
         match (job, r) {
             (Job::Send { id, delivered }, Ok(Outcome::Unit)) => book.sent(id, delivered),
             (Job::Send { id, .. }, Err(e)) => book.send_failed(id, &e),
-            (Job::Recv { tagged }, Ok(Outcome::Message(m))) => {
+            (Job::Recv { tagged, nth, mark }, Ok(Outcome::Message(m))) => {
                 self.posted[usize::from(tagged)] -= 1;
-                book.received((self.host, self.life), m.bytes());
+                book.received((self.host, self.life), (nth, mark.at.load(Relaxed)), m.bytes());
                 self.hold(Outcome::Message(m));
             }
-            (Job::Recv { tagged }, Ok(Outcome::Parts(p))) => {
+            (Job::Recv { tagged, nth, mark }, Ok(Outcome::Parts(p))) => {
                 self.posted[usize::from(tagged)] -= 1;
-                book.received((self.host, self.life), &p.slices().collect::<Vec<_>>().concat());
+                book.received(
+                    (self.host, self.life),
+                    (nth, mark.at.load(Relaxed)),
+                    &p.slices().collect::<Vec<_>>().concat(),
+                );
                 self.hold(Outcome::Parts(p));
             }
-            (Job::Recv { tagged }, Err(e)) => {
+            (Job::Recv { tagged, .. }, Err(e)) => {
                 self.posted[usize::from(tagged)] -= 1;
                 assert!(
                     matches!(e.kind(), Kind::Canceled | Kind::PeerLost | Kind::Protocol),

@@ -54,8 +54,10 @@ struct Entry {
     ended: bool,
     failed: bool,
     delivered: bool,
-    /// By which lives of the receiver it was received.
-    received: Vec<u32>,
+    tagged: bool,
+    ordered: bool,
+    /// By which lives of the receiver it was received, and when: by the how manieth receive, as the how manieth of all (0: not known).
+    received: Vec<(u32, (u64, u64))>,
 }
 
 /// A one-sided access with a notice.
@@ -77,12 +79,23 @@ pub(crate) struct Book {
     notices: Vec<Told>,
     pub(crate) crashed: Vec<(u32, u32)>,
     pub(crate) disturbed: bool,
+    /// Receives were given up, and their messages to others.
+    pub(crate) withdrawn: bool,
+    /// What the book takes for ordered is not sent so.
+    pub(crate) without_order: bool,
     losses_allowed: bool,
 }
 
 impl Book {
-    pub(crate) fn new_message(&mut self, from: (u32, u32), to: u32, len: usize) -> u64 {
-        self.entries.push(Entry { from, to, len, ..Default::default() });
+    pub(crate) fn new_message(
+        &mut self,
+        from: (u32, u32),
+        to: u32,
+        len: usize,
+        tagged: bool,
+        ordered: bool,
+    ) -> u64 {
+        self.entries.push(Entry { from, to, len, tagged, ordered, ..Default::default() });
         self.entries.len() as u64 - 1
     }
 
@@ -108,14 +121,14 @@ impl Book {
         assert!(self.losses_allowed && is_loss(e), "one-sided access failed: {e:?}");
     }
 
-    pub(crate) fn received(&mut self, by: (u32, u32), bytes: &[u8]) {
+    pub(crate) fn received(&mut self, by: (u32, u32), when: (u64, u64), bytes: &[u8]) {
         let id = u64::from_le_bytes(bytes[..8].try_into().unwrap());
         let e = self.entries.get_mut(id as usize).unwrap_or_else(|| panic!("message {id} was never sent"));
         assert_eq!(e.to, by.0, "message {id} went to the wrong host");
         assert_eq!(bytes.len(), e.len, "message {id} has another length");
         assert_eq!(bytes, contents(id, e.len), "message {id} has other contents");
-        assert!(!e.received.contains(&by.1), "message {id} was delivered twice");
-        e.received.push(by.1);
+        assert!(e.received.iter().all(|(life, _)| *life != by.1), "message {id} was delivered twice");
+        e.received.push((by.1, when));
     }
 
     pub(crate) fn new_notice(&mut self, from: (u32, u32), owner: (u32, u32), len: usize, write: bool) -> u64 {
@@ -179,6 +192,34 @@ impl Book {
     }
 }
 
+impl Book {
+    /// Nothing that was sent to a peer before an ordered message is received after it. Of messages with a tag and without each have
+    /// receives of their own, so they are compared among themselves.
+    ///
+    /// A whole message ends its receive when it is delivered. A large one has found its receive then, and ends it later: in a `steady` run,
+    /// where no receive waits a second time, receives are found in the order in which they were begun.
+    fn check_order(&self, steady: bool) -> Result<(), String> {
+        let mut before: BTreeMap<_, Vec<(usize, (u64, u64))>> = BTreeMap::new();
+        for (id, e) in self.entries.iter().enumerate() {
+            for (life, (nth, end)) in e.received.iter().filter(|(_, (_, end))| *end > 0) {
+                let before = before.entry((e.from, e.to, *life, e.tagged)).or_default();
+                let late = before.iter().filter(|_| e.ordered).find(|(b, (n, at))| {
+                    let whole = self.entries[*b].len <= WHOLE;
+                    at > end && (whole || steady && n > nth)
+                });
+                if let Some((late, when)) = late {
+                    let late = (late, &self.entries[*late]);
+                    return Err(format!(
+                        "message {id}, which is ordered, came before {when:?} {late:?}: {e:?}"
+                    ));
+                }
+                before.push((id, (*nth, *end)));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// All of a run's state.
 struct Run {
     world: World,
@@ -191,6 +232,8 @@ struct Run {
 }
 
 const MS: u64 = 1_000_000;
+/// No message up to this length is promised first and fetched later (`Limits::fetch_min`).
+const WHOLE: usize = 2048;
 
 pub(crate) fn run(seed: u64, plan: &Plan, trace: bool) -> Result<(), String> {
     let mut r = Run::new(seed, plan, trace);
@@ -209,6 +252,13 @@ pub(crate) fn run(seed: u64, plan: &Plan, trace: bool) -> Result<(), String> {
         }
     }
     out
+}
+
+/// The same, but nothing is sent in order, and the book believes so.
+pub(crate) fn run_without_order(seed: u64, plan: &Plan) -> Result<(), String> {
+    let mut r = Run::new(seed, plan, false);
+    r.book.without_order = true;
+    r.play(false)
 }
 
 /// The same, but one message is taken from the book's view of the world.
@@ -299,7 +349,7 @@ impl Run {
                 }
             }
             if may_disturb && rng.chance(0.002) {
-                n.disturb(now, rng);
+                n.disturb(now, rng, book);
             }
         }
     }
@@ -444,6 +494,11 @@ impl Run {
             self.world.advance(MS);
         }
         self.book.check()?;
+        if !self.book.withdrawn {
+            let mut nodes = self.nodes.iter().flatten();
+            let steady = nodes.all(|n| n.life == 0 && n.machine.stats().totals.failovers == 0);
+            self.book.check_order(steady)?;
+        }
         let v = self.world.violations();
         if !v.is_empty() {
             return Err(format!("the machine broke the port's contract: {v:?}"));

@@ -1,0 +1,92 @@
+//! A receive whose message breaks on the way waits again, and gets what has come meanwhile.
+
+use kfab_core::mem::{Buffer, Pool, PoolConfig};
+use kfab_core::spi::{Address, Delivery, Port};
+use kfab_proto::*;
+use kfab_sim::{World, WorldConfig};
+
+struct End {
+    machine: Machine,
+    ports: Vec<Box<dyn Port>>,
+    pool: Pool,
+}
+
+impl End {
+    fn new(world: &World, host: u32) -> End {
+        let ports = vec![world.port(host, 0)];
+        let mut machine = Machine::new(Limits::default(), u64::from(host) + 1, false);
+        machine.set_address(&Address::new(ports[0].ways()));
+        End { machine, ports, pool: Pool::new(PoolConfig::default()) }
+    }
+
+    fn with<R>(&mut self, world: &World, f: impl FnOnce(&mut Machine, &mut Io<'_>) -> R) -> R {
+        let mut io = Io { ports: &mut self.ports, now: world.now() + 1, pool: &self.pool };
+        f(&mut self.machine, &mut io)
+    }
+
+    fn send(&mut self, world: &World, bytes: &[u8]) {
+        let address: Address = "sim:0.0".parse().unwrap();
+        let sent = self.with(world, |m, io| {
+            let to = m.peer(io, &address)?;
+            m.send(io, to, bytes.into(), SendOptions::default())
+        });
+        sent.unwrap();
+    }
+}
+
+/// Time passes until something is so.
+fn until(world: &World, ends: &mut [End], what: &str, so: impl Fn(&mut [End]) -> bool) {
+    for _ in 0..100_000 {
+        for e in ends.iter_mut() {
+            e.with(world, |m, io| m.poll(io));
+        }
+        if so(ends) {
+            return;
+        }
+        world.advance(10_000);
+    }
+    panic!("{what}: {:?}", ends[0].machine);
+}
+
+/// What a receive with this room gets, when the first whose message was for it dies on the way.
+fn second_serves(post: impl FnOnce(&mut Machine, &mut Io<'_>) -> kfab_core::Result<Started>) -> Vec<u8> {
+    let world = World::new(
+        1,
+        WorldConfig { late_take: 1.0, late_ns: 200_000_000, ..WorldConfig::new(Delivery::Process) },
+    );
+    let mut ends: Vec<End> = (0..3).map(|h| End::new(&world, h)).collect();
+    // They know each other first: hellos have bodies, which are late too.
+    for sender in [1, 2] {
+        ends[sender].send(&world, b"hello");
+        until(&world, &mut ends, "hello", |e| e[0].machine.stats().unexpected == 1);
+        ends[0].with(&world, |m, io| m.recv(io, Want::default(), None)).unwrap();
+    }
+    let Started::Pending(op) = ends[0].with(&world, post).unwrap() else { panic!("nobody has sent") };
+    ends[1].send(&world, &[1; 4000]);
+    until(&world, &mut ends, "the body is on its way", |e| e[0].machine.stats().posted == 0);
+    ends[2].send(&world, b"second");
+    let dying = ends.remove(1);
+    // The body is late; the other message is not, and finds no receive.
+    until(&world, &mut ends, "the other message waits", |e| e[0].machine.stats().unexpected == 1);
+    world.crash(1);
+    drop(dying);
+    until(&world, &mut ends, "the receive ends", |e| e[0].machine.has_ended(op));
+    match ends[0].machine.take(op).unwrap().unwrap() {
+        Outcome::Message(m) => m.bytes().to_vec(),
+        Outcome::Parts(p) => p.slices().collect::<Vec<_>>().concat(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_receive_whose_sender_dies_gets_what_has_come_meanwhile() {
+    let vector = || vec![Buffer::adopt(vec![0; 2]), Buffer::adopt(vec![0; 9000])];
+    assert_eq!(second_serves(|m, io| m.recv(io, Want::default(), None)), b"second");
+    assert_eq!(
+        second_serves(|m, io| m.recv(io, Want::default(), Some(Buffer::adopt(vec![0; 5000])))),
+        b"second"
+    );
+    assert_eq!(second_serves(|m, io| m.recv_all(io, Want::default(), vector())), b"second");
+    let large_first = || vec![Buffer::adopt(vec![0; 5000]), Buffer::adopt(vec![0; 3])];
+    assert_eq!(second_serves(|m, io| m.recv_all(io, Want::default(), large_first())), b"second");
+}
