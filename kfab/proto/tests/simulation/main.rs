@@ -1,6 +1,6 @@
 //! The protocol on the simulated fabric: random traffic under random faults, thousands of seeds.
 //!
-//! Properties, checked in every run: every operation ends exactly once; a message is delivered at most once, and exactly once if its
+//! Properties, checked in every run: every operation ends exactly once, with a fate that is true; a message is delivered at most once, and exactly once if its
 //! sender was told it was delivered; ordered ones after all that was sent before; contents are intact; a notice comes once, after its
 //! bytes; credits come back; what peers make us hold is bounded; when the faults end, everything that can end does; nothing is left over
 //! (operations, memory).
@@ -42,7 +42,7 @@ fn all_seeds(plan: &Plan) {
 }
 
 fn plan(name: &'static str, delivery: Delivery, trouble: Trouble) -> Plan {
-    Plan { name, delivery, rails: 2, hosts: 3, rma: false, trouble, messages: 200 }
+    Plan { name, delivery, rails: 2, hosts: 3, rma: false, trouble, messages: 200, disturbance: 0.0 }
 }
 
 /// One test each: what ports promise, what befalls them, and what differs from [`plan`].
@@ -79,6 +79,13 @@ scenarios! {
     one_sided_connections_with_cuts: Connection, Cuts, rma = true;
     one_sided_connections_with_fault_rules: Connection, Rules, rma = true;
     one_sided_connections_with_everything: Connection, Everything, rma = true;
+
+    // Every operation ends once, as it says, when its user ends it early.
+    disturbed_datagrams: Datagram, Lossy, disturbance = 0.004;
+    disturbed_connections: Connection, None, disturbance = 0.004;
+    disturbed_connections_with_cuts: Connection, Cuts, disturbance = 0.004;
+    disturbed_one_sided_connections: Connection, Cuts, rma = true, disturbance = 0.004;
+    disturbed_memory: Process, Rules, rails = 1, rma = true, disturbance = 0.004;
 
     memory_like_calm: Process, None, rails = 1, rma = true;
     memory_like_with_fault_rules: Process, Rules, rails = 1, rma = true;

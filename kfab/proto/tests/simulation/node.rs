@@ -347,19 +347,29 @@ impl Node {
         }
     }
 
-    /// Some operations are cancelled or given up.
+    /// An operation of whatever kind is cancelled, given a deadline, or let go; those that wait for nobody's sending rather than receives.
     pub(crate) fn disturb(&mut self, now: u64, rng: &mut Rng, book: &mut Book) {
-        book.withdrawn = true;
-        let recv = |(op, j): (&OpId, &Job)| {
-            if let Job::Recv { tagged, .. } = j { Some((*op, *tagged)) } else { None }
-        };
-        let Some((op, tagged)) = self.jobs.iter().filter_map(recv).min() else { return };
-        if rng.chance(0.5) {
-            self.with(now, |m, io| m.cancel(io, op, Kind::Canceled));
-        } else {
-            self.with(now, |m, io| m.detach(io, op));
-            self.jobs.remove(&op);
-            self.posted[usize::from(tagged)] -= 1;
+        let waits = |j: &Job| matches!(j, Job::Recv { .. } | Job::Notice);
+        let (receives, others): (Vec<_>, Vec<_>) = self.jobs.iter().partition(|(_, j)| waits(j));
+        let ops = if others.is_empty() || rng.chance(0.2) { receives } else { others };
+        let ops: Vec<OpId> = ops.into_iter().map(|(op, _)| *op).collect();
+        if ops.is_empty() {
+            return;
+        }
+        let op = ops[rng.below(ops.len() as u64) as usize];
+        (book.disturbed, book.withdrawn) = (true, true);
+        match rng.below(3) {
+            0 => drop(self.with(now, |m, io| m.cancel(io, op, Kind::Canceled))),
+            1 => self.machine.set_deadline(op, now + 1 + rng.below(3_000_000)),
+            _ => {
+                self.with(now, |m, io| m.detach(io, op));
+                match self.jobs.remove(&op).unwrap() {
+                    Job::Send { id, .. } => book.let_go(id),
+                    Job::Read { told, .. } | Job::Write { told } => book.access_ended(told, true),
+                    Job::Recv { tagged, .. } => self.posted[usize::from(tagged)] -= 1,
+                    Job::Notice => self.listens = false,
+                }
+            }
         }
     }
 
@@ -411,7 +421,7 @@ impl Node {
             (Job::Recv { tagged, .. }, Err(e)) => {
                 self.posted[usize::from(tagged)] -= 1;
                 assert!(
-                    matches!(e.kind(), Kind::Canceled | Kind::PeerLost | Kind::Protocol),
+                    matches!(e.kind(), Kind::Canceled | Kind::TimedOut | Kind::PeerLost | Kind::Protocol),
                     "a receive failed: {e:?}"
                 );
                 book.disturbed |= e.kind() == Kind::Canceled;
@@ -433,7 +443,7 @@ impl Node {
                 self.listens = false;
                 match r {
                     Ok(Outcome::Notice(n)) => self.noticed(&n, book),
-                    Err(e) if e.kind() == Kind::Canceled => {}
+                    Err(e) if matches!(e.kind(), Kind::Canceled | Kind::TimedOut) => {}
                     other => panic!("a wait for a notice ended with {other:?}"),
                 }
             }

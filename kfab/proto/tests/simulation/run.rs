@@ -1,8 +1,8 @@
 //! A run: hosts, traffic, faults, time; and the book that knows what must be true.
 
 use crate::node::{Job, Node, contents, is_loss};
-use kfab_core::Error;
 use kfab_core::spi::Delivery;
+use kfab_core::{Error, Fate, Kind};
 use kfab_proto::{FaultAction, FaultRule, WindowKey};
 use kfab_sim::{Faults, Path, World, WorldConfig};
 use std::collections::BTreeMap;
@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) trouble: Trouble,
     /// Messages per host.
     pub(crate) messages: u64,
+    /// How likely a node disturbs one of its own operations, at each step.
+    pub(crate) disturbance: f64,
 }
 
 pub(crate) struct Rng(u64);
@@ -53,6 +55,10 @@ struct Entry {
     len: usize,
     ended: bool,
     failed: bool,
+    /// The sender was told that the receiver has not got it, and never will.
+    unsent: bool,
+    /// Nobody watches what becomes of it.
+    let_go: bool,
     delivered: bool,
     tagged: bool,
     ordered: bool,
@@ -111,14 +117,32 @@ impl Book {
     }
 
     pub(crate) fn send_failed(&mut self, id: u64, e: &Error) {
-        let allowed =
-            (self.losses_allowed && is_loss(e)) || (self.disturbed && e.kind() == kfab_core::Kind::Canceled);
-        assert!(allowed, "send {id} failed: {e:?}");
-        self.end(id).failed = true;
+        assert!(self.may_fail(e), "send {id} failed: {e:?}");
+        let e = matches!(e.fate(), Fate::NotSent | Fate::Refused);
+        let entry = self.end(id);
+        (entry.failed, entry.unsent) = (true, e);
+        assert!(
+            !e || entry.received.is_empty(),
+            "send {id} was received, and its sender told that not: {entry:?}"
+        );
+    }
+
+    fn may_fail(&self, e: &Error) -> bool {
+        let early = matches!(e.kind(), Kind::Canceled | Kind::TimedOut);
+        (self.losses_allowed && is_loss(e)) || (self.disturbed && early)
+    }
+
+    pub(crate) fn let_go(&mut self, id: u64) {
+        self.end(id).let_go = true;
+    }
+
+    /// It may be that its receiver gave it up, and nobody was there to be told.
+    fn may_be_lost(&self, e: &Entry) -> bool {
+        e.failed || (e.let_go && self.disturbed)
     }
 
     pub(crate) fn one_sided_failed(&mut self, e: &Error) {
-        assert!(self.losses_allowed && is_loss(e), "one-sided access failed: {e:?}");
+        assert!(self.may_fail(e), "one-sided access failed: {e:?}");
     }
 
     pub(crate) fn received(&mut self, by: (u32, u32), when: (u64, u64), bytes: &[u8]) {
@@ -127,6 +151,7 @@ impl Book {
         assert_eq!(e.to, by.0, "message {id} went to the wrong host");
         assert_eq!(bytes.len(), e.len, "message {id} has another length");
         assert_eq!(bytes, contents(id, e.len), "message {id} has other contents");
+        assert!(!e.unsent, "message {id} is received, and its sender was told that not");
         assert!(e.received.iter().all(|(life, _)| *life != by.1), "message {id} was delivered twice");
         e.received.push((by.1, when));
     }
@@ -156,11 +181,11 @@ impl Book {
     }
 
     fn all_told(&self) -> bool {
-        self.notices.iter().all(|t| t.told)
+        self.notices.iter().all(|t| t.told || t.ended == Some(false))
     }
 
     fn all_received(&self) -> bool {
-        self.entries.iter().all(|e| e.failed || !e.received.is_empty())
+        self.entries.iter().all(|e| self.may_be_lost(e) || !e.received.is_empty())
     }
 
     fn check(&self) -> Result<(), String> {
@@ -176,7 +201,7 @@ impl Book {
             if e.delivered && e.received.is_empty() && !receiver_died && !sender_died {
                 return Err(format!("message {id} was reported delivered and never was: {e:?}"));
             }
-            if !self.losses_allowed && !e.failed && e.received.is_empty() {
+            if !self.losses_allowed && !self.may_be_lost(e) && e.received.is_empty() {
                 return Err(format!("message {id} was lost: {e:?}"));
             }
         }
@@ -184,7 +209,7 @@ impl Book {
             if t.ended.is_none() && !self.crashed.contains(&t.from) {
                 return Err(format!("access {id} never ended: {t:?}"));
             }
-            if !t.told && !self.losses_allowed {
+            if !t.told && !self.losses_allowed && t.ended != Some(false) {
                 return Err(format!("notice {id} was lost: {t:?}"));
             }
         }
@@ -330,7 +355,10 @@ impl Run {
             .filter_map(|n| Some((n.host, (n.life, n.window.as_ref()?.1.clone()))))
             .collect();
         let (rng, book, messages) = (&mut self.rng, &mut self.book, self.plan.messages);
-        let may_disturb = self.plan.trouble == Trouble::Everything;
+        let disturbance = match self.plan.trouble {
+            Trouble::Everything => 0.002,
+            _ => self.plan.disturbance,
+        };
         for n in self.nodes.iter_mut().flatten() {
             n.keep_receiving(now, rng, book);
             if n.sent < messages && (now >= n.next_burst || strikes && rng.chance(0.5)) {
@@ -347,8 +375,12 @@ impl Run {
                 {
                     n.one_sided(now, (to, *life), key, rng, book);
                 }
+                // What has just begun is disturbed most.
+                if disturbance > 0.0 && rng.chance(0.5) {
+                    n.disturb(now, rng, book);
+                }
             }
-            if may_disturb && rng.chance(0.002) {
+            if rng.chance(disturbance) {
                 n.disturb(now, rng, book);
             }
         }
@@ -507,7 +539,7 @@ impl Run {
         for n in self.nodes.iter_mut().flatten() {
             let ops: Vec<_> = n.jobs.keys().copied().collect();
             for op in ops {
-                n.with(now, |m, io| m.cancel(io, op, kfab_core::Kind::Canceled));
+                n.with(now, |m, io| m.cancel(io, op, Kind::Canceled));
             }
             n.reap(&mut self.book);
         }
