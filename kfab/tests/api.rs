@@ -152,6 +152,106 @@ fn a_receive_times_out_is_cancelled_or_dropped_and_loses_nothing() {
 }
 
 #[test]
+fn sends_reads_and_writes_end_early_and_tell_the_truth() {
+    on_all("early ends", |s| {
+        // A peer that does something only while it is asked to.
+        let still = EndpointConfig { progress: Progress::Inline, ..config(s) };
+        let (a, b) = (open(s), fabric().open(still).unwrap());
+        let to_b = a.peer(&b.address().to_string()).unwrap();
+        let hello = to_b.send("hello");
+        b.recv().wait().unwrap();
+        hello.wait().unwrap();
+        let soon = Duration::from_millis(20);
+        let ordered = SendOptions { ordered: true, ..Default::default() };
+        let slab = |len| slab_of(&a, len, 1);
+        // Sends without credit wait here: ended early, nobody gets them.
+        let n = 2 * u64::from(a.limits().credits);
+        let kept: Vec<_> = (0..n).map(|i| to_b.send_with(&i.to_le_bytes(), ordered)).collect();
+        let ends = [
+            (Kind::TimedOut, to_b.send("deadline").within(soon).wait()),
+            (Kind::TimedOut, to_b.send_tagged(1, slab(1000)).wait_timeout(soon)),
+            (Kind::Canceled, to_b.send("cancel").cancel()),
+            (Kind::Canceled, to_b.send(slab(300_000)).cancel()),
+            (Kind::Canceled, to_b.send(vec![slab(100), slab(300_000)]).cancel()),
+        ];
+        for (kind, end) in ends {
+            let e = end.unwrap_err();
+            assert_eq!((e.kind(), e.fate()), (kind, kfab::Fate::NotSent), "{e} over {s}");
+        }
+        drop(to_b.send_with("dropped", ordered));
+        (0..n).for_each(|i| assert_eq!(b.recv().wait().unwrap()[..], i.to_le_bytes(), "over {s}"));
+        kept.into_iter().for_each(|o| o.wait().unwrap());
+        assert_eq!(&b.recv().wait().unwrap()[..], b"dropped");
+        assert_eq!((b.peek(None), b.peek(Some((0, u64::MAX)))), (None, None));
+        // A large one that is promised already: who ends it cannot know. It is received, or its receive is told.
+        for waits in [false, true] {
+            let r = waits.then(|| b.recv());
+            let large = to_b.send(slab(300_000));
+            while !waits && b.peek(None).is_none() {}
+            let e = if waits { large.wait_timeout(soon) } else { large.cancel() }.unwrap_err();
+            assert_eq!((e.kind() == Kind::TimedOut, e.fate()), (waits, kfab::Fate::Unknown), "{e} over {s}");
+            match r.unwrap_or_else(|| b.recv()).wait() {
+                Ok(m) => assert_eq!(m[..], pattern(300_000, 1)[..], "over {s}"),
+                Err(e) => assert_eq!(e.kind(), Kind::Canceled, "{e} over {s}"),
+            }
+        }
+        // One-sided: what needs the peer's help waits for it, what does not has ended.
+        let window = b.window(1 << 20, Rights::READ | Rights::WRITE).unwrap();
+        let key = window.key();
+        window.write_at(0, &pattern(1 << 20, 7));
+        let told = |e: kfab::Error, kind| {
+            assert_eq!((e.kind(), e.fate()), (kind, kfab::Fate::Unknown), "{e} over {s}")
+        };
+        let half = 1 << 19;
+        let is_pattern = |x: &[u8]| assert!(*x == pattern(1 << 20, 7)[..half], "over {s}");
+        let read = || to_b.read(key, 0, a.buffer(half).unwrap());
+        let read_all = || to_b.read_all(key, 0, vec![a.buffer(1).unwrap(), a.buffer(half - 1).unwrap()]);
+        for (kind, end) in [(Kind::Canceled, read().cancel()), (Kind::TimedOut, read().within(soon).wait())] {
+            end.map_or_else(|e| told(e, kind), |x| is_pattern(&x));
+        }
+        for (kind, end) in
+            [(Kind::Canceled, read_all().cancel()), (Kind::TimedOut, read_all().wait_timeout(soon))]
+        {
+            end.map_or_else(|e| told(e, kind), |x| is_pattern(&[&x[0][..], &x[1][..]].concat()));
+        }
+        drop((read(), read_all()));
+        let write = |seed| to_b.write(key, half as u64, slab_of(&a, half, seed));
+        for (kind, end) in
+            [(Kind::Canceled, write(2).cancel()), (Kind::TimedOut, write(2).wait_timeout(soon))]
+        {
+            end.unwrap_or_else(|e| told(e, kind));
+        }
+        drop(write(2));
+        // All of it goes, with its memory, and everything works as before.
+        let end = Instant::now() + Duration::from_secs(20);
+        while (a.stats().lane.ops, a.stats().pool.in_use) != (0, 0) {
+            assert!(Instant::now() < end, "{:?} over {s}", a.stats());
+            b.progress();
+            a.progress();
+        }
+        let mut last = write(3);
+        while !last.is_done() {
+            b.progress();
+        }
+        last.wait().unwrap();
+        let mut got = vec![0; half];
+        window.read_at(half, &mut got);
+        assert!(got == pattern(half, 3), "over {s}");
+        let mut last = read_all();
+        while !last.is_done() {
+            b.progress();
+        }
+        is_pattern(&last.wait().unwrap().iter().flat_map(|b| b.to_vec()).collect::<Vec<_>>());
+    });
+}
+
+fn slab_of(e: &kfab::Endpoint, len: usize, seed: usize) -> kfab::Buffer {
+    let mut x = e.buffer(len).unwrap();
+    x.get_mut().unwrap().copy_from_slice(&pattern(len, seed));
+    x
+}
+
+#[test]
 fn a_message_larger_than_the_buffer_is_truncated_and_said() {
     on_all("truncation", |s| {
         let (a, b, to_b) = pair(s);
