@@ -50,6 +50,15 @@ fn rails() {
     );
 }
 
+/// What the README shows is this program, which compiles and runs.
+#[test]
+fn the_readme_shows_hello() {
+    let readme = include_str!("../../README.md");
+    let shown = readme.split("```rust\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let lines: Vec<_> = include_str!("../hello.rs").lines().filter(|l| !l.starts_with("//!")).collect();
+    assert_eq!(shown.lines().collect::<Vec<_>>(), lines);
+}
+
 /// The smallest program stays small: 30 lines, 8 distinct calls, both sides.
 #[test]
 fn hello_is_small() {

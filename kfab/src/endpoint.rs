@@ -18,6 +18,20 @@ use std::sync::Arc;
 
 /// A place in the fabric: sends to peers, receives from anyone who knows its address. Dropping it says goodbye to all peers and ends
 /// every operation with [`kfab_core::Kind::Closed`].
+///
+/// ```
+/// # fn main() -> kfab::Result<()> {
+/// let fabric = kfab::Fabric::new((kfab_shm::Shm,));
+/// let (here, there) = (fabric.endpoint()?, fabric.endpoint()?);
+/// let peer = there.peer(&here.address().to_string())?;
+/// peer.send_tagged(0x107, "for whoever wants 7s").wait()?;
+/// peer.send("for anyone").wait()?;
+/// assert_eq!(&here.recv().wait()?[..], b"for anyone");
+/// // The upper bits may be anything.
+/// assert_eq!(here.recv_tagged(7, !0xff).wait()?.tag(), Some(0x107));
+/// assert_eq!(here.stats().lane.ops, 0);
+/// # Ok(()) }
+/// ```
 pub struct Endpoint {
     pub(crate) lane: Arc<Lane>,
     missing: Vec<String>,
@@ -139,6 +153,24 @@ impl Endpoint {
     }
 
     /// Adds a fault on purpose; see [`FaultRule`].
+    ///
+    /// ```
+    /// # fn main() -> kfab::Result<()> {
+    /// # let fabric = kfab::Fabric::new((kfab_sockets::Sockets,));
+    /// # let (here, there) = (fabric.endpoint()?, fabric.endpoint()?);
+    /// # let peer = there.peer(&here.address().to_string())?;
+    /// # peer.send("the first").wait()?;
+    /// # here.recv().wait()?;
+    /// use kfab::{FaultAction, FaultRule};
+    /// let rule = FaultRule { peer: None, port: None, action: FaultAction::Duplicate, chance: 1.0, seed: 1 };
+    /// let id = there.add_fault(rule)?;
+    /// peer.send("once").wait()?;
+    /// peer.send("and no more").wait()?;
+    /// assert_eq!(&here.recv().wait()?[..], b"once");
+    /// assert_eq!(&here.recv().wait()?[..], b"and no more");
+    /// assert!(there.remove_fault(id) > Some(0), "it has struck");
+    /// # Ok(()) }
+    /// ```
     pub fn add_fault(&self, rule: FaultRule) -> Result<FaultId> {
         self.lane.with(|m, io| m.add_fault(io, rule))
     }
@@ -175,6 +207,23 @@ impl std::fmt::Debug for Endpoint {
 }
 
 /// A receive being described; [`Recv::post`] starts it, [`Recv::post_all`] if it has several buffers, [`Recv::pool`] many like it.
+///
+/// ```
+/// # fn main() -> kfab::Result<()> {
+/// # let fabric = kfab::Fabric::new((kfab_shm::Shm,));
+/// # let (here, there) = (fabric.endpoint()?, fabric.endpoint()?);
+/// # let peer = there.peer(&here.address().to_string())?;
+/// peer.send_tagged(5, &[1; 3000]).wait()?;
+/// peer.send_tagged(5, "done").wait()?;
+/// let message = here.recv_with().tag(5, 0).into(here.buffer(4096)?).post().wait()?;
+/// let sender = message.from();
+/// // The buffer is its own again, in its full length.
+/// assert_eq!((message.len(), message.into_buffer()?.len()), (3000, 4096));
+/// let next = here.recv_with().tag(5, 0).from(&sender);
+/// while next.peek().is_none() {}
+/// assert_eq!(&next.post().wait()?[..], b"done");
+/// # Ok(()) }
+/// ```
 #[must_use = "a receive starts with `post`"]
 pub struct Recv<'a> {
     pub(crate) endpoint: &'a Endpoint,
@@ -220,6 +269,25 @@ impl Recv<'_> {
 }
 
 /// A peer of an endpoint. Cheap to clone; valid as long as anyone holds it, and an error after the peer is gone.
+///
+/// ```
+/// # fn main() -> kfab::Result<()> {
+/// # let fabric = kfab::Fabric::new((kfab_shm::Shm,));
+/// # let (here, there) = (fabric.endpoint()?, fabric.endpoint()?);
+/// let peer = there.peer(&here.address().to_string())?;
+/// let mut buffer = there.buffer(8)?;
+/// buffer.get_mut().expect("a new buffer has one owner").copy_from_slice(b"no copy!");
+/// peer.send(vec![buffer.clone(), buffer]).wait()?;
+/// assert_eq!(&here.recv().wait()?[..], b"no copy!no copy!");
+///
+/// let window = here.window_of(vec![7; 100].into())?;
+/// let read = peer.read(window.key(), 90, there.buffer(10)?).wait()?;
+/// assert_eq!(read[..], [7; 10]);
+/// drop(here);
+/// let delivered = kfab::SendOptions { delivered: true, ..Default::default() };
+/// assert_eq!(peer.send_with("anybody?", delivered).wait().unwrap_err().kind(), kfab::Kind::PeerLost);
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Peer {
     lane: Share,
@@ -344,6 +412,19 @@ impl std::fmt::Debug for Peer {
 }
 
 /// A received message. Dereferences to its bytes.
+///
+/// ```
+/// # fn main() -> kfab::Result<()> {
+/// # let fabric = kfab::Fabric::new((kfab_shm::Shm,));
+/// # let (here, there) = (fabric.endpoint()?, fabric.endpoint()?);
+/// # there.peer(&here.address().to_string())?.send_tagged(9, "bytes").wait()?;
+/// let message = here.recv_tagged(9, 0).wait()?;
+/// assert_eq!((&message[..], message.tag()), (&b"bytes"[..], Some(9)));
+/// message.from().send(&message).wait()?;
+/// let kept: kfab::Buffer = message.into_buffer()?;
+/// assert_eq!(kept[..], there.recv().wait()?[..]);
+/// # Ok(()) }
+/// ```
 pub struct Message(pub(crate) Letter);
 
 impl Message {

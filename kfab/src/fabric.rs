@@ -9,6 +9,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The providers a program chose, and what its endpoints have in common. Several fabrics can live in one process; nothing is global.
+///
+/// ```
+/// # fn main() -> kfab::Result<()> {
+/// use kfab::{EndpointConfig, Fabric};
+/// let fabric = Fabric::new((kfab_shm::Shm, kfab_sockets::Sockets));
+/// assert_eq!(fabric.info().iter().map(|p| p.scheme).collect::<Vec<_>>(), ["shm", "tcp"]);
+/// let only_tcp = EndpointConfig { providers: vec!["tcp".into()], ..Default::default() };
+/// assert!(fabric.open(only_tcp)?.address().to_string().starts_with("tcp:127.0.0.1:"));
+/// let both = fabric.endpoint()?;
+/// assert!(both.address().to_string().starts_with("shm:"), "the best way comes first");
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Fabric {
     providers: Vec<Arc<dyn Provider>>,

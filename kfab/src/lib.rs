@@ -1,12 +1,14 @@
 //! kfab: messages and bulk data over whatever the node has, through about eight verbs.
 //!
-//! ```no_run
+//! ```
 //! # fn main() -> kfab::Result<()> {
-//! let fabric = kfab::Fabric::new((kfab_sockets::Sockets,));
-//! let endpoint = fabric.endpoint()?;
-//! println!("{}", endpoint.address());
-//! let message = endpoint.recv().wait()?;
+//! let fabric = kfab::Fabric::new((kfab_shm::Shm, kfab_sockets::Sockets));
+//! // Two endpoints, in two processes as a rule; an address is all that one must know of the other.
+//! let (server, client) = (fabric.endpoint()?, fabric.endpoint()?);
+//! client.peer(&server.address().to_string())?.send("hello").wait()?;
+//! let message = server.recv().wait()?;
 //! message.from().send(&message).wait()?;
+//! assert_eq!(&client.recv().wait()?[..], b"hello");
 //! # Ok(()) }
 //! ```
 //!

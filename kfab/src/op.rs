@@ -167,6 +167,22 @@ impl<T: Finish> Drop for Watch<T> {
 /// * [`Op::within`]: give it a deadline. * [`Op::cancel`]: end it early.
 /// * Dropping it: a receive is withdrawn (a message it had got goes back to the head of the queue); everything else goes
 ///   on to its end unwatched, and keeps its memory until then.
+///
+/// ```
+/// # fn main() -> kfab::Result<()> {
+/// # let fabric = kfab::Fabric::new((kfab_shm::Shm,));
+/// # let (here, there) = (fabric.endpoint()?, fabric.endpoint()?);
+/// # let peer = there.peer(&here.address().to_string())?;
+/// use std::time::Duration;
+/// let late = here.recv().within(Duration::from_millis(5)).wait();
+/// assert_eq!(late.unwrap_err().kind(), kfab::Kind::TimedOut);
+/// assert_eq!(here.recv().cancel().unwrap_err().kind(), kfab::Kind::Canceled);
+/// let mut message = here.recv();
+/// peer.send("at last").wait()?;
+/// while !message.is_done() {}
+/// assert_eq!(&message.wait()?[..], b"at last");
+/// # Ok(()) }
+/// ```
 #[must_use = "the operation may fail: wait for it, await it, or drop it on purpose"]
 pub struct Op<T: Finish> {
     state: State<T>,

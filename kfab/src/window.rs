@@ -15,6 +15,23 @@ use std::sync::Arc;
 /// can reach the memory any more and none is in the middle of it.
 ///
 /// Reads and writes by the owner are copies; one that races with a peer's may be torn. Agree on an order with messages or notices.
+///
+/// ```
+/// # fn main() -> kfab::Result<()> {
+/// # let fabric = kfab::Fabric::new((kfab_shm::Shm,));
+/// # let (here, there) = (fabric.endpoint()?, fabric.endpoint()?);
+/// let window = here.window(1 << 20, kfab::Rights::READ | kfab::Rights::WRITE)?;
+/// // The key travels in a message, as bytes.
+/// let key = kfab::WindowKey::from_bytes(&window.key().to_bytes())?;
+/// let peer = there.peer(&here.address().to_string())?;
+/// peer.write(&key, 1000, "to and fro").wait()?;
+/// let mut bytes = [0; 10];
+/// window.read_at(1000, &mut bytes);
+/// assert_eq!(&bytes, b"to and fro");
+/// drop(window);
+/// assert_eq!(peer.write(&key, 0, "late").wait().unwrap_err().kind(), kfab::Kind::AccessDenied);
+/// # Ok(()) }
+/// ```
 pub struct Window {
     lane: Arc<Lane>,
     id: WindowId,
