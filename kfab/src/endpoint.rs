@@ -344,7 +344,8 @@ impl Peer {
     }
 
     /// [`Peer::read`] into several buffers, one after the other, as many bytes as they have together: one operation, which ends when all
-    /// of them are filled.
+    /// of them are filled. Where the peer takes no part each buffer is a read of its own; if they are more than the provider has under way
+    /// at once, the peer is asked for all of it instead.
     pub fn read_all(&self, key: &WindowKey, offset: u64, into: Vec<Buffer>) -> Op<Vec<Buffer>> {
         self.read_long(key, offset, into, None)
     }

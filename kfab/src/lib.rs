@@ -16,6 +16,9 @@
 //! [`Window`] (with a [`Notice`] to its owner if wanted), cancel ([`Op::cancel`]), and [`Endpoint::progress`]. Each returns an [`Op`]
 //! that ends exactly once; wait for it, await it, poll it, or drop it.
 //!
+//! **Buffers.** Messages are sent from several ([`Payload`]) or received into several ([`Recv::post_all`]) as well as into one
+//! ([`Recv::into`]), or into a bounded number that all peers share ([`Recv::pool`]).
+//!
 //! **Threads.** Everything is `Send + Sync`. One [`Endpoint`] is one *lane*: its own ports, memory, credits and lock. Threads
 //! that share an endpoint take turns; threads that should not get an endpoint each ([`Fabric::open_partitioned`]).
 //!

@@ -245,7 +245,8 @@ impl std::fmt::Debug for Pooled {
     }
 }
 
-/// What an operation of a pool holds: the place of its message, and the pool, which is told when there will be none.
+/// What an operation of a pool holds: the place of its message, and the pool, which is told when there will be none. Named in a sealed
+/// trait's signature, hence `pub`.
 pub struct Place {
     letter: Letter,
     pool: Option<Arc<Shared>>,

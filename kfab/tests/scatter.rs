@@ -232,6 +232,31 @@ fn a_peer_that_goes_ends_a_vector_and_frees_it() {
 }
 
 #[test]
+fn more_buffers_than_a_provider_has_reads_under_way() {
+    on_all("many buffers", |s| {
+        let (a, b, to_b) = pair(s);
+        to_b.send("x").wait().unwrap();
+        b.recv().wait().unwrap();
+        let bytes = pattern(300_000, 2);
+        // Over shm memory that has not been mapped: reads wait for that, and not so many at once.
+        let window = b.window_of(Buffer::adopt(bytes.clone())).unwrap();
+        let shared = b.window(300_000, Rights::READ).unwrap();
+        shared.write_at(0, &bytes);
+        for key in [window.key(), shared.key()] {
+            let got = to_b.read_all(key, 0, marked(&a, &[60; 5000])).wait().unwrap();
+            assert!(got.iter().flat_map(|b| b.iter().copied()).eq(bytes.iter().copied()), "over {s}");
+        }
+        let mut x = a.buffer(300_000).unwrap();
+        x.get_mut().unwrap().copy_from_slice(&bytes);
+        let sent = to_b.send(x);
+        let m = b.recv_with().post_all(marked(&b, &[50; 6001])).wait().unwrap();
+        assert!(m.slices().flatten().eq(bytes.iter()), "over {s}");
+        sent.wait().unwrap();
+        assert_eq!((a.stats().pool.in_use, a.stats().lane.ops, b.stats().lane.ops), (0, 0, 0));
+    });
+}
+
+#[test]
 fn a_window_is_read_into_buffers() {
     on_all("vector read", |s| {
         let (a, b, to_b) = pair(s);
