@@ -582,12 +582,12 @@ impl Machine {
         self.windows.forget_peer(name);
         for ci in 0..self.conns.len() as u32 {
             let c = &mut self.conns[ci as usize];
-            if c.live && c.peer == Some(pi) && Some(ci) != spare {
-                c.peer = None;
-                // Another that the new incarnation has dialed, and whose last hello is to come, is none of the old.
-                if std::mem::take(&mut c.up) || c.dialed || spare.is_none() {
-                    self.close_conn(io, ci);
-                }
+            // Another that the new incarnation has dialed, and whose last hello is to come, is none of the old. It stays the peer's: it
+            // was told our number, and must end with the next state that has it.
+            let is_old = c.up || c.dialed || spare.is_none();
+            if c.live && c.peer == Some(pi) && Some(ci) != spare && is_old {
+                (c.peer, c.up) = (None, false);
+                self.close_conn(io, ci);
             }
         }
         let fresh_session = split_mix(&mut self.sessions);
