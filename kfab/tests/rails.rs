@@ -7,7 +7,7 @@ mod common;
 use common::child::{self, Kid};
 use common::traffic::{self, Arrivals, Numbers, send_until};
 use common::{config, node, relay, watched_for};
-use kfab::{Endpoint, EndpointConfig};
+use kfab::{Endpoint, EndpointConfig, SendOptions};
 use std::collections::VecDeque;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -120,6 +120,43 @@ impl Net {
         Ok(cable)
     }
 
+    /// Lets nobody connect to `a`; the reason if that cannot be.
+    fn wall(&self) -> Result<(), String> {
+        for rule in [
+            "add table inet wall",
+            "add chain inet wall in { type filter hook input priority 0 ; }",
+            "add rule inet wall in tcp flags & (syn|ack) == syn drop",
+        ] {
+            try_sh(&format!("ip netns exec {} nft {rule}", self.a))?;
+        }
+        Ok(())
+    }
+
+    /// The ports of `a` that connections to the server's lead from.
+    fn ports(&self) -> Vec<String> {
+        let all = Command::new("ip")
+            .args(["netns", "exec", &self.a, "ss", "-Htn", "state", "established"])
+            .output();
+        let all = String::from_utf8(all.expect("ss").stdout).unwrap();
+        let port = |line: &str| {
+            let mut ends = line.split_whitespace().skip(2);
+            let (here, there) = (ends.next()?, ends.next()?);
+            there.ends_with(":7000").then(|| here.rsplit(':').next().unwrap().to_owned())
+        };
+        all.lines().filter_map(port).collect()
+    }
+
+    /// What is on this connection's way is lost from now on, both ways, and nobody is told.
+    fn forget(&self, port: &str) {
+        for rule in [
+            "add chain inet wall out { type filter hook output priority 0 ; }".to_owned(),
+            format!("add rule inet wall in tcp dport {port} drop"),
+            format!("add rule inet wall out tcp sport {port} drop"),
+        ] {
+            sh(&format!("ip netns exec {} nft {rule}", self.a));
+        }
+    }
+
     /// A sink in `b` on these rails, and a source in `a` that sends to it.
     fn run(&self, rails: &str) -> Pair {
         let sink = Kid::start_in(&self.b, "sink", &[rails]);
@@ -163,6 +200,8 @@ fn child_main() {
     match role[0].as_str() {
         "sink" => sink(&role[1]),
         "source" => source(&role[1], &role[2]),
+        "slow" => slow(),
+        "waits" => waits(&role[1]),
         "cable" => {
             let delay = Duration::from_micros(role[4].parse().unwrap());
             relay::end_of_cable(&role[1], &role[2], &role[3], delay);
@@ -181,6 +220,33 @@ fn on_rails(rails: &str, host: u32) -> Endpoint {
     };
     // Separate networks with nobody else in them: the key is only what listening beyond loopback asks for.
     node::plain_fabric().open(c).unwrap()
+}
+
+/// A server that answers each question when it is told to.
+fn slow() {
+    let e = on_rails("0", 2);
+    let (tx, told) = std::sync::mpsc::channel();
+    child::listen(move |_| tx.send(()).unwrap());
+    child::say(&format!("ready {}", e.address()));
+    loop {
+        let m = e.recv().wait().unwrap();
+        child::say("asked");
+        told.recv().unwrap();
+        m.from().send_with(&m, SendOptions { delivered: true, ..Default::default() }).wait().unwrap();
+        child::say("answered");
+    }
+}
+
+/// A client that asks two questions, one after the other.
+fn waits(address: &str) {
+    let e = on_rails("0", 1);
+    child::listen(|_| {});
+    let to = e.peer(address).unwrap();
+    for question in [b"one", b"two"] {
+        to.send(question).wait().unwrap();
+        assert_eq!(&e.recv().wait().unwrap()[..], question);
+        child::say("got");
+    }
 }
 
 /// Receives that the sink has posted: so many large messages can be on their way at once.
@@ -343,6 +409,33 @@ fn one_rail_that_loses_packets_delays_and_loses_nothing() {
         let took = pair.more(200);
         println!("1 % loss on one of two rails: 200 messages in {took:?}, shares {:.2?}", pair.shares(start));
         pair.finish();
+    });
+}
+
+/// Only the server can be connected to. Its answer comes, also when the connection by which it was asked is silently lost while it
+/// thinks.
+#[test]
+fn one_open_port_is_enough() {
+    watched_for("one open port", 120, || {
+        let Some(net) = Net::new() else { return };
+        if let Err(e) = net.wall() {
+            return println!("skipped, no firewall can be made here: {e}");
+        }
+        let mut server = Kid::start_in(&net.b, "slow", &[]);
+        let client = Kid::start_in(&net.a, "waits", &[&server.says("ready")]);
+        server.says("asked");
+        server.tell("answer");
+        client.says("got");
+        server.says("answered");
+        server.says("asked");
+        let ports = net.ports();
+        assert_eq!(ports.len(), 1, "{ports:?}");
+        net.forget(&ports[0]);
+        let begun = Instant::now();
+        server.tell("answer");
+        client.says("got");
+        println!("the answer took {:?} after its connection was lost", begun.elapsed());
+        server.says("answered");
     });
 }
 

@@ -154,9 +154,14 @@ impl Machine {
             };
             due = due.min(at);
         } else {
-            self.peers[pi as usize].cut_since = None;
-            if !self.peers[pi as usize].rails.is_empty() {
+            let p = &mut self.peers[pi as usize];
+            p.cut_since = None;
+            if !p.rails.is_empty() {
                 due = due.min(self.check_idle(io, pi));
+            } else if p.recall_until > io.now {
+                let give_up = p.recall_until;
+                self.dial(io, pi);
+                due = due.min(self.next_dial(pi)).min(give_up);
             }
         }
         (due != u64::MAX).then_some(due)
@@ -307,11 +312,17 @@ impl Machine {
         (self.peers[pi as usize].last_probe + after).min(since + limit)
     }
 
-    /// Nothing to do: close connections that nobody has used for long.
+    /// Nothing to do: close connections that nobody has used for long. But not one that cannot be made again by who has something to
+    /// say: by us, or, while anybody here waits for messages or has windows open, by the peer.
     fn check_idle(&mut self, io: &mut Io<'_>, pi: u32) -> u64 {
         let after = ns(self.limits.idle_close);
         if after == 0 {
             return u64::MAX;
+        }
+        let p = &self.peers[pi as usize];
+        let listens = self.matcher.depths().0 > 0 || self.windows.len() > 0;
+        if !p.is_callable() || (listens && !p.calls_us) {
+            return io.now + after;
         }
         let mut due = u64::MAX;
         for ci in self.peers[pi as usize].rails.clone() {

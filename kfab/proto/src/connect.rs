@@ -167,13 +167,14 @@ impl Machine {
         let p = &self.peers[pi as usize];
         let stranger = if c.dialed && p.identity.is_none() { STRANGER } else { 0 };
         let again = if c.dialed == c.up { AGAIN } else { 0 };
+        let calls = if p.is_callable() { CALLS } else { 0 };
         let h = Hello {
             magic: MAGIC.into(),
             version: VERSION.into(),
             port: io.port_name(c.port).into(),
             id: self.identity.into(),
             credits: self.limits.credits.into(),
-            flags: ((u32::from(self.keyed) * KEYED) | stranger | again).into(),
+            flags: ((u32::from(self.keyed) * KEYED) | stranger | again | calls).into(),
             max_body: (io.ports[c.port].caps().max_body as u32).into(),
             session: p.session.into(),
             credit_bytes: self.limits.credit_bytes.into(),
@@ -283,14 +284,17 @@ impl Machine {
         if c.dialed == (flags & AGAIN != 0) {
             self.send_hello(io, ci);
         }
-        let port = self.conns[ci as usize].port;
+        let (port, dialed) = (self.conns[ci as usize].port, self.conns[ci as usize].dialed);
         let via = io.ports[port].ways().first().map_or_else(String::new, |w| w.scheme.clone());
         let p = &mut self.peers[pi as usize];
         p.far_session = Some(session);
         p.is_granted(h.credits.get(), h.credit_bytes.get());
         p.last_heard = io.now;
         p.cut_since = None;
+        p.recall_until = 0;
         p.ever_up = true;
+        p.called |= dialed;
+        p.calls_us |= !dialed || flags & CALLS != 0;
         p.rails.push(ci);
         for c in &mut p.candidates {
             if matches!(c.dial, Dial::Dialing { conn } if conn == ci) {
@@ -394,12 +398,12 @@ impl Machine {
         detail: String,
     ) {
         let Some(ci) = self.conn_at(port, conn) else { return };
-        self.conns[ci as usize].closing = true;
+        let ours = std::mem::replace(&mut self.conns[ci as usize].closing, true);
         if !self.parked.is_empty() {
             self.release_parked(io, ci);
         }
         let c = &mut self.conns[ci as usize];
-        let (was_up, process) = (c.up, c.delivery == Delivery::Process);
+        let (was_up, dialed, process) = (c.up, c.dialed, c.delivery == Delivery::Process);
         let peer = c.peer.filter(|_| was_up || c.dialed);
         c.taking = None;
         self.remove_conn(ci);
@@ -422,8 +426,13 @@ impl Machine {
         if reason == DownReason::PeerDead || (process && reason != DownReason::Closed) {
             return self.lose_peer(io, pi, &text, Fate::Unknown);
         }
-        let p = &self.peers[pi as usize];
-        if p.rails.is_empty() && p.is_busy() {
+        let idle = ours && !self.faults.cuts(name, port);
+        let p = &mut self.peers[pi as usize];
+        if dialed && !p.calls_us && !process && !idle {
+            // It may have something to say, and no other way to say it. Later than this it has given us up.
+            p.recall_until = io.now + self.limits.peer_timeout.as_nanos() as u64;
+        }
+        if p.rails.is_empty() && (p.is_busy() || p.recall_until > io.now) {
             self.want_connection(io, pi);
         }
         self.mark_dirty(pi);
@@ -458,14 +467,17 @@ impl Machine {
     /// A connection that never came up. Everybody who refuses us after having been there is dead; a wrong key is final.
     fn dial_ended(&mut self, io: &mut Io<'_>, pi: u32, reason: DownReason, text: &str) {
         let p = &self.peers[pi as usize];
-        if !p.rails.is_empty() || !p.is_busy() {
+        if !p.rails.is_empty() || !(p.is_busy() || p.recall_until > io.now) {
             return;
         }
         if reason == DownReason::Denied {
             return self.reset_peer(io, pi, None, Kind::AuthFailed, &format!("refused by the peer: {text}"));
         }
         let all_refused = p.candidates.iter().all(|c| c.refused && matches!(c.dial, Dial::Down { .. }));
-        if p.ever_up && all_refused {
+        // Whom we could never call, a wall may stand before: it is given the time to call us.
+        let patience = self.limits.rail_timeout.as_nanos() as u64;
+        let waits = !p.called && p.cut_since.is_none_or(|since| io.now < since + patience);
+        if p.ever_up && all_refused && p.is_busy() && !waits {
             return self.lose_peer(io, pi, "nobody listens at its address any more", Fate::Unknown);
         }
         self.dial(io, pi);
@@ -596,6 +608,7 @@ impl Machine {
         (p.tx, p.rx) = (Tx::default(), Rx::default());
         p.past.extend(p.far_session.take());
         p.cut_since = None;
+        (p.calls_us, p.recall_until) = (false, 0);
         p.rails.clear();
         p.active.clear();
         p.short = NOWHERE;

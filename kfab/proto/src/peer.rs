@@ -277,6 +277,12 @@ pub(crate) struct Peer {
     pub(crate) last_probe: u64,
     /// Since when there is work and no connection.
     pub(crate) cut_since: Option<u64>,
+    /// We have called it with success.
+    pub(crate) called: bool,
+    /// It can call us: it has, or says so. Else only we can make the connection by which it answers.
+    pub(crate) calls_us: bool,
+    /// Until when we call it for no other reason; 0: we do not.
+    pub(crate) recall_until: u64,
     /// In the machine's list of peers with timers, of peers with work to send.
     pub(crate) timed: bool,
     pub(crate) dirty: bool,
@@ -312,6 +318,9 @@ impl Peer {
             last_heard: 0,
             last_probe: 0,
             cut_since: None,
+            called: false,
+            calls_us: false,
+            recall_until: 0,
             timed: false,
             dirty: false,
             ever_up: false,
@@ -346,6 +355,11 @@ impl Peer {
         (self.tx.limit, self.tx.credit_bytes) = (credits, credit_bytes);
         let messages = self.tx.deferred.iter_mut().filter(|d| d.out.kind == FrameKind::Eager);
         messages.for_each(|d| d.out.units = units(d.out.body.len(), credit_bytes));
+    }
+
+    /// `true` if we can make a connection ourselves, as far as is known.
+    pub(crate) fn is_callable(&self) -> bool {
+        self.called || (self.wanted && self.address.is_some())
     }
 
     /// `true` while something is owed to or by the peer.

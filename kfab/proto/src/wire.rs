@@ -166,6 +166,8 @@ pub(crate) const KEYED: u32 = 1;
 pub(crate) const STRANGER: u32 = 2;
 /// From who was called: now that you know me, say your hello again. From who calls: I did.
 pub(crate) const AGAIN: u32 = 4;
+/// The sender can call by itself: its user has named who reads this, or it has called before.
+pub(crate) const CALLS: u32 = 8;
 
 inline_struct!(
     /// Who a connection belongs to.
@@ -178,7 +180,7 @@ inline_struct!(
         id: U64,
         /// Credit units the receiver of this hello may use.
         credits: U32,
-        /// [`KEYED`], [`STRANGER`], [`AGAIN`]. The rest is zero.
+        /// [`KEYED`], [`STRANGER`], [`AGAIN`], [`CALLS`]. The rest is zero.
         flags: U32,
         /// The largest frame body the sender's machine will take.
         max_body: U32,

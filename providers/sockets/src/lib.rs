@@ -6,6 +6,11 @@
 //! The way of a frame: `port` (accepts, bounds) -> `send` (coalesces, seals) -> socket -> `receive` (opens, parses) -> `link`
 //! (delivers bodies straight into their landings) -> `port` (events). `wire` has the bytes, `stage` the memory, `net` interfaces
 //! and sockets, `attempts` what is not up yet. `wire` and `receive` know no socket.
+//!
+//! *One open port* is enough, that of one of the two sides. All traffic of two peers goes over the connection that the other side has made.
+//! A side that has never been called keeps it while it waits for messages, however idle, and makes it again when it breaks, so that
+//! what the other has to say finds a way (`kfab-proto`); a connection that was forgotten on its way, without a word to either end, is
+//! noticed within 3 s (`net::KEEP_IDLE`). The other side keeps what it has to say for `Limits::peer_timeout`.
 
 #![forbid(unsafe_code)]
 
@@ -88,6 +93,12 @@ fn limits() -> Vec<ProviderLimit> {
             "that wait to be accepted (cut to net.core.somaxconn)",
         ),
         n("max_ways", net::WAYS_MAX, "ways", "that a port tells its peers"),
+        n(
+            "silence_us",
+            (net::KEEP_IDLE + net::KEEP_AGAIN * net::KEEP_TRIES).as_micros() as usize,
+            "us",
+            "until a connection to another host that was forgotten on its way is broken",
+        ),
         n(
             "close_us",
             attempts::CLOSE_TIMEOUT.as_micros() as usize,

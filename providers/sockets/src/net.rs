@@ -6,9 +6,10 @@
 use kfab_core::{Error, Kind, Result};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 /// Connections that may wait in the kernel to be accepted (cut to net.core.somaxconn).
 pub(crate) const BACKLOG: i32 = 4096;
@@ -22,6 +23,12 @@ const LOCAL_SEND_BUFFER: usize = 212_992;
 /// Congestion control within this host: the one that every kernel has and allows. There is no path to find the speed of, and
 /// one that paces (bbr) settled on a third of it in every other run.
 const LOCAL_CONGESTION: &[u8] = b"reno";
+/// A connection to another host that is silent for this long is asked by the kernel whether it is still one, and again after
+/// [`KEEP_AGAIN`]; without an answer to [`KEEP_TRIES`] it is broken. Who only waits for an answer learns no other way that a firewall or
+/// a router has forgotten the connection, and must call again before the other side gives it up (`Limits::peer_timeout`, 5 s).
+pub(crate) const KEEP_IDLE: Duration = Duration::from_secs(1);
+pub(crate) const KEEP_AGAIN: Duration = Duration::from_secs(1);
+pub(crate) const KEEP_TRIES: u32 = 2;
 /// The most ways a port reports.
 pub(crate) const WAYS_MAX: usize = 16;
 
@@ -141,6 +148,9 @@ impl Rail {
         if self.is_here(peer) {
             let _ = s.set_send_buffer_size(LOCAL_SEND_BUFFER);
             let _ = s.set_tcp_congestion(LOCAL_CONGESTION);
+        } else {
+            let keep = TcpKeepalive::new().with_time(KEEP_IDLE).with_interval(KEEP_AGAIN);
+            let _ = s.set_tcp_keepalive(&keep.with_retries(KEEP_TRIES));
         }
     }
 
@@ -292,6 +302,14 @@ mod tests {
         let before = mine.send_buffer_size().unwrap();
         r.tune(SockRef::from(&mine), "192.0.2.1".parse().unwrap());
         assert_eq!(mine.send_buffer_size().unwrap(), before);
+        // Silence is asked about only where something can stand between the two.
+        let there = SockRef::from(&mine);
+        assert!(there.keepalive().unwrap() && !SockRef::from(&a).keepalive().unwrap());
+        assert_eq!(
+            (there.tcp_keepalive_time().unwrap(), there.tcp_keepalive_interval().unwrap()),
+            (KEEP_IDLE, KEEP_AGAIN)
+        );
+        assert_eq!(there.tcp_keepalive_retries().unwrap(), KEEP_TRIES);
     }
 
     #[test]
