@@ -268,7 +268,8 @@ impl Recv<'_> {
     }
 }
 
-/// A peer of an endpoint. Cheap to clone; valid as long as anyone holds it, and an error after the peer is gone.
+/// A peer of an endpoint. Cheap to clone; an error after the peer is gone, or was forgotten because others needed its place
+/// ([`Limits::max_peers`]): [`Endpoint::peer`] then gives a new one.
 ///
 /// ```
 /// # fn main() -> kfab::Result<()> {

@@ -330,7 +330,7 @@ impl Machine {
         if let Some(&pi) = text.as_ref().and_then(|t| self.by_address.get(t)) {
             return Some(self.peers[pi as usize].alias.map_or(pi, |real| real.index));
         }
-        let pi = self.new_peer(address, false).ok()?;
+        let pi = self.new_peer(io, address, false).ok()?;
         if let Some(t) = text {
             self.by_address.insert(t, pi);
         }
@@ -350,11 +350,13 @@ impl Machine {
             );
         }
         let (old, new) = (self.peers[known as usize].name, self.peers[dialed as usize].name);
-        let fresh = crate::peer::Peer::new(old, None, true, split_mix(&mut self.sessions));
+        let session = split_mix(&mut self.sessions);
+        let fresh = crate::peer::Peer::new(old, None, true, session, io.now);
         let mut real = std::mem::replace(&mut self.peers[known as usize], fresh);
         self.peers[known as usize].alias = Some(new);
         let shell = &mut self.peers[dialed as usize];
-        real.name = new;
+        (real.name, real.known_at) = (new, io.now);
+        self.past_totals.add(&shell.counters);
         for (_, held) in &mut real.rx.held {
             match held {
                 Held::Message(m) => m.from = new,
@@ -657,27 +659,6 @@ impl Machine {
             };
             self.drop_exposure(io, op);
             self.finish(op, Err(Error::new(kind, op_name, why).with_fate(fate)));
-        }
-    }
-
-    fn forget_peer(&mut self, pi: u32) {
-        let old = &mut self.peers[pi as usize];
-        old.name.generation = old.name.generation.wrapping_add(1);
-        old.gone = true;
-        if let Some(a) = old.address.take() {
-            let text = a.to_string();
-            if self.by_address.get(&text) == Some(&pi) {
-                self.by_address.remove(&text);
-            }
-        }
-        let dirty = old.dirty;
-        old.candidates.clear();
-        if !dirty && !old.timed {
-            self.free_peers.push(pi);
-        } else {
-            // Lists still name it: it is freed when they have been worked off.
-            old.wanted = false;
-            self.free_later.push(pi);
         }
     }
 }

@@ -16,6 +16,7 @@ mod connect;
 mod dedup;
 mod events;
 mod faults;
+mod known;
 mod large;
 mod limits;
 mod machine;

@@ -15,7 +15,8 @@ pub struct Limits {
     pub max_message: u64,
     /// The most operations under way at once on a lane (default 65,536). More is `Kind::Limit`.
     pub max_ops: usize,
-    /// The most peers known at once on a lane (default 65,536).
+    /// The most peers known at once on a lane (default 65,536). For more, those make room that were not used for
+    /// [`Limits::peer_timeout`]; `Kind::Limit` if there are none.
     pub max_peers: usize,
     /// The most frames to one peer that may be unacknowledged (default 4096).
     pub max_unacked: usize,

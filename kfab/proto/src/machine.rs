@@ -7,7 +7,7 @@ use crate::matcher::Matcher;
 use crate::message::*;
 use crate::onesided::Windows;
 use crate::ops::{Ops, Proto};
-use crate::peer::Peer;
+use crate::peer::{Peer, PeerCounters};
 use crate::transmit::NOWHERE;
 use kfab_core::mem::{Buffer, Pool, Room};
 use kfab_core::spi::{Address, Conn, Delivery, Event, Port};
@@ -108,6 +108,8 @@ pub struct Machine {
     pub(crate) free_peers: Vec<u32>,
     /// Forgotten peers that a list still names.
     pub(crate) free_later: Vec<u32>,
+    /// What peers counted that are known no more.
+    pub(crate) past_totals: PeerCounters,
     pub(crate) by_identity: HashMap<u64, u32>,
     pub(crate) by_address: HashMap<String, u32>,
     pub(crate) conns: Vec<ConnState>,
@@ -156,6 +158,7 @@ impl Machine {
             peers: Vec::new(),
             free_peers: Vec::new(),
             free_later: Vec::new(),
+            past_totals: PeerCounters::NONE,
             by_identity: HashMap::new(),
             by_address: HashMap::new(),
             conns: Vec::new(),
@@ -193,12 +196,15 @@ impl Machine {
 
     // ---- peers ----
 
-    /// The peer at an address; connections come when they are needed. The same address gives the same peer.
+    /// The peer at an address; connections come when they are needed. The same address gives the same peer, for as long as it is known:
+    /// when [`Limits::max_peers`] are, those make room that nothing was owed to or by for [`Limits::peer_timeout`], oldest first, and operations
+    /// under their names fail with `PeerLost` from then on. `Limit` if there is none.
     pub fn peer(&mut self, io: &mut Io<'_>, address: &Address) -> Result<PeerId> {
         let text = address.to_string();
         if let Some(&pi) = self.by_address.get(&text) {
-            self.peers[pi as usize].wanted = true;
-            return Ok(self.peers[pi as usize].name);
+            let p = &mut self.peers[pi as usize];
+            (p.wanted, p.known_at) = (true, io.now);
+            return Ok(p.name);
         }
         let reachable = address
             .ways()
@@ -212,30 +218,10 @@ impl Machine {
                 format!("no provider here for {text}; this endpoint has {}", have.join(", ")),
             ));
         }
-        let pi = self.new_peer(Some(address.clone()), true)?;
+        let pi = self.new_peer(io, Some(address.clone()), true)?;
         self.by_address.insert(text, pi);
         self.list_candidates(io, pi);
         Ok(self.peers[pi as usize].name)
-    }
-
-    pub(crate) fn new_peer(&mut self, address: Option<Address>, wanted: bool) -> Result<u32> {
-        let max = self.limits.max_peers;
-        let session = crate::faults::split_mix(&mut self.sessions);
-        if let Some(pi) = self.free_peers.pop() {
-            let name = self.peers[pi as usize].name;
-            self.peers[pi as usize] = Peer::new(name, address, wanted, session);
-            return Ok(pi);
-        }
-        if self.peers.len() >= max {
-            return Err(Error::new(
-                Kind::Limit,
-                "peer",
-                format!("{max} peers are known (Limits::max_peers)"),
-            ));
-        }
-        let pi = self.peers.len() as u32;
-        self.peers.push(Peer::new(PeerId { index: pi, generation: 0 }, address, wanted, session));
-        Ok(pi)
     }
 
     /// The name of whoever a peer has turned out to be.

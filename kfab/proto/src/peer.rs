@@ -242,6 +242,37 @@ pub struct PeerCounters {
     pub lost: u64,
 }
 
+impl PeerCounters {
+    /// Nothing has happened.
+    pub(crate) const NONE: PeerCounters = PeerCounters {
+        tx_messages: 0,
+        tx_bytes: 0,
+        rx_messages: 0,
+        rx_bytes: 0,
+        coalesced: 0,
+        credit_stalls: 0,
+        min_credits: u32::MAX,
+        resent: 0,
+        duplicates: 0,
+        failovers: 0,
+        lost: 0,
+    };
+
+    pub(crate) fn add(&mut self, o: &PeerCounters) {
+        self.tx_messages += o.tx_messages;
+        self.tx_bytes += o.tx_bytes;
+        self.rx_messages += o.rx_messages;
+        self.rx_bytes += o.rx_bytes;
+        self.coalesced += o.coalesced;
+        self.credit_stalls += o.credit_stalls;
+        self.min_credits = self.min_credits.min(o.min_credits);
+        self.resent += o.resent;
+        self.duplicates += o.duplicates;
+        self.failovers += o.failovers;
+        self.lost += o.lost;
+    }
+}
+
 /// Everything about one peer.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -256,7 +287,9 @@ pub(crate) struct Peer {
     pub(crate) past: Vec<u64>,
     /// The endpoint's own number, new at every start; `None` before the first hello.
     pub(crate) identity: Option<u64>,
-    /// Asked for by the user: the entry stays when the peer is lost.
+    /// When it became known, or was asked for last.
+    pub(crate) known_at: u64,
+    /// Asked for by the user: the entry stays when the peer is lost, and goes only when another needs its place.
     pub(crate) wanted: bool,
     pub(crate) candidates: Vec<Candidate>,
     /// Connections that are up, and of those the ones of the best rank.
@@ -295,7 +328,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(name: PeerId, address: Option<Address>, wanted: bool, session: u64) -> Peer {
+    pub(crate) fn new(name: PeerId, address: Option<Address>, wanted: bool, session: u64, now: u64) -> Peer {
         Peer {
             name,
             alias: None,
@@ -326,7 +359,8 @@ impl Peer {
             ever_up: false,
             frame_max: 0,
             gone: false,
-            counters: PeerCounters { min_credits: u32::MAX, ..Default::default() },
+            known_at: now,
+            counters: PeerCounters::NONE,
         }
     }
 

@@ -28,7 +28,7 @@ pub struct LaneStats {
     pub windows: usize,
     /// Notices that wait to be taken, all windows.
     pub notices: usize,
-    /// Sums over all peers.
+    /// Sums over all peers, also those that are known no more: they never go down.
     pub totals: PeerCounters,
 }
 
@@ -95,7 +95,7 @@ impl Machine {
             notices: self.windows.notices_here(),
             ..Default::default()
         };
-        s.totals.min_credits = u32::MAX;
+        s.totals = self.past_totals;
         for p in &self.peers {
             s.deferred += p.tx.deferred.len();
             s.unacked += p.tx.unacked.len();
@@ -106,8 +106,7 @@ impl Machine {
 
     /// All peers that are known now.
     pub fn peers(&self) -> Vec<PeerId> {
-        let free = |i: usize| self.free_peers.contains(&(i as u32));
-        self.peers.iter().enumerate().filter(|(i, _)| !free(*i)).map(|(_, p)| p.name).collect()
+        self.peers.iter().filter(|p| !p.gone).map(|p| p.name).collect()
     }
 
     /// What can be said about a peer; `None` if it is gone.
@@ -142,21 +141,5 @@ impl Machine {
     #[doc(hidden)]
     pub fn describe(&mut self, op: OpId) -> String {
         format!("{:?}", self.ops.proto(op))
-    }
-}
-
-impl PeerCounters {
-    fn add(&mut self, o: &PeerCounters) {
-        self.tx_messages += o.tx_messages;
-        self.tx_bytes += o.tx_bytes;
-        self.rx_messages += o.rx_messages;
-        self.rx_bytes += o.rx_bytes;
-        self.coalesced += o.coalesced;
-        self.credit_stalls += o.credit_stalls;
-        self.min_credits = self.min_credits.min(o.min_credits);
-        self.resent += o.resent;
-        self.duplicates += o.duplicates;
-        self.failovers += o.failovers;
-        self.lost += o.lost;
     }
 }
