@@ -100,7 +100,7 @@ impl Fabric {
         config.limits.check()?;
         config.ports.check()?;
         let mut ports = Vec::new();
-        let mut missing = Vec::new();
+        let (mut missing, mut without) = (Vec::new(), Vec::new());
         for p in &self.providers {
             let scheme = p.scheme();
             if !config.providers.is_empty() && !config.providers.iter().any(|n| n == scheme) {
@@ -111,8 +111,12 @@ impl Fabric {
             match self.open_ports(p.as_ref(), &config, &mut missing) {
                 Ok(mut opened) => ports.append(&mut opened),
                 Err(e) if asked || e.kind() != Kind::Unavailable => return Err(e),
-                Err(e) => missing.push(format!("{scheme}: {}", e.context())),
+                Err(e) => without.push((scheme.to_owned(), e.context().to_owned())),
             }
+        }
+        for (scheme, why) in &without {
+            tracing::warn!(target: "kfab", provider = scheme, why, "a provider is left out");
+            missing.push(format!("{scheme}: {why}"));
         }
         if ports.is_empty() {
             let why =
@@ -121,6 +125,7 @@ impl Fabric {
         }
         ports.sort_by_key(|p| p.caps().rank);
         let lane = Lane::open(ports, &config, self.config.key.is_some())?;
+        lane.with(|m, _| m.set_missing(without));
         Ok(Endpoint::new(lane, missing))
     }
 
@@ -224,7 +229,7 @@ fn open_rails(
         return Err(failed.swap_remove(0).1);
     }
     for (device, e) in failed {
-        tracing::warn!(provider = p.scheme(), device, error = %e, "a rail is left out");
+        tracing::warn!(target: "kfab", provider = p.scheme(), device, error = %e, "a rail is left out");
         left_out.push(format!("{}: {}", p.scheme(), e.context()));
     }
     Ok(ports)

@@ -11,7 +11,7 @@ use crate::peer::{Candidate, Dial, Held, Rx, Tx};
 use crate::transmit::NOWHERE;
 use crate::wire::*;
 use kfab_core::mem::Landing;
-use kfab_core::spi::{Address, Body, Conn, Delivery, DownReason, Frame, Inline};
+use kfab_core::spi::{Address, Body, Conn, Delivery, DownReason, Frame, Inline, Way};
 use kfab_core::{Error, Fate, Kind};
 use zerocopy::IntoBytes;
 
@@ -130,6 +130,18 @@ impl Machine {
         let failed = p.candidates.iter().filter(|c| c.fails > 0);
         let list: Vec<_> = failed.map(|c| format!("{} ({}, {} tries)", c.way, c.why, c.fails)).collect();
         if list.is_empty() { "no way to it is known".into() } else { list.join("; ") }
+    }
+
+    /// The ways before this one in the peer's address for which a port is missing here, and why it is.
+    fn passed_over(&self, pi: u32, via: &str) -> Option<String> {
+        let ways = self.peers[pi as usize].address.as_ref()?.ways();
+        let better = ways.iter().take_while(|w| w.scheme != via);
+        let of = |w: &Way| {
+            let (_, why) = self.missing.iter().find(|(scheme, _)| *scheme == w.scheme)?;
+            Some(format!("{w} (no port here: {why})"))
+        };
+        let list: Vec<_> = better.filter_map(of).collect();
+        (!list.is_empty()).then(|| list.join("; "))
     }
 
     // ---- connections coming up ----
@@ -309,6 +321,7 @@ impl Machine {
         self.stream.push(FabricEvent::RailUp { peer: name, rail: ci, via: via.clone() });
         if !was_up {
             let fallback = (best < self.conns[ci as usize].rank).then(|| self.tried(pi));
+            let fallback = fallback.or_else(|| self.passed_over(pi, &via));
             self.stream.push(FabricEvent::PeerUp { peer: name, via, fallback });
         }
         self.mark_dirty(pi);

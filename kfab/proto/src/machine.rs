@@ -104,6 +104,8 @@ pub struct Machine {
     /// Source of session numbers.
     pub(crate) sessions: u64,
     pub(crate) my_address: String,
+    /// Schemes that were to have a port here and have none, and why.
+    pub(crate) missing: Vec<(String, String)>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) free_peers: Vec<u32>,
     /// Forgotten peers that a list still names.
@@ -155,6 +157,7 @@ impl Machine {
             keyed,
             sessions: identity,
             my_address: String::new(),
+            missing: Vec::new(),
             peers: Vec::new(),
             free_peers: Vec::new(),
             free_later: Vec::new(),
@@ -187,6 +190,11 @@ impl Machine {
     /// The address that peers are told, so that they can connect back.
     pub fn set_address(&mut self, a: &Address) {
         self.my_address = a.to_string();
+    }
+
+    /// The schemes that were to have a port here and have none, and why: said when a peer that has a better way is reached by a worse.
+    pub fn set_missing(&mut self, schemes: Vec<(String, String)>) {
+        self.missing = schemes;
     }
 
     /// The limits in force.
