@@ -182,7 +182,10 @@ impl Endpoint {
 
     /// How threads and memory were placed, and what could not be.
     pub fn placement(&self) -> Vec<kfab_topo::Placement> {
-        self.lane.placement.lock().unwrap_or_else(|e| e.into_inner()).clone()
+        let threads = self.lane.placement.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        let slabs = self.lane.lock().pool.bound();
+        let slabs = slabs.map(|(node, outcome)| kfab_topo::Placement::of_memory("slabs", node, outcome));
+        threads.into_iter().chain(slabs).collect()
     }
 }
 

@@ -126,7 +126,9 @@ impl Fabric {
         ports.sort_by_key(|p| p.caps().rank);
         let lane = Lane::open(ports, &config, self.config.key.is_some())?;
         lane.with(|m, _| m.set_missing(without));
-        Ok(Endpoint::new(lane, missing))
+        let endpoint = Endpoint::new(lane, missing);
+        endpoint.place_first_slab();
+        Ok(endpoint)
     }
 
     /// One endpoint per partition of this machine, each with its memory and helper thread bound there. What could not be bound is

@@ -5,6 +5,7 @@ use crate::lane::Lane;
 use kfab_core::mem::PoolStats;
 use kfab_core::spi::Caps;
 use kfab_proto::{EventCursor, FabricEvent, LaneStats, PeerInfo};
+use kfab_topo::Target;
 use std::sync::{Arc, Weak};
 
 /// A port of an endpoint.
@@ -80,6 +81,16 @@ impl Endpoint {
             pool: s.pool.stats().into(),
             ports: ports.collect(),
             peers: peers.collect(),
+        }
+    }
+
+    /// Where memory was to lie on a node, the first slab is made at once: whether it can is said now, and not at the first message.
+    pub(crate) fn place_first_slab(&self) {
+        let pool = self.lane.lock().pool.clone();
+        if pool.is_to_be_bound() && pool.alloc(1).is_ok() {
+            for p in self.placement().iter().filter(|p| !p.is_met() && matches!(p.asked, Target::Node(_))) {
+                tracing::warn!(target: "kfab", "{p}");
+            }
         }
     }
 

@@ -71,6 +71,7 @@ struct State {
     read: Space,
     write: Space,
     stats: PoolStats,
+    bound: Option<std::result::Result<u32, String>>,
     closed: bool,
 }
 
@@ -99,6 +100,9 @@ impl State {
         let region = Arc::new(Region::mapped(bytes, access, config.node)?);
         self.stats.regions += 1;
         self.stats.bytes += bytes;
+        if let Some(node) = config.node.filter(|_| !matches!(self.bound, Some(Err(_)))) {
+            self.bound = Some(region.refusal().map_or(Ok(node), |why| Err(why.to_owned())));
+        }
         Ok(region)
     }
 
@@ -159,6 +163,18 @@ impl Pool {
     /// What the pool holds now.
     pub fn stats(&self) -> PoolStats {
         self.0.0.state.lock().stats
+    }
+
+    /// `true` if its memory was to lie on a NUMA node.
+    pub fn is_to_be_bound(&self) -> bool {
+        self.0.0.config.node.is_some()
+    }
+
+    /// The NUMA node that was asked for, and what came of it: `Err` says why a region, at least, lies elsewhere. `None` where none was
+    /// asked for or there was no region yet.
+    pub fn bound(&self) -> Option<(u32, std::result::Result<u32, String>)> {
+        let shared = &self.0.0;
+        Some((shared.config.node?, shared.state.lock().bound.clone()?))
     }
 
     #[inline]

@@ -26,6 +26,7 @@ pub struct Region {
     id: u64,
     access: Access,
     node: Option<u32>,
+    refusal: Option<String>,
     base: *mut u8,
     len: usize,
     pages: Pages,
@@ -44,13 +45,15 @@ impl Region {
     pub fn mapped(len: usize, access: Access, node: Option<u32>) -> Result<Region> {
         let (fd, map) = sealed_memfd("kfab-slab", len, access != Access::PeersWrite)
             .map_err(|e| Error::os("memory", format!("a slab of {len} bytes"), e))?;
-        // A node that cannot be honoured is not fatal: the report of the placement says so (topo), the pages come from elsewhere.
-        let node = node.filter(|n| map.bind_to_node(*n).is_ok());
+        // A node that cannot be honoured is not fatal: the pages come from elsewhere, and whoever asks is told why.
+        let refusal = node.and_then(|n| map.bind_to_node(n).err()).map(|e| format!("mbind: {e}"));
+        let node = node.filter(|_| refusal.is_none());
         let base = map.ptr().as_ptr();
         Ok(Region {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             access,
             node,
+            refusal,
             base,
             len,
             pages: Pages::Mapped { map, fd },
@@ -65,6 +68,7 @@ impl Region {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             access: Access::Private,
             node: None,
+            refusal: None,
             base,
             len,
             pages,
@@ -84,6 +88,11 @@ impl Region {
     /// The NUMA node the pages were bound to, if they were.
     pub fn node(&self) -> Option<u32> {
         self.node
+    }
+
+    /// Why the pages could not be bound to the node that was asked for.
+    pub fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
     }
 
     /// Bytes.
