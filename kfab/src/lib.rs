@@ -58,7 +58,7 @@ pub use kfab_core::spi::{Address, Caps, Device, Provider, ProviderLimit, Rights,
 pub use kfab_core::{Error, Fate, Kind, Result};
 pub use kfab_proto::{
     FabricEvent, FaultAction, FaultId, FaultRule, LaneStats, Limits, Payload, Peeked, PeerCounters, PeerId,
-    PeerInfo, RailInfo, SendOptions, WindowKey,
+    PeerInfo, RailHealth, RailInfo, SendOptions, WindowKey,
 };
 pub use kfab_topo as topo;
 #[cfg(feature = "serde")]

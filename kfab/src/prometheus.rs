@@ -13,7 +13,7 @@
 //! Counters are read at each scrape; events ([`FabricEvent`]) are counted by name through a subscription of the exporter's own.
 
 use crate::observe::{EndpointStats, Events, PeerStats};
-use crate::{Endpoint, FabricEvent, PeerCounters, PeerInfo, RailInfo};
+use crate::{Endpoint, FabricEvent, PeerCounters, PeerInfo, RailHealth, RailInfo};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
@@ -213,6 +213,13 @@ fn counters(t: &mut Text, stats: &EndpointStats) {
         let of = |p: &PeerStats| (format!("{{peer=\"{}\"}}", label(&p.name)), pick(&p.info.counters) as f64);
         t.metric(&format!("peer_{name}"), "counter", help, stats.peers.iter().map(of));
     }
+    let samples = fewest(stats.lane.totals.min_credits).map(|c| (String::new(), c));
+    t.metric("min_credits", "gauge", "The fewest credits ever free to any peer.", samples);
+}
+
+/// Nothing, before the first message.
+fn fewest(credits: u32) -> Option<f64> {
+    (credits != u32::MAX).then_some(f64::from(credits))
 }
 
 fn peers(t: &mut Text, stats: &EndpointStats) {
@@ -222,15 +229,28 @@ fn peers(t: &mut Text, stats: &EndpointStats) {
     };
     gauge("peer_up", "1 if the peer can be reached now.", |i| f64::from(u8::from(i.up)));
     gauge("peer_credits", "Credits free.", |i| f64::from(i.credits));
+    gauge("peer_credit_limit", "Credits that the peer gives.", |i| f64::from(i.credit_limit));
+    gauge("peer_unacked", "Frames to the peer without an acknowledgement.", |i| i.unacked as f64);
+    gauge("peer_unacked_bytes", "Bytes of large messages without one.", |i| i.unacked_bytes as f64);
+    gauge("peer_transfers", "Large transfers to the peer under way.", |i| i.transfers as f64);
     gauge("peer_deferred", "Messages to the peer that wait for credit.", |i| i.deferred as f64);
     gauge("peer_rtt_seconds", "Smoothed round trip; 0 where never measured.", |i| i.rtt_ns as f64 / 1e9);
+    let of = |p: &PeerStats| {
+        let name = format!("{{peer=\"{}\"}}", label(&p.name));
+        fewest(p.info.counters.min_credits).map(|c| (name, c))
+    };
+    let samples = stats.peers.iter().filter_map(of);
+    t.metric("peer_min_credits", "gauge", "The fewest credits ever free to the peer.", samples);
 }
 
 fn rails(t: &mut Text, stats: &EndpointStats) {
     let mut metric = |name: &str, kind: &str, help: &str, pick: fn(&RailInfo) -> f64| {
         let of = |p: &PeerStats| {
             let peer = label(&p.name);
-            let one = move |r: &RailInfo| (format!("{{peer=\"{peer}\",rail=\"{}\"}}", r.rail), pick(r));
+            let one = move |r: &RailInfo| {
+                let via = label(&r.scheme);
+                (format!("{{peer=\"{peer}\",rail=\"{}\",via=\"{via}\"}}", r.rail), pick(r))
+            };
             p.info.rails.iter().map(one).collect::<Vec<_>>()
         };
         t.metric(name, kind, help, stats.peers.iter().flat_map(of));
@@ -241,4 +261,12 @@ fn rails(t: &mut Text, stats: &EndpointStats) {
     metric("rail_tx_frames_total", "counter", "Frames sent over the rail.", |r| r.tx_frames as f64);
     metric("rail_rx_frames_total", "counter", "Frames received over the rail.", |r| r.rx_frames as f64);
     metric("rail_unacked_bytes", "gauge", "Bytes sent and not acknowledged.", |r| r.unacked_bytes as f64);
+    metric("rail_unacked", "gauge", "Frames sent and not acknowledged.", |r| r.unacked as f64);
+    metric("rail_one_sided_bytes", "gauge", "Bytes of one-sided transfers under way.", |r| {
+        r.one_sided_bytes as f64
+    });
+    metric("rail_resent_total", "counter", "Frames sent again over the rail.", |r| r.resent as f64);
+    metric("rail_healthy", "gauge", "1 if the rail takes what it is given.", |r| {
+        f64::from(u8::from(r.health == RailHealth::Good))
+    });
 }

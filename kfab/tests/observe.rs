@@ -4,11 +4,12 @@ mod common;
 
 use common::{fabric, pair, watched};
 use kfab::prometheus::{Exporter, text};
-use kfab::{FabricEvent, FaultAction, FaultRule, Kind};
+use kfab::{EndpointConfig, FabricEvent, FaultAction, FaultRule, Kind, Limits, RailHealth, SendOptions};
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::Instant;
 
 fn get(at: SocketAddr, what: &str) -> String {
     let mut s = TcpStream::connect(at).unwrap();
@@ -65,6 +66,13 @@ fn any_endpoint_can_be_scraped() {
         assert_eq!(sample(body, "kfab_tx_bytes_total"), 21.0);
         assert_eq!(sample(body, "kfab_events_total{event=\"peer_up\"}"), 1.0);
         assert_eq!(sample(body, "kfab_events_total{event=\"missed\"}"), 0.0);
+        let peer = "peer=\"peer 0.0\"";
+        assert_eq!(sample(body, &format!("kfab_peer_credit_limit{{{peer}}}")), 1024.0);
+        assert!((1.0..1024.0).contains(&sample(body, "kfab_min_credits")));
+        assert!((1.0..1024.0).contains(&sample(body, &format!("kfab_peer_min_credits{{{peer}}}"))));
+        let rail = format!("{{{peer},rail=\"0\",via=\"tcp\"}}");
+        assert_eq!(sample(body, &format!("kfab_rail_healthy{rail}")), 1.0);
+        assert_eq!(sample(body, &format!("kfab_rail_resent_total{rail}")), 0.0);
         assert!(get(exporter.address(), "/").starts_with("HTTP/1.1 404"));
         let taken = Exporter::serve(&a, exporter.address()).unwrap_err();
         assert!(taken.to_string().contains(&exporter.address().to_string()), "{taken}");
@@ -72,6 +80,78 @@ fn any_endpoint_can_be_scraped() {
         drop(a);
         assert!(exporter.address().port() != 0);
         drop(exporter);
+    });
+}
+
+fn named(events: &[FabricEvent], name: &str) -> Vec<FabricEvent> {
+    events.iter().filter(|e| e.name() == name).cloned().collect()
+}
+
+#[test]
+fn a_stall_is_told_once_in_a_while() {
+    common::on_all("stall", |s| {
+        let few = EndpointConfig { limits: Limits { credits: 64, ..Limits::default() }, ..common::config(s) };
+        let (a, b) = (common::open(s), fabric().open(few).unwrap());
+        let to_b = a.peer(&b.address().to_string()).unwrap();
+        let begun = Instant::now();
+        to_b.send(b"first").wait().unwrap();
+        let sent: Vec<_> = (0..100).map(|_| to_b.send(b"one of many")).collect();
+        let mut events = a.events().0;
+        let seconds = begun.elapsed().as_secs() as usize;
+        let info = to_b.info().unwrap();
+        assert!(info.counters.credit_stalls >= 30 && info.deferred >= 30, "{info:?}");
+        let told = named(&events, "credit_stall");
+        assert!((1..=1 + seconds).contains(&told.len()), "{told:?} in {seconds} s");
+        assert!(
+            matches!(told[0], FabricEvent::CreditStall { peer, stalls: 1 } if peer == to_b.id()),
+            "{told:?}"
+        );
+        for i in 0..101 {
+            assert_eq!(b.recv().wait().unwrap().len(), if i == 0 { 5 } else { 11 });
+        }
+        sent.into_iter().for_each(|o| o.wait().unwrap());
+        assert_eq!(a.stats().lane.totals.min_credits, 0);
+        // The twin: with credit nothing is told.
+        to_b.send(b"last").wait().unwrap();
+        events = a.events().0;
+        assert_eq!(named(&events, "credit_stall"), []);
+    });
+}
+
+#[test]
+fn a_rule_that_strikes_and_what_is_sent_again_are_told() {
+    common::on_all("struck", |s| {
+        let (a, b, to_b) = pair(s);
+        to_b.send(b"calm").wait().unwrap();
+        b.recv().wait().unwrap();
+        assert!(a.events().0.iter().all(|e| !matches!(e.name(), "resent" | "fault_struck")));
+        let rule =
+            FaultRule { peer: Some(to_b.id()), port: None, action: FaultAction::Drop, chance: 1.0, seed: 1 };
+        let id = a.add_fault(rule).unwrap();
+        let options = SendOptions { delivered: true, ..Default::default() };
+        let lost: Vec<_> = (0..5).map(|_| to_b.send_with(b"lost at first", options)).collect();
+        let struck = a.events().0;
+        let hits: Vec<u64> = struck
+            .iter()
+            .filter_map(|e| match e {
+                FabricEvent::FaultStruck { rule, peer, hits } if *rule == id && *peer == to_b.id() => {
+                    Some(*hits)
+                }
+                _ => None,
+            })
+            .collect();
+        assert!(hits.starts_with(&[1, 2, 4]), "{hits:?}");
+        assert!(a.remove_fault(id).unwrap() >= 5);
+        lost.into_iter().for_each(|o| o.wait().unwrap());
+        (0..5).for_each(|_| assert_eq!(&b.recv().wait().unwrap()[..], b"lost at first"));
+        let again = [struck, a.events().0].concat();
+        let told = named(&again, "resent");
+        let FabricEvent::Resent { peer, frames } = &told[0] else { panic!("{told:?}") };
+        assert!(*peer == to_b.id() && *frames >= 1);
+        let info = to_b.info().unwrap();
+        assert!(info.counters.resent >= 5 && info.unacked == 0, "{info:?}");
+        assert_eq!(info.rails.iter().map(|r| r.resent).sum::<u64>(), info.counters.resent, "{info:?}");
+        assert_eq!((info.rails[0].scheme.as_str(), info.rails[0].health), (s, RailHealth::Good));
     });
 }
 

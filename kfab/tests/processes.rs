@@ -175,6 +175,27 @@ fn survive(name: &'_ str, scheme: &str, rounds: usize) {
     child::say("well");
 }
 
+/// A server that was killed while nothing was asked of it, and started again at the same place, is another: that is told, once, and it
+/// answers. Over shared memory the death itself is told.
+#[test]
+fn a_restart_is_told() {
+    watched("restart", || {
+        let a = survivor("tcp");
+        let at = place("tcp", "restart");
+        let kid = Kid::start("echo", &[&at]);
+        let peer = a.peer(&Server::of(&kid).address).unwrap();
+        ask(&a, &peer, b"first").unwrap();
+        assert!(a.events().0.iter().all(|e| e.name() != "peer_restarted"));
+        drop(kid);
+        let kid = Kid::start("echo", &[&at]);
+        Server::of(&kid);
+        ask(&a, &peer, b"second").unwrap();
+        let (events, _) = a.events();
+        let told: Vec<_> = events.iter().filter(|e| e.name() == "peer_restarted").collect();
+        assert_eq!(told, [&FabricEvent::PeerRestarted { peer: peer.id() }], "{events:?}");
+    });
+}
+
 #[test]
 fn killed_while_idly_waited_for() {
     killed_while("idle");

@@ -1,5 +1,6 @@
 //! The typed stream of what happens on a lane. Logs (`tracing`), metrics and programs subscribe to it.
 
+use crate::faults::FaultId;
 use crate::machine::Machine;
 use crate::message::PeerId;
 use std::collections::VecDeque;
@@ -49,6 +50,30 @@ pub enum FabricEvent {
         /// Frames that were sent again over other rails.
         resent: usize,
     },
+    /// Sends to a peer wait for its credit. Said once a second at most for each peer.
+    CreditStall {
+        /// For whose.
+        peer: PeerId,
+        /// How often that was so, all in all.
+        stalls: u64,
+    },
+    /// Frames to a peer are sent again, because they were not acknowledged in time or their rail broke. Said once a second at most for
+    /// each peer.
+    Resent {
+        /// To whom.
+        peer: PeerId,
+        /// How many were, all in all.
+        frames: u64,
+    },
+    /// A fault rule has struck a frame: said the first time, and whenever the number has doubled.
+    FaultStruck {
+        /// Which.
+        rule: FaultId,
+        /// The frame's receiver.
+        peer: PeerId,
+        /// How often it has struck.
+        hits: u64,
+    },
     /// Somebody broke the protocol or failed the handshake and was cut off.
     Rejected {
         /// Why.
@@ -65,13 +90,25 @@ impl FabricEvent {
             FabricEvent::PeerRestarted { .. } => "peer_restarted",
             FabricEvent::RailUp { .. } => "rail_up",
             FabricEvent::RailDown { .. } => "rail_down",
+            FabricEvent::CreditStall { .. } => "credit_stall",
+            FabricEvent::Resent { .. } => "resent",
+            FabricEvent::FaultStruck { .. } => "fault_struck",
             FabricEvent::Rejected { .. } => "rejected",
         }
     }
 
     /// All names.
-    pub const NAMES: [&str; 6] =
-        ["peer_up", "peer_lost", "peer_restarted", "rail_up", "rail_down", "rejected"];
+    pub const NAMES: [&str; 9] = [
+        "peer_up",
+        "peer_lost",
+        "peer_restarted",
+        "rail_up",
+        "rail_down",
+        "credit_stall",
+        "resent",
+        "fault_struck",
+        "rejected",
+    ];
 
     /// To whatever `tracing` subscriber the program has, target `kfab`.
     fn trace(&self) {
@@ -92,6 +129,13 @@ impl FabricEvent {
             }
             FabricEvent::RailDown { peer, rail, reason, resent } => {
                 tracing::info!(target: "kfab", event, ?peer, rail, reason, resent);
+            }
+            FabricEvent::CreditStall { peer, stalls } => {
+                tracing::debug!(target: "kfab", event, ?peer, stalls);
+            }
+            FabricEvent::Resent { peer, frames } => tracing::debug!(target: "kfab", event, ?peer, frames),
+            FabricEvent::FaultStruck { rule, peer, hits } => {
+                tracing::info!(target: "kfab", event, ?rule, ?peer, hits);
             }
             FabricEvent::Rejected { reason } => tracing::info!(target: "kfab", event, reason),
         }
@@ -116,6 +160,9 @@ pub(crate) struct Stream {
     undrained: u64,
     readers: Arc<()>,
 }
+
+/// The same trouble with the same peer is told no more often than this, ns.
+const TELL_AGAIN: u64 = 1_000_000_000;
 
 const MAX: usize = 1024;
 
@@ -165,6 +212,26 @@ impl Stream {
 }
 
 impl Machine {
+    /// A send to this peer waits for credit.
+    #[cold]
+    pub(crate) fn tell_stall(&mut self, now: u64, pi: u32) {
+        let p = &mut self.peers[pi as usize];
+        if now >= p.stall_told_until {
+            p.stall_told_until = now + TELL_AGAIN;
+            self.stream.push(FabricEvent::CreditStall { peer: p.name, stalls: p.counters.credit_stalls });
+        }
+    }
+
+    /// A frame to this peer was sent again.
+    #[cold]
+    pub(crate) fn tell_resend(&mut self, now: u64, pi: u32) {
+        let p = &mut self.peers[pi as usize];
+        if now >= p.resend_told_until {
+            p.resend_told_until = now + TELL_AGAIN;
+            self.stream.push(FabricEvent::Resent { peer: p.name, frames: p.counters.resent });
+        }
+    }
+
     /// A reader of its own for what happens from now on.
     pub fn subscribe(&self) -> EventCursor {
         self.stream.subscribe()

@@ -51,6 +51,13 @@ struct Active {
     hits: u64,
 }
 
+/// A rule has struck a frame: so often by now.
+pub(crate) struct Strike {
+    pub(crate) action: FaultAction,
+    pub(crate) rule: FaultId,
+    pub(crate) hits: u64,
+}
+
 /// The rules of a lane.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
@@ -90,7 +97,7 @@ impl Faults {
     }
 
     /// The first rule that strikes this frame.
-    pub(crate) fn strike(&mut self, peer: PeerId, port: usize) -> Option<FaultAction> {
+    pub(crate) fn strike(&mut self, peer: PeerId, port: usize) -> Option<Strike> {
         for a in &mut self.rules {
             let r = &a.rule;
             if r.peer.is_some_and(|p| p != peer) || r.port.is_some_and(|p| p != port) {
@@ -99,7 +106,7 @@ impl Faults {
             let draw = (split_mix(&mut a.state) >> 11) as f64 / (1u64 << 53) as f64;
             if draw < r.chance {
                 a.hits += 1;
-                return Some(r.action);
+                return Some(Strike { action: r.action, rule: a.id, hits: a.hits });
             }
         }
         None
@@ -141,8 +148,9 @@ mod tests {
         assert_eq!(run(), run());
         let mut f = Faults::default();
         let id = f.add(FaultRule { chance: 1.0, ..rule }).unwrap();
-        assert_eq!(f.strike(peer(2), 0), None);
-        assert_eq!(f.strike(peer(1), 3), Some(FaultAction::Drop));
+        assert!(f.strike(peer(2), 0).is_none());
+        let s = f.strike(peer(1), 3).unwrap();
+        assert_eq!((s.action, s.rule, s.hits), (FaultAction::Drop, id, 1));
         assert_eq!(f.remove(id), Some(1));
         assert!(f.is_empty());
     }

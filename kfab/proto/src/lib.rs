@@ -48,5 +48,5 @@ pub use onesided::{WindowId, WindowKey, WindowMemory};
 pub use parts::Parts;
 pub use peer::PeerCounters;
 pub use short::{Direct, Polled};
-pub use stats::{LaneStats, PeerInfo, RailInfo};
+pub use stats::{LaneStats, PeerInfo, RailHealth, RailInfo};
 pub use wire::VERSION;

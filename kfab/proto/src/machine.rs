@@ -72,6 +72,8 @@ pub(crate) struct ConnState {
     pub(crate) rx_bytes: u64,
     pub(crate) tx_frames: u64,
     pub(crate) rx_frames: u64,
+    /// Frames that were sent again over it.
+    pub(crate) resent: u64,
     pub(crate) pace: crate::pace::Pace,
 }
 
@@ -104,6 +106,8 @@ pub struct Machine {
     /// Source of session numbers.
     pub(crate) sessions: u64,
     pub(crate) my_address: String,
+    /// Those of the ports.
+    pub(crate) schemes: Vec<String>,
     /// Schemes that were to have a port here and have none, and why.
     pub(crate) missing: Vec<(String, String)>,
     pub(crate) peers: Vec<Peer>,
@@ -157,6 +161,7 @@ impl Machine {
             keyed,
             sessions: identity,
             my_address: String::new(),
+            schemes: Vec::new(),
             missing: Vec::new(),
             peers: Vec::new(),
             free_peers: Vec::new(),
@@ -525,6 +530,10 @@ impl Machine {
 
     pub(crate) fn add_conn(&mut self, io: &Io<'_>, port: usize, conn: Conn, peer: Option<u32>) -> u32 {
         let caps = io.ports[port].caps();
+        if self.schemes.len() <= port {
+            let scheme = |p: &Box<dyn Port>| p.ways().first().map_or_else(String::new, |w| w.scheme.clone());
+            self.schemes = io.ports.iter().map(scheme).collect();
+        }
         let c = ConnState {
             port,
             conn,
@@ -552,6 +561,7 @@ impl Machine {
             rx_bytes: 0,
             tx_frames: 0,
             rx_frames: 0,
+            resent: 0,
             pace: Default::default(),
         };
         let ci = match self.free_conns.pop() {

@@ -316,6 +316,9 @@ pub(crate) struct Peer {
     pub(crate) calls_us: bool,
     /// Until when we call it for no other reason; 0: we do not.
     pub(crate) recall_until: u64,
+    /// Until when nobody is told again of stalls, of frames sent again.
+    pub(crate) stall_told_until: u64,
+    pub(crate) resend_told_until: u64,
     /// In the machine's list of peers with timers, of peers with work to send.
     pub(crate) timed: bool,
     pub(crate) dirty: bool,
@@ -354,6 +357,8 @@ impl Peer {
             called: false,
             calls_us: false,
             recall_until: 0,
+            stall_told_until: 0,
+            resend_told_until: 0,
             timed: false,
             dirty: false,
             ever_up: false,

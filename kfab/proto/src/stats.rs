@@ -40,6 +40,10 @@ pub struct RailInfo {
     pub rail: u32,
     /// The port, in the order the lane was given them.
     pub port: usize,
+    /// Its provider.
+    pub scheme: String,
+    /// How it does.
+    pub health: RailHealth,
     /// `true` if traffic goes over it now (it is of the best rank that is up).
     pub active: bool,
     /// Bytes and frames, both ways.
@@ -52,6 +56,38 @@ pub struct RailInfo {
     pub rx_frames: u64,
     /// Bytes sent and not acknowledged.
     pub unacked_bytes: usize,
+    /// Frames sent and not acknowledged: the rail's queue. 0 over memory, where none are kept.
+    pub unacked: usize,
+    /// Bytes of one-sided transfers under way.
+    pub one_sided_bytes: usize,
+    /// Frames sent again over it: those that were late here, and those that another rail left behind.
+    pub resent: u64,
+}
+
+/// How a rail does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+pub enum RailHealth {
+    /// It takes what it is given.
+    Good,
+    /// It has as much under way as it takes: frames wait until there is room.
+    Full,
+    /// It owes answers and is silent: it has been asked whether it lives.
+    Silent,
+    /// It is being closed.
+    Closing,
+}
+
+impl RailHealth {
+    /// As a word, for labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            RailHealth::Good => "good",
+            RailHealth::Full => "full",
+            RailHealth::Silent => "silent",
+            RailHealth::Closing => "closing",
+        }
+    }
 }
 
 /// What can be said about a peer.
@@ -68,6 +104,12 @@ pub struct PeerInfo {
     pub credit_limit: u32,
     /// Messages that wait for credit.
     pub deferred: usize,
+    /// Frames that wait for an acknowledgement.
+    pub unacked: usize,
+    /// Bytes of large messages that wait for one.
+    pub unacked_bytes: usize,
+    /// Large transfers to it under way.
+    pub transfers: usize,
     /// Smoothed round trip, ns; 0 where it was never measured.
     pub rtt_ns: u64,
     /// Its rails.
@@ -117,12 +159,22 @@ impl Machine {
             RailInfo {
                 rail: *ci,
                 port: c.port,
+                scheme: self.schemes.get(c.port).cloned().unwrap_or_default(),
+                health: match c {
+                    _ if c.closing => RailHealth::Closing,
+                    _ if c.asked_at != 0 => RailHealth::Silent,
+                    _ if c.blocked => RailHealth::Full,
+                    _ => RailHealth::Good,
+                },
                 active: p.active.contains(ci),
                 tx_bytes: c.tx_bytes,
                 rx_bytes: c.rx_bytes,
                 tx_frames: c.tx_frames,
                 rx_frames: c.rx_frames,
                 unacked_bytes: c.unacked_bytes,
+                unacked: p.tx.unacked.iter().filter(|u| u.conn == *ci).count(),
+                one_sided_bytes: c.rma_bytes,
+                resent: c.resent,
             }
         };
         Some(PeerInfo {
@@ -131,6 +183,9 @@ impl Machine {
             credits: p.tx.credit(),
             credit_limit: p.tx.limit,
             deferred: p.tx.deferred.len(),
+            unacked: p.tx.unacked.len(),
+            unacked_bytes: p.tx.unacked_bytes,
+            transfers: p.tx.streams.len(),
             rtt_ns: p.tx.srtt,
             rails: p.rails.iter().map(rail).collect(),
             counters: p.counters,

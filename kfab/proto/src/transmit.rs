@@ -1,7 +1,8 @@
 //! Down: from a verb to `Port::post`. Takes credit, chooses the rail, numbers the frame, keeps it until it is acknowledged where the
 //! rail may lose it. What cannot leave now waits in the peer's queues and leaves in `drain`, small messages together.
 
-use crate::faults::FaultAction;
+use crate::events::FabricEvent;
+use crate::faults::{FaultAction, Strike};
 use crate::machine::{Io, Machine};
 use crate::message::*;
 use crate::ops::Proto;
@@ -170,9 +171,13 @@ impl Machine {
             return;
         }
         let p = &mut self.peers[pi as usize];
-        p.counters.credit_stalls += u64::from(!p.active.is_empty() && p.tx.credit() < out.units);
+        let stalls = !p.active.is_empty() && p.tx.credit() < out.units;
+        p.counters.credit_stalls += u64::from(stalls);
         p.tx.deferred.push_back(Deferred { out, op });
-        if p.rails.is_empty() {
+        if stalls {
+            self.tell_stall(io.now, pi);
+        }
+        if self.peers[pi as usize].rails.is_empty() {
             self.want_connection(io, pi);
         }
     }
@@ -327,8 +332,11 @@ impl Machine {
         h.ack = next as u16;
         h.credit = consumed as u16;
         if !self.faults.is_empty()
-            && let Some(action) = self.faults.strike(p.name, c.port)
+            && let Some(Strike { action, rule, hits }) = self.faults.strike(p.name, c.port)
         {
+            if hits.is_power_of_two() {
+                self.stream.push(FabricEvent::FaultStruck { rule, peer: p.name, hits });
+            }
             match action {
                 // Only frames that are kept may be lost or late; the others are answers and probes, lost for good.
                 FaultAction::Delay { ns } if out.kind.is_sequenced() => {
@@ -433,13 +441,16 @@ impl Machine {
             let c = &mut self.conns[old as usize];
             c.unacked_bytes = c.unacked_bytes.saturating_sub(len + 64);
         }
-        self.conns[ci as usize].unacked_bytes += len + 64;
+        let c = &mut self.conns[ci as usize];
+        c.unacked_bytes += len + 64;
+        c.resent += 1;
         let p = &mut self.peers[pi as usize];
         p.counters.resent += 1;
         let u = &mut p.tx.unacked[at];
         u.conn = ci;
         u.sent_at = io.now;
         u.resent = true;
+        self.tell_resend(io.now, pi);
         true
     }
 
