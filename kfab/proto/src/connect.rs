@@ -1,7 +1,7 @@
 //! Connections: dialing the ways of an address best first, the hello, rails coming and going, restarts, the loss of a peer.
 
 use crate::events::FabricEvent;
-use crate::faults::split_mix;
+use crate::faults::{Strike, split_mix};
 use crate::limits::Limits;
 use crate::machine::{Io, Machine};
 use crate::message::*;
@@ -552,9 +552,10 @@ impl Machine {
     pub(crate) fn cut_rails(&mut self, io: &mut Io<'_>) {
         for ci in 0..self.conns.len() as u32 {
             let c = &self.conns[ci as usize];
-            if let Some(pi) = c.peer.filter(|_| c.live)
-                && self.faults.cuts(self.peers[pi as usize].name, c.port)
-            {
+            let Some(pi) = c.peer.filter(|_| c.live && !c.closing) else { continue };
+            let peer = self.peers[pi as usize].name;
+            if let Some(Strike { rule, hits, .. }) = self.faults.cut(peer, c.port) {
+                self.stream.push(FabricEvent::FaultStruck { rule, peer, hits });
                 self.close_conn(io, ci);
             }
         }

@@ -65,11 +65,11 @@ pub enum FabricEvent {
         /// How many were, all in all.
         frames: u64,
     },
-    /// A fault rule has struck a frame: said the first time, and whenever the number has doubled.
+    /// A fault rule has struck a frame, or cut a connection: said the first time, and whenever the number of frames has doubled.
     FaultStruck {
         /// Which.
         rule: FaultId,
-        /// The frame's receiver.
+        /// The frame's receiver, or who the connection led to.
         peer: PeerId,
         /// How often it has struck.
         hits: u64,

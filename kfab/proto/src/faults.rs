@@ -21,6 +21,13 @@ pub enum FaultAction {
     Stall,
 }
 
+impl FaultAction {
+    /// It lasts, instead of befalling frames one by one.
+    fn lasts(self) -> bool {
+        matches!(self, FaultAction::Cut | FaultAction::Stall)
+    }
+}
+
 /// Which frames a rule applies to, and how often.
 #[derive(Clone, Copy, Debug)]
 pub struct FaultRule {
@@ -30,7 +37,8 @@ pub struct FaultRule {
     pub port: Option<usize>,
     /// What happens.
     pub action: FaultAction,
-    /// Chance per frame: 0.0 never, 1.0 always.
+    /// Chance per frame: 0.0 never, 1.0 always. Of what lasts ([`FaultAction::Cut`], [`FaultAction::Stall`]): whether the rule takes effect
+    /// at all, drawn once, when it is added.
     pub chance: f64,
     /// Seed of the rule's own random numbers: the same seed and traffic give the same faults.
     pub seed: u64,
@@ -49,6 +57,24 @@ struct Active {
     rule: FaultRule,
     state: u64,
     hits: u64,
+    /// The draw of a rule that lasts said yes.
+    on: bool,
+}
+
+impl Active {
+    fn is_for(&self, peer: PeerId, port: usize) -> bool {
+        self.rule.peer.is_none_or(|p| p == peer) && self.rule.port.is_none_or(|p| p == port)
+    }
+
+    fn draw(&mut self) -> bool {
+        let draw = (split_mix(&mut self.state) >> 11) as f64 / (1u64 << 53) as f64;
+        draw < self.rule.chance
+    }
+
+    fn strike(&mut self) -> Strike {
+        self.hits += 1;
+        Strike { action: self.rule.action, rule: self.id, hits: self.hits }
+    }
 }
 
 /// A rule has struck a frame: so often by now.
@@ -86,7 +112,9 @@ impl Faults {
         }
         self.next += 1;
         let id = FaultId(self.next);
-        self.rules.push(Active { id, rule, state: rule.seed, hits: 0 });
+        let mut new = Active { id, rule, state: rule.seed, hits: 0, on: false };
+        new.on = rule.action.lasts() && new.draw();
+        self.rules.push(new);
         Some(id)
     }
 
@@ -98,34 +126,25 @@ impl Faults {
 
     /// The first rule that strikes this frame.
     pub(crate) fn strike(&mut self, peer: PeerId, port: usize) -> Option<Strike> {
-        for a in &mut self.rules {
-            let r = &a.rule;
-            if r.peer.is_some_and(|p| p != peer) || r.port.is_some_and(|p| p != port) {
-                continue;
-            }
-            let draw = (split_mix(&mut a.state) >> 11) as f64 / (1u64 << 53) as f64;
-            if draw < r.chance {
-                a.hits += 1;
-                return Some(Strike { action: r.action, rule: a.id, hits: a.hits });
-            }
-        }
-        None
+        let mut all = self.rules.iter_mut().filter(|a| a.is_for(peer, port));
+        all.find_map(|a| (if a.rule.action.lasts() { a.on } else { a.draw() }).then(|| a.strike()))
     }
 
     /// `true` if a rule stalls this peer.
     pub(crate) fn stalls(&self, peer: PeerId) -> bool {
-        self.rules
-            .iter()
-            .any(|a| a.rule.action == FaultAction::Stall && a.rule.peer.is_none_or(|p| p == peer))
+        let of = |a: &Active| a.rule.action == FaultAction::Stall && a.rule.peer.is_none_or(|p| p == peer);
+        self.rules.iter().any(|a| a.on && of(a))
     }
 
     /// `true` if a rule cuts this port for this peer.
     pub(crate) fn cuts(&self, peer: PeerId, port: usize) -> bool {
-        self.rules.iter().map(|a| &a.rule).any(|r| {
-            r.action == FaultAction::Cut
-                && r.peer.is_none_or(|p| p == peer)
-                && r.port.is_none_or(|p| p == port)
-        })
+        self.rules.iter().any(|a| a.on && a.rule.action == FaultAction::Cut && a.is_for(peer, port))
+    }
+
+    /// A connection to this peer over this port is to be closed: the rule that says so.
+    pub(crate) fn cut(&mut self, peer: PeerId, port: usize) -> Option<Strike> {
+        let cuts = |a: &&mut Active| a.on && a.rule.action == FaultAction::Cut && a.is_for(peer, port);
+        self.rules.iter_mut().find(cuts).map(Active::strike)
     }
 }
 

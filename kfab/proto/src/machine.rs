@@ -491,8 +491,12 @@ impl Machine {
 
     // ---- faults ----
 
-    /// Adds a fault rule; `Kind::Limit` above [`crate::MAX_RULES`].
+    /// Adds a fault rule; `Kind::Limit` above [`crate::MAX_RULES`], `Kind::InvalidArgument` if its chance is none.
     pub fn add_fault(&mut self, io: &mut Io<'_>, rule: FaultRule) -> Result<FaultId> {
+        if !(0.0..=1.0).contains(&rule.chance) {
+            let why = format!("a chance of {}: it must be 0.0 to 1.0", rule.chance);
+            return Err(Error::new(Kind::InvalidArgument, "fault", why));
+        }
         let id = self.faults.add(rule).ok_or_else(|| {
             Error::new(Kind::Limit, "fault", format!("{} fault rules are in force", crate::MAX_RULES))
         })?;
@@ -531,8 +535,8 @@ impl Machine {
     pub(crate) fn add_conn(&mut self, io: &Io<'_>, port: usize, conn: Conn, peer: Option<u32>) -> u32 {
         let caps = io.ports[port].caps();
         if self.schemes.len() <= port {
-            let scheme = |p: &Box<dyn Port>| p.ways().first().map_or_else(String::new, |w| w.scheme.clone());
-            self.schemes = io.ports.iter().map(scheme).collect();
+            let first = io.ports.iter().map(|p| p.ways().into_iter().next());
+            self.schemes = first.map(|w| w.map_or_else(String::new, |w| w.scheme)).collect();
         }
         let c = ConnState {
             port,
