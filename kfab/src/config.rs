@@ -2,9 +2,9 @@
 
 use kfab_core::auth::FabricKey;
 use kfab_core::mem::PoolConfig;
-use kfab_core::spi::PortConfig;
+use kfab_core::spi::{Address, PortConfig, ProviderLimit};
 use kfab_core::{Error, Kind, Result};
-use kfab_proto::Limits;
+use kfab_proto::{Limits, MAX_EVENTS, MAX_RULES};
 use std::time::Duration;
 
 /// How a waiting caller waits.
@@ -109,4 +109,46 @@ pub struct EndpointConfig {
     pub progress: Progress,
     /// Bind the helper thread and the slabs to this partition of the machine (see [`crate::topo`]).
     pub partition: Option<kfab_topo::Partition>,
+}
+
+/// The limits that are no setting: what an endpoint, its address, its watchers and its exporter are bounded by in any case.
+pub fn fixed_limits() -> Vec<ProviderLimit> {
+    let n = |name, value: usize, unit, meaning| ProviderLimit::new(name, value as u64, unit, meaning);
+    let mut all = vec![
+        n(
+            "max_events",
+            MAX_EVENTS,
+            "events",
+            "kept for readers; the oldest go, and each reader is told how many",
+        ),
+        n("max_rules", MAX_RULES, "rules", "for faults at once on an endpoint; more are refused"),
+        n("max_ways", Address::MAX_WAYS, "ways", "of an address; the worst beyond are left out"),
+        n("max_address", Address::MAX_LEN, "bytes", "of an address as text"),
+    ];
+    #[cfg(feature = "serde")]
+    all.extend(crate::monitor::limits());
+    #[cfg(feature = "prometheus")]
+    all.extend(crate::prometheus::limits());
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_are_no_setting_have_names_of_their_own() {
+        let all = fixed_limits();
+        for l in &all {
+            assert!(l.value > 0 && !l.unit.is_empty() && !l.meaning.is_empty(), "{l:?}");
+            assert_eq!(all.iter().filter(|o| o.name == l.name).count(), 1, "{}", l.name);
+        }
+        let value = |name: &str| all.iter().find(|l| l.name == name).map(|l| l.value);
+        assert_eq!(
+            (value("max_events"), value("max_rules"), value("max_ways")),
+            (Some(1024), Some(64), Some(32))
+        );
+        assert_eq!(value("watchers").is_some(), cfg!(feature = "serde"));
+        assert_eq!(value("scrape_us").is_some(), cfg!(feature = "prometheus"));
+    }
 }

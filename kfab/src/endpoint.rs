@@ -1,5 +1,6 @@
 //! Endpoints, peers and messages: the verbs.
 
+use crate::config::EndpointConfig;
 use crate::lane::{Begun, Lane};
 use crate::letter::Letter;
 use crate::op::sealed::Finish as _;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 pub struct Endpoint {
     pub(crate) lane: Arc<Lane>,
     missing: Vec<String>,
+    pub(crate) config: EndpointConfig,
 }
 
 #[inline(always)]
@@ -70,8 +72,8 @@ fn recv(lane: &Arc<Lane>, want: Want, into: Option<Buffer>) -> Op<Message> {
 }
 
 impl Endpoint {
-    pub(crate) fn new(lane: Arc<Lane>, missing: Vec<String>) -> Endpoint {
-        Endpoint { lane, missing }
+    pub(crate) fn new(lane: Arc<Lane>, missing: Vec<String>, config: EndpointConfig) -> Endpoint {
+        Endpoint { lane, missing, config }
     }
 
     /// The ways to this endpoint, best first, as one string to give to peers.

@@ -126,7 +126,7 @@ impl Fabric {
         ports.sort_by_key(|p| p.caps().rank);
         let lane = Lane::open(ports, &config, self.config.key.is_some())?;
         lane.with(|m, _| m.set_missing(without));
-        let endpoint = Endpoint::new(lane, missing);
+        let endpoint = Endpoint::new(lane, missing, config);
         endpoint.place_first_slab();
         Ok(endpoint)
     }

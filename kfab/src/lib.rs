@@ -49,7 +49,7 @@ mod share;
 mod spares;
 mod window;
 
-pub use config::{EndpointConfig, FabricConfig, PortLimits, Progress, Wait};
+pub use config::{EndpointConfig, FabricConfig, PortLimits, Progress, Wait, fixed_limits};
 pub use endpoint::{Endpoint, Message, Peer, Recv};
 pub use fabric::{Fabric, ProviderInfo, Providers};
 pub use kfab_core::auth::FabricKey;
@@ -57,8 +57,8 @@ pub use kfab_core::mem::{Buffer, PoolConfig, PoolStats, WindowMem};
 pub use kfab_core::spi::{Address, Caps, Device, Provider, ProviderLimit, Rights, Unavailable, Way};
 pub use kfab_core::{Error, Fate, Kind, Result};
 pub use kfab_proto::{
-    FabricEvent, FaultAction, FaultId, FaultRule, LaneStats, Limits, Payload, Peeked, PeerCounters, PeerId,
-    PeerInfo, RailHealth, RailInfo, SendOptions, WindowKey,
+    FabricEvent, FaultAction, FaultId, FaultRule, LaneStats, Limits, MAX_EVENTS, MAX_RULES, Payload, Peeked,
+    PeerCounters, PeerId, PeerInfo, RailHealth, RailInfo, SendOptions, WindowKey,
 };
 pub use kfab_topo as topo;
 #[cfg(feature = "serde")]

@@ -4,7 +4,7 @@
 //! the counters of that moment; the line's own text is ignored. Other users (but root) are hung up on. The thread sleeps while nobody asks, and
 //! holds no share of the endpoint, so it does not keep it open.
 
-use crate::Endpoint;
+use crate::{Endpoint, ProviderLimit};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -22,6 +22,16 @@ const MAX_WATCHERS: usize = 16;
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Endpoints of one process that can be watched.
 const MAX_NAMES: u32 = 4096;
+
+/// What bounds it, by name.
+pub(crate) fn limits() -> [ProviderLimit; 3] {
+    let n = |name, value, unit, meaning| ProviderLimit::new(name, value, unit, meaning);
+    [
+        n("watchers", MAX_WATCHERS as u64, "watchers", "of one endpoint at once; more are hung up on"),
+        n("watcher_us", PATIENCE.as_micros() as u64, "us", "that a watcher may take to read a line"),
+        n("watched", MAX_NAMES.into(), "endpoints", "of one process that can be watched"),
+    ]
+}
 
 /// A running service; ends when dropped.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! What can be seen of a running endpoint: counters, queue depths, rails, events.
 
+use crate::config::EndpointConfig;
 use crate::endpoint::Endpoint;
 use crate::lane::Lane;
 use kfab_core::mem::PoolStats;
@@ -82,6 +83,11 @@ impl Endpoint {
             ports: ports.collect(),
             peers: peers.collect(),
         }
+    }
+
+    /// How it was opened: the limits of its ports and of its memory, how callers wait, and all else that was left to the defaults.
+    pub fn config(&self) -> &EndpointConfig {
+        &self.config
     }
 
     /// Where memory was to lie on a node, the first slab is made at once: whether it can is said now, and not at the first message.

@@ -13,7 +13,7 @@
 //! Counters are read at each scrape; events ([`FabricEvent`]) are counted by name through a subscription of the exporter's own.
 
 use crate::observe::{EndpointStats, Events, PeerStats};
-use crate::{Endpoint, FabricEvent, PeerCounters, PeerInfo, RailHealth, RailInfo};
+use crate::{Endpoint, FabricEvent, PeerCounters, PeerInfo, ProviderLimit, RailHealth, RailInfo};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
@@ -27,6 +27,15 @@ use std::time::{Duration, Instant};
 const MAX_HEAD: usize = 8 << 10;
 /// How long one scrape may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What bounds it, by name.
+pub(crate) fn limits() -> [ProviderLimit; 2] {
+    let n = |name, value, unit, meaning| ProviderLimit::new(name, value, unit, meaning);
+    [
+        n("scrape_head", MAX_HEAD as u64, "bytes", "of a scraper's request head; a longer one is hung up on"),
+        n("scrape_us", PATIENCE.as_micros() as u64, "us", "that one scrape may take"),
+    ]
+}
 
 /// A running exporter: a thread that sleeps between scrapes and answers them one after the other. Ends when dropped; does not keep
 /// the endpoint open. Binds where it is told and asks for no key: keep it on an address that only scrapers reach.

@@ -179,3 +179,14 @@ fn every_sample_belongs_to_a_metric_that_was_declared_once() {
     let idle = fabric().endpoint().unwrap();
     assert!(kfab::prometheus::text(&idle.stats()).contains("kfab_peers 0"));
 }
+
+#[test]
+fn an_endpoint_says_what_is_in_force() {
+    let mut c = common::config("tcp");
+    (c.ports.max_conns, c.pool.max_bytes, c.wait) = (77, 64 << 20, kfab::Wait::Sleep);
+    c.limits.credits = 128;
+    let e = fabric().open(c).unwrap();
+    let said = e.config();
+    assert_eq!((said.ports.max_conns, said.pool.max_bytes, said.wait), (77, 64 << 20, kfab::Wait::Sleep));
+    assert_eq!((said.ports.max_connecting, e.limits().credits), (128, 128));
+}

@@ -185,6 +185,12 @@ fn limits() -> Vec<LimitRow> {
     };
     pool("region_bytes", region_bytes, "of one slab of buffers");
     pool("max_bytes", max_bytes, "of all slabs of an endpoint");
+    rows.extend(kfab::fixed_limits().into_iter().map(|l| LimitRow {
+        name: l.name.to_owned(),
+        value: l.value,
+        unit: l.unit,
+        meaning: l.meaning,
+    }));
     rows
 }
 
@@ -200,6 +206,9 @@ mod tests {
         for name in fields.as_object().unwrap().keys().chain(ports.as_object().unwrap().keys()) {
             let row = rows.iter().find(|r| r.name.starts_with(name.as_str()));
             assert!(row.is_some_and(|r| !r.unit.is_empty() && r.value > 0), "{name}");
+        }
+        for fixed in ["max_events", "max_rules", "max_ways", "max_address", "watchers"] {
+            assert!(rows.iter().any(|r| r.name == fixed), "{fixed}");
         }
     }
 }

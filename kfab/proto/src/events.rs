@@ -164,7 +164,8 @@ pub(crate) struct Stream {
 /// The same trouble with the same peer is told no more often than this, ns.
 const TELL_AGAIN: u64 = 1_000_000_000;
 
-const MAX: usize = 1024;
+/// Events that are kept for readers; the oldest go first.
+pub const MAX_EVENTS: usize = 1024;
 
 impl Stream {
     pub(crate) fn new() -> Stream {
@@ -173,7 +174,7 @@ impl Stream {
 
     pub(crate) fn push(&mut self, e: FabricEvent) {
         e.trace();
-        if self.queue.len() == MAX {
+        if self.queue.len() == MAX_EVENTS {
             self.queue.pop_front();
             self.first += 1;
         }
@@ -260,11 +261,11 @@ mod tests {
         assert_eq!(s.drain(), (vec![event(0), event(1)], 0));
         assert_eq!(s.read(&mut late), (vec![event(1)], 0));
         assert_eq!(s.read(&mut late), (vec![], 0));
-        for n in 0..MAX as u64 + 3 {
+        for n in 0..MAX_EVENTS as u64 + 3 {
             s.push(event(n));
         }
         let (got, lost) = s.read(&mut late);
-        assert_eq!((got.len(), lost), (MAX, 3));
+        assert_eq!((got.len(), lost), (MAX_EVENTS, 3));
         assert_eq!(got[0], event(3));
         assert_eq!(s.drain().1, 3);
         drop(late);

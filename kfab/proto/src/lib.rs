@@ -38,7 +38,7 @@ mod stats;
 mod transmit;
 mod wire;
 
-pub use events::{EventCursor, FabricEvent};
+pub use events::{EventCursor, FabricEvent, MAX_EVENTS};
 pub use faults::{FaultAction, FaultId, FaultRule, MAX_RULES};
 pub use limits::Limits;
 pub use machine::{Io, Machine};

@@ -96,6 +96,19 @@ impl Limits {
             _ if self.max_unacked == 0 || self.max_unacked > 16_384 => bad("max_unacked must be 1..=16384"),
             _ if self.coalesce_max > 16_384 => bad("coalesce_max must be at most 16384"),
             _ if self.max_ops == 0 || self.max_ops > 1 << 24 => bad("max_ops must be 1..=16777216"),
+            _ if self.max_unacked_bytes == 0 => {
+                bad("max_unacked_bytes must not be 0: no large message would ever leave")
+            }
+            _ if self.max_peers == 0 => bad("max_peers must not be 0"),
+            _ if self.probe_after.is_zero() => bad("probe_after must not be 0"),
+            _ if self.rail_timeout.is_zero() => bad("rail_timeout must not be 0"),
+            _ if self.resend_after.is_zero() => bad("resend_after must not be 0"),
+            _ if self.reconnect.0.is_zero() => bad(
+                "reconnect must not begin with a pause of 0: attempts to connect would follow without end",
+            ),
+            _ if self.reconnect.1 < self.reconnect.0 => {
+                bad("reconnect: the longest pause must not be shorter than the first")
+            }
             _ if self.peer_timeout < self.probe_after => {
                 bad("peer_timeout must not be shorter than probe_after")
             }
@@ -108,4 +121,35 @@ impl Limits {
 #[inline]
 pub(crate) fn units(bytes: usize, credit_bytes: u32) -> u32 {
     if bytes <= credit_bytes as usize { 1 } else { bytes.div_ceil(credit_bytes as usize) as u32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_with_which_nothing_would_move_are_refused_by_name() {
+        let (zero, one) = (Duration::ZERO, Duration::from_secs(1));
+        let good = Limits::default;
+        let bad = [
+            ("max_unacked_bytes", Limits { max_unacked_bytes: 0, ..good() }),
+            ("max_unacked", Limits { max_unacked: 0, ..good() }),
+            ("max_peers", Limits { max_peers: 0, ..good() }),
+            ("max_ops", Limits { max_ops: 0, ..good() }),
+            ("probe_after", Limits { probe_after: zero, ..good() }),
+            ("rail_timeout", Limits { rail_timeout: zero, ..good() }),
+            ("resend_after", Limits { resend_after: zero, ..good() }),
+            ("reconnect", Limits { reconnect: (zero, one), ..good() }),
+            ("reconnect", Limits { reconnect: (one, zero), ..good() }),
+            ("peer_timeout", Limits { peer_timeout: zero, ..good() }),
+        ];
+        for (name, limits) in bad {
+            let e = limits.check().expect_err(name);
+            assert!(
+                e.kind() == kfab_core::Kind::InvalidArgument && e.context().starts_with(name),
+                "{name}: {e}"
+            );
+        }
+        assert!(Limits { idle_close: zero, ack_delay: zero, max_unacked_bytes: 1, ..good() }.check().is_ok());
+    }
 }
