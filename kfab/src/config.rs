@@ -114,7 +114,7 @@ pub struct EndpointConfig {
 /// The limits that are no setting: what an endpoint, its address, its watchers and its exporter are bounded by in any case.
 pub fn fixed_limits() -> Vec<ProviderLimit> {
     let n = |name, value: usize, unit, meaning| ProviderLimit::new(name, value as u64, unit, meaning);
-    let mut all = vec![
+    let all = vec![
         n(
             "max_events",
             MAX_EVENTS,
@@ -126,9 +126,9 @@ pub fn fixed_limits() -> Vec<ProviderLimit> {
         n("max_address", Address::MAX_LEN, "bytes", "of an address as text"),
     ];
     #[cfg(feature = "serde")]
-    all.extend(crate::monitor::limits());
+    let all = [all, crate::monitor::limits().to_vec()].concat();
     #[cfg(feature = "prometheus")]
-    all.extend(crate::prometheus::limits());
+    let all = [all, crate::prometheus::limits().to_vec()].concat();
     all
 }
 

@@ -3,6 +3,7 @@
 use crate::config::EndpointConfig;
 use crate::lane::{Begun, Lane};
 use crate::letter::Letter;
+use crate::observe::Ends;
 use crate::op::sealed::Finish as _;
 use crate::op::{Finish, Op};
 use crate::share::Share;
@@ -37,6 +38,11 @@ pub struct Endpoint {
     pub(crate) lane: Arc<Lane>,
     missing: Vec<String>,
     pub(crate) config: EndpointConfig,
+    #[cfg_attr(
+        not(any(feature = "serde", feature = "prometheus")),
+        expect(dead_code, reason = "nobody else ends with it")
+    )]
+    pub(crate) ends: Ends,
 }
 
 #[inline(always)]
@@ -73,7 +79,7 @@ fn recv(lane: &Arc<Lane>, want: Want, into: Option<Buffer>) -> Op<Message> {
 
 impl Endpoint {
     pub(crate) fn new(lane: Arc<Lane>, missing: Vec<String>, config: EndpointConfig) -> Endpoint {
-        Endpoint { lane, missing, config }
+        Endpoint { lane, missing, config, ends: Ends::default() }
     }
 
     /// The ways to this endpoint, best first, as one string to give to peers.

@@ -2,12 +2,13 @@
 //!
 //! The socket is `kfab-stats.PID.N`; it leaves no file, and goes with the process. Who connects and sends a line gets one line with
 //! the counters of that moment; the line's own text is ignored. Other users (but root) are hung up on. The thread sleeps while nobody asks, and
-//! holds no share of the endpoint, so it does not keep it open.
+//! holds no share of the endpoint, so it does not keep it open, and ends with it.
 
+use crate::observe::{Woken, wait_for_news};
 use crate::{Endpoint, ProviderLimit};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, eventfd};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::{Arc, Weak};
@@ -49,6 +50,7 @@ impl Monitor {
     pub fn serve(endpoint: &Arc<Endpoint>) -> io::Result<Monitor> {
         let (name, listener) = listen()?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        endpoint.ends.tell(&stop);
         let service =
             Service { endpoint: Arc::downgrade(endpoint), name: name.clone(), listener, stop: stop.clone() };
         let thread = std::thread::Builder::new().name("kfab-monitor".into()).stack_size(256 << 10);
@@ -98,36 +100,24 @@ struct Service {
 impl Service {
     fn run(self) {
         let mut watchers: Vec<UnixStream> = Vec::new();
+        let mut rests = false;
         loop {
-            let mut fds =
-                vec![PollFd::new(&*self.stop, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
-            fds.extend(watchers.iter().map(|w| PollFd::new(w, PollFlags::IN)));
-            match poll(&mut fds, None) {
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(_) => return,
-                Ok(_) => {}
-            }
-            let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
-            drop(fds);
-            if ready[0] {
+            let others = watchers.iter().map(AsFd::as_fd);
+            let Woken::News(ready) = wait_for_news(&self.stop, self.listener.as_fd(), others, rests) else {
                 return;
-            }
-            let mut at = 2;
+            };
+            let mut at = 1;
             watchers.retain_mut(|w| {
                 at += 1;
                 !ready[at - 1] || self.answer(w)
             });
-            if ready[1] {
-                self.admit(&mut watchers);
-            }
-            if self.endpoint.strong_count() == 0 {
-                return;
-            }
+            rests = ready[0] && !self.admit(&mut watchers);
         }
     }
 
-    fn admit(&self, watchers: &mut Vec<UnixStream>) {
-        let Ok((stream, _)) = self.listener.accept() else { return };
+    /// Takes who waits at the listener; `false` if nobody could be taken.
+    fn admit(&self, watchers: &mut Vec<UnixStream>) -> bool {
+        let Ok((stream, _)) = self.listener.accept() else { return false };
         let same_user = rustix::net::sockopt::socket_peercred(&stream)
             .is_ok_and(|c| c.uid == rustix::process::geteuid() || c.uid.is_root());
         let usable =
@@ -135,6 +125,7 @@ impl Service {
         if same_user && usable && watchers.len() < MAX_WATCHERS {
             watchers.push(stream);
         }
+        true
     }
 
     /// One line for whatever came; `false` if the watcher is to be hung up on.

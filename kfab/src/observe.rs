@@ -7,7 +7,12 @@ use kfab_core::mem::PoolStats;
 use kfab_core::spi::Caps;
 use kfab_proto::{EventCursor, FabricEvent, LaneStats, PeerInfo};
 use kfab_topo::Target;
-use std::sync::{Arc, Weak};
+#[cfg(any(feature = "serde", feature = "prometheus"))]
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+#[cfg(any(feature = "serde", feature = "prometheus"))]
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, Weak};
 
 /// A port of an endpoint.
 #[derive(Clone, Debug)]
@@ -61,6 +66,65 @@ pub struct PoolCounts {
 impl From<PoolStats> for PoolCounts {
     fn from(s: PoolStats) -> Self {
         PoolCounts { regions: s.regions, bytes: s.bytes, in_use: s.in_use }
+    }
+}
+
+/// Who is to end with the endpoint: descriptors that are written to when it is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Ends(Mutex<Vec<Weak<OwnedFd>>>);
+
+#[cfg(any(feature = "serde", feature = "prometheus"))]
+impl Ends {
+    /// Writes to this eventfd at the end, if it is still there.
+    pub(crate) fn tell(&self, fd: &Arc<OwnedFd>) {
+        let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        all.retain(|fd| fd.strong_count() > 0);
+        all.push(Arc::downgrade(fd));
+    }
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        for fd in self.0.get_mut().unwrap_or_else(|e| e.into_inner()).drain(..) {
+            // The counter is full only where it has been written to before.
+            let _ = fd.upgrade().map(|fd| rustix::io::write(&*fd, &1u64.to_ne_bytes()));
+        }
+    }
+}
+
+/// What a service's thread wakes for.
+#[cfg(any(feature = "serde", feature = "prometheus"))]
+pub(crate) enum Woken {
+    /// The endpoint, or the service, is to end.
+    End,
+    /// These of its descriptors have news, the listener's first.
+    News(Vec<bool>),
+}
+
+/// How long a service whose `accept` fails, for want of descriptors most likely, leaves its listener alone.
+#[cfg(any(feature = "serde", feature = "prometheus"))]
+pub(crate) const ACCEPT_REST: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// Sleeps until there is news for a service. One whose `accept` has just failed (`rests`) does not look at its listener, which is ready
+/// still, for [`ACCEPT_REST`]: it would never sleep.
+#[cfg(any(feature = "serde", feature = "prometheus"))]
+pub(crate) fn wait_for_news<'a>(
+    stop: &'a OwnedFd,
+    listener: BorrowedFd<'a>,
+    others: impl Iterator<Item = BorrowedFd<'a>>,
+    rests: bool,
+) -> Woken {
+    let mut fds = vec![PollFd::new(stop, PollFlags::IN)];
+    let listens = if rests { PollFlags::empty() } else { PollFlags::IN };
+    fds.push(PollFd::from_borrowed_fd(listener, listens));
+    fds.extend(others.map(|o| PollFd::from_borrowed_fd(o, PollFlags::IN)));
+    loop {
+        match poll(&mut fds, rests.then_some(&ACCEPT_REST)) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return Woken::End,
+            Ok(_) if !fds[0].revents().is_empty() => return Woken::End,
+            Ok(_) => return Woken::News(fds[1..].iter().map(|f| !f.revents().is_empty()).collect()),
+        }
     }
 }
 

@@ -12,13 +12,13 @@
 //!
 //! Counters are read at each scrape; events ([`FabricEvent`]) are counted by name through a subscription of the exporter's own.
 
-use crate::observe::{EndpointStats, Events, PeerStats};
+use crate::observe::{EndpointStats, Events, PeerStats, Woken, wait_for_news};
 use crate::{Endpoint, FabricEvent, PeerCounters, PeerInfo, ProviderLimit, RailHealth, RailInfo};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, eventfd};
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -37,8 +37,8 @@ pub(crate) fn limits() -> [ProviderLimit; 2] {
     ]
 }
 
-/// A running exporter: a thread that sleeps between scrapes and answers them one after the other. Ends when dropped; does not keep
-/// the endpoint open. Binds where it is told and asks for no key: keep it on an address that only scrapers reach.
+/// A running exporter: a thread that sleeps between scrapes and answers them one after the other. Ends when dropped, or with the endpoint,
+/// which it does not keep open. Binds where it is told and asks for no key: keep it on an address that only scrapers reach.
 #[derive(Debug)]
 pub struct Exporter {
     address: SocketAddr,
@@ -56,6 +56,7 @@ impl Exporter {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        endpoint.ends.tell(&stop);
         let mut counted = Counted { events: endpoint.subscribe(), by_name: Default::default() };
         let (endpoint, end) = (Arc::downgrade(endpoint), stop.clone());
         let thread = std::thread::Builder::new().name("kfab-metrics".into()).stack_size(256 << 10);
@@ -105,18 +106,17 @@ impl Counted {
 }
 
 fn run(endpoint: &Weak<Endpoint>, listener: &TcpListener, stop: &OwnedFd, counted: &mut Counted) {
-    loop {
-        let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(_) => return,
-            Ok(_) => {}
+    let mut rests = false;
+    while let Woken::News(ready) = wait_for_news(stop, listener.as_fd(), std::iter::empty(), rests) {
+        rests = false;
+        if !ready[0] {
+            continue;
         }
-        if !fds[0].revents().is_empty() {
-            return;
-        }
+        let Ok((stream, _)) = listener.accept() else {
+            rests = true;
+            continue;
+        };
         let Some(endpoint) = endpoint.upgrade() else { return };
-        let Ok((stream, _)) = listener.accept() else { continue };
         counted.update();
         // A scraper that fails tries again.
         let _ = answer(stream, &endpoint, counted);
