@@ -330,9 +330,18 @@ fn strangers_are_bounded_and_displaced_and_members_still_come_in() {
     }
 }
 
+/// Sockets of this host that connect, or are connected, to a local port.
+fn sockets_to(at: SocketAddr) -> usize {
+    let all = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let (port, time_wait) = (format!(":{:04X}", at.port()), "06");
+    let fields = all.lines().skip(1).map(|l| l.split_whitespace().skip(2).take(2).collect::<Vec<_>>());
+    fields.filter(|f| f[0].ends_with(&port) && f[1] != time_wait).count()
+}
+
 #[test]
 fn two_hundred_connections_with_few_attempts_at_once() {
-    let c = PortConfig { max_connecting: 8, connect_timeout: LIMIT, ..config() };
+    const AT_ONCE: usize = 8;
+    let c = PortConfig { max_connecting: AT_ONCE, connect_timeout: LIMIT, ..config() };
     let (mut a, mut b) = (Side::new(&c), Side::new(&c));
     let conns: Vec<Conn> = (0..200).map(|_| a.port.connect(&b.way()).unwrap()).collect();
     for (i, c) in conns.iter().enumerate() {
@@ -340,6 +349,7 @@ fn two_hundred_connections_with_few_attempts_at_once() {
     }
     let (mut up, mut writable) = (0, 0);
     let mut seen = vec![0; 200];
+    assert_eq!(sockets_to(b.addr()), AT_ONCE, "the first of them, and no more");
     until("all of them", || {
         a.poll();
         for e in std::mem::take(&mut a.events) {
@@ -352,6 +362,10 @@ fn two_hundred_connections_with_few_attempts_at_once() {
                 Event::Writable { .. } => writable += 1,
                 e => panic!("{e:?}"),
             }
+        }
+        if up < 200 {
+            let under_way = sockets_to(b.addr()) - up;
+            assert!(under_way <= AT_ONCE, "{under_way} under way, {up} are up");
         }
         match b.next() {
             Some(Event::Incoming { .. }) | None => {}
