@@ -114,13 +114,19 @@ pub(crate) fn run(args: &PerfArgs) -> Result<()> {
 fn limit(args: &LimitArgs) -> Result<()> {
     let mut bar = Bar::new(1);
     bar.begin("limits".into());
-    let rows = limits::measure(&args.pin, Scope::Full, &mut |part| bar.tick(part))?;
+    let mut rows = Vec::new();
+    let outcome = limits::measure(&args.pin, Scope::Full, &mut rows, &mut |part| bar.tick(part));
     bar.end();
     drop(bar);
-    if args.json {
-        return show::print_json(&serde_json::json!({ "rows": rows, "cpus": args.pin.cpus()? }));
+    if rows.is_empty() {
+        return outcome;
     }
-    show::print(&limits_text(&rows))
+    if args.json {
+        show::print_json(&serde_json::json!({ "rows": rows, "cpus": args.pin.cpus()? }))?;
+    } else {
+        show::print(&limits_text(&rows))?;
+    }
+    outcome
 }
 
 fn test(test: Test, args: &TestArgs) -> Result<()> {

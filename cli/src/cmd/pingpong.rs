@@ -86,7 +86,7 @@ fn measure(args: &PingpongArgs, sizes: &[usize], report: &mut Report) -> Result<
     report.cpus = args.load.pin.cpus()?;
     let mut bar = Bar::new(schemes.len() * sizes.len() + 1);
     bar.begin("the machine's limits".into());
-    report.limits = limits::measure(&args.load.pin, Scope::Brief, &mut |part| bar.tick(part))?;
+    limits::measure(&args.load.pin, Scope::Brief, &mut report.limits, &mut |part| bar.tick(part))?;
     bar.end();
     let before = [ClockId::ProcessCPUTime, ClockId::Monotonic].map(clock_ns);
     for scheme in schemes {

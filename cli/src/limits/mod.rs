@@ -82,8 +82,13 @@ impl Spin {
     }
 }
 
-/// Measures. `progress` is told the part that is done.
-pub(crate) fn measure(pins: &Pin, scope: Scope, progress: &mut dyn FnMut(f64)) -> Result<Vec<Limit>> {
+/// Measures into `all`, which has what there is when it ends early. `progress` is told the part that is done.
+pub(crate) fn measure(
+    pins: &Pin,
+    scope: Scope,
+    all: &mut Vec<Limit>,
+    progress: &mut dyn FnMut(f64),
+) -> Result<()> {
     let cpus = pins.cpus()?;
     let spin = Spin { shared_cpu: cpus.is_none_or(|(a, b)| a == b) };
     let full = scope == Scope::Full;
@@ -94,29 +99,28 @@ pub(crate) fn measure(pins: &Pin, scope: Scope, progress: &mut dyn FnMut(f64)) -
     };
     let part = Duration::from_millis(if full { 150 } else { 60 });
     let total = (memory.len() + pingpong.len() + 3) as f64;
-    let mut all = Vec::new();
     let mut step = |all: &[Limit]| {
         progress(all.len() as f64 / total);
         stop::check()
     };
     // The threads that measure are made here, so that this one's own placement is nobody's business.
     all.push(cache_line::measure(cpus, spin, part));
-    step(&all)?;
+    step(all)?;
     for &size in memory {
         all.push(memory::measure(cpus, size, part));
-        step(&all)?;
+        step(all)?;
     }
     for &size in pingpong {
         all.push(tcp::ping_pong(cpus, spin, size, part * 2)?);
-        step(&all)?;
+        step(all)?;
     }
     all.push(tcp::stream(cpus, spin, 1 << 20, part * 2)?);
-    step(&all)?;
+    step(all)?;
     if full {
         all.push(Limit::latency("eventfd_wake", None, eventfd_wake(cpus, 300)?.quantile(0.5)));
-        step(&all)?;
+        step(all)?;
     }
-    Ok(all)
+    Ok(())
 }
 
 /// Runs two threads, one on each CPU, and gives what the first returns.

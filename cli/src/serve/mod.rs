@@ -3,14 +3,16 @@
 pub(crate) mod session;
 
 use crate::args::{FabricArgs, WaitArg};
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, INTERRUPTED, Result};
 use crate::stop;
 use clap::Args;
-use kfab::Monitor;
 use kfab::prometheus::Exporter;
-use session::Server;
+use kfab::{Endpoint, Monitor};
+use session::{Counts, Server};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Once};
+use std::time::Duration;
 
 #[derive(Args, Debug)]
 pub(crate) struct ServeArgs {
@@ -57,15 +59,52 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
         std::process::id()
     );
     let mut server = Server::new(&endpoint);
+    let last = Arc::new(LastWords { counts: server.counts.clone(), said: Once::new() });
+    last.clone().in_any_case(&endpoint);
     let outcome = server.run(stop::pressed);
-    let totals = endpoint.stats().lane.totals;
-    eprintln!(
-        "kfab: served {} requests, refused {}; {} messages in, {} out",
-        server.served, server.failed, totals.rx_messages, totals.tx_messages
-    );
+    last.say(&endpoint);
     drop((monitor, exporter));
     outcome?;
     stop::check()
+}
+
+/// How long a request that is being served may take when the server is to end.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the server says in the end, once.
+struct LastWords {
+    counts: Arc<Counts>,
+    said: Once,
+}
+
+impl LastWords {
+    fn say(&self, endpoint: &Endpoint) {
+        self.said.call_once(|| {
+            let totals = endpoint.stats().lane.totals;
+            let [served, failed] =
+                [&self.counts.served, &self.counts.failed].map(|n| n.load(Ordering::Relaxed));
+            eprintln!(
+                "kfab: served {served} requests, refused {failed}; {} messages in, {} out",
+                totals.rx_messages, totals.tx_messages
+            );
+        });
+    }
+
+    /// Says it, and ends the process, when the request that is being served does not end by itself.
+    fn in_any_case(self: Arc<Self>, endpoint: &Arc<Endpoint>) {
+        let endpoint = Arc::downgrade(endpoint);
+        std::thread::spawn(move || {
+            while !stop::pressed() {
+                std::thread::sleep(PATIENCE / 10);
+            }
+            std::thread::sleep(PATIENCE);
+            // Without an endpoint the server has ended, and with it soon the process.
+            if let Some(endpoint) = endpoint.upgrade() {
+                self.say(&endpoint);
+                std::process::exit(INTERRUPTED.into());
+            }
+        });
+    }
 }
 
 /// `true` for a place that others than this host may reach.

@@ -7,6 +7,8 @@ use crate::payload::{Incoming, Outgoing, SMALL, is_intact, stamp_of};
 use kfab::{Endpoint, Kind, Message, Op, Peer, Rights, Window};
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often an idle server looks whether it should stop.
@@ -20,9 +22,15 @@ pub(crate) const WAKE_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) struct Server<'a> {
     endpoint: &'a Endpoint,
     window: Option<Window>,
-    /// Requests served, and those that failed.
-    pub(crate) served: u64,
-    pub(crate) failed: u64,
+    /// For others to read, in the middle of a request too.
+    pub(crate) counts: Arc<Counts>,
+}
+
+/// Requests served, and those that failed.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) served: AtomicU64,
+    pub(crate) failed: AtomicU64,
 }
 
 /// Nanoseconds on the clock that all processes of this machine share.
@@ -33,7 +41,7 @@ pub(crate) fn clock_ns(id: ClockId) -> u64 {
 
 impl<'a> Server<'a> {
     pub(crate) fn new(endpoint: &'a Endpoint) -> Server<'a> {
-        Server { endpoint, window: None, served: 0, failed: 0 }
+        Server { endpoint, window: None, counts: Arc::default() }
     }
 
     /// Serves until `stop` says so.
@@ -57,9 +65,10 @@ impl<'a> Server<'a> {
             Err(why) => Reply::Refused { why },
         };
         match &reply {
-            Reply::Refused { .. } => self.failed += 1,
-            _ => self.served += 1,
+            Reply::Refused { .. } => &self.counts.failed,
+            _ => &self.counts.served,
         }
+        .fetch_add(1, Ordering::Relaxed);
         // A client that is gone needs no reply.
         let _ = control::send(&peer, REPLY, &reply);
     }

@@ -105,6 +105,26 @@ fn too_few_descriptors_are_said_at_the_start() {
 }
 
 #[test]
+fn too_little_locked_memory_is_said_with_how_to_raise_it() {
+    let info = |limit: &str| {
+        let mut c = Command::new("sh");
+        let script = format!("ulimit -l {limit} && exec \"$0\" info --json");
+        c.args(["-c", &script, env!("CARGO_BIN_EXE_kfab")]);
+        let e = Running::start(c).end().ok();
+        let facts = e.json()["system"].as_array().unwrap_or_else(|| panic!("{e:?}")).clone();
+        facts.into_iter().find(|f| f["name"] == "locked memory").expect("a fact")
+    };
+    let few = info("64");
+    assert!(few["value"].as_str().unwrap().starts_with("65536 B"), "{few}");
+    assert!(few["remedy"].as_str().unwrap().contains("ulimit -l"), "{few}");
+    // The twin, where it may be raised.
+    if rustix::process::getrlimit(rustix::process::Resource::Memlock).maximum.is_none_or(|m| m >= 128 << 20) {
+        let enough = info("131072");
+        assert!(enough["remedy"].is_null(), "{enough}");
+    }
+}
+
+#[test]
 fn a_second_server_on_the_same_address_is_refused() {
     let (_first, address) = server(&[]);
     run(&["serve", "--provider", "tcp", "--listen", &address])

@@ -78,3 +78,54 @@ fn a_client_killed_in_the_middle_leaves_a_server_that_serves_the_next() {
     let e = server.end().code(130);
     assert!(e.err.contains("served"), "{e:?}");
 }
+
+/// `true` once a process catches Ctrl-C (proc_pid_status(5)).
+fn catches_ctrl_c(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:"));
+    caught.and_then(|m| u64::from_str_radix(m.trim(), 16).ok()).is_some_and(|m| m & 1 << 1 != 0)
+}
+
+/// Interrupts a command after a while; its document. Where the machine is so busy that not even one figure comes before the command's
+/// patience ends, again after a longer while.
+fn interrupted(args: &[&str], after: Duration) -> serde_json::Value {
+    for longer in [1, 4, 16, 32] {
+        let running = Running::start(kfab(args));
+        assert!(wait_until(Duration::from_secs(50), || catches_ctrl_c(running.pid())), "{args:?}");
+        std::thread::sleep(after * longer);
+        running.signal(Signal::INT);
+        let e = running.end();
+        if e.code == Some(130) && !e.out.is_empty() {
+            return e.json();
+        }
+    }
+    panic!("{args:?} shows nothing when interrupted");
+}
+
+#[test]
+fn limits_and_wake_ups_interrupted_show_what_they_have() {
+    let limits = interrupted(&["perf", "limit", "--json"], Duration::from_millis(300));
+    assert_eq!(limits["rows"][0]["name"], "cache_line", "{limits}");
+    let pingpong = interrupted(&["pingpong", "--json"], Duration::from_millis(100));
+    assert_eq!(pingpong["limits"][0]["name"], "cache_line", "{pingpong}");
+    let wake = ["perf", "wake", "--provider", "tcp", "--iterations", "100000", "--json"];
+    let wakes = interrupted(&wake, Duration::from_secs(4));
+    assert_eq!(
+        (wakes["rows"][0]["name"].as_str(), wakes["rows"][1]["name"].as_str()),
+        (Some("kfab tcp"), Some("eventfd"))
+    );
+    assert!(wakes["rows"][0]["p50_ns"].as_f64().unwrap() > 0.0, "{wakes}");
+}
+
+#[test]
+fn a_server_interrupted_in_the_middle_of_a_request_says_what_it_served() {
+    let (server, address) = server(&[]);
+    let args = ["perf", "lat", "--provider", "tcp", &address, "--size", "8", "--duration", "60"];
+    let client = Running::start(kfab(&args));
+    assert!(wait_until(Duration::from_secs(50), || cpu_ticks(server.pid()) > 50), "nothing is measured");
+    // In the middle, where the server waits for it.
+    client.signal(Signal::STOP);
+    server.signal(Signal::INT);
+    let e = server.end().code(130).says(&["served", "refused 0", "messages in"]);
+    assert!(!e.err.contains(" 0 messages in"), "{e:?}");
+}
