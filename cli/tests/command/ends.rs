@@ -108,8 +108,9 @@ fn limits_and_wake_ups_interrupted_show_what_they_have() {
     assert_eq!(limits["rows"][0]["name"], "cache_line", "{limits}");
     let pingpong = interrupted(&["pingpong", "--json"], Duration::from_millis(100));
     assert_eq!(pingpong["limits"][0]["name"], "cache_line", "{pingpong}");
-    let wake = ["perf", "wake", "--provider", "tcp", "--iterations", "100000", "--json"];
-    let wakes = interrupted(&wake, Duration::from_secs(4));
+    // In its sleep, after the wake-ups.
+    let wake = ["perf", "wake", "--provider", "tcp", "--iterations", "4", "--asleep", "20", "--json"];
+    let wakes = interrupted(&wake, Duration::from_secs(3));
     assert_eq!(
         (wakes["rows"][0]["name"].as_str(), wakes["rows"][1]["name"].as_str()),
         (Some("kfab tcp"), Some("eventfd"))
