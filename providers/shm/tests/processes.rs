@@ -5,8 +5,9 @@ mod common;
 use common::{Watchdog, frame, now, open, pump, sleep_on, try_open, until};
 use kfab_core::mem::{Buffer, Landing, Pool};
 use kfab_core::spi::{
-    Body, Conn, DownReason, Event, Port, PortConfig, RemoteKey, Rights, Rma, RmaToken, Way,
+    Body, Conn, DownReason, Event, Port, PortConfig, RemoteKey, Rights, Rma, RmaStarted, RmaToken, Way,
 };
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
@@ -21,16 +22,19 @@ fn alone() -> MutexGuard<'static, ()> {
 
 const CHILD: &str = "KFAB_SHM_CHILD";
 
-/// Starts this program as a child that runs the test `child_main` with a role.
-fn spawn(role: &str, arg: &str) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child_main", "--nocapture", "--test-threads=1"])
+/// This program as a child that runs the test `child_main` with a role.
+fn child_of(role: &str, arg: &str) -> Command {
+    let mut c = Command::new(std::env::current_exe().unwrap());
+    c.args(["--exact", "child_main", "--nocapture", "--test-threads=1"])
         .env(CHILD, format!("{role} {arg}"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::null());
+    c
+}
+
+fn spawn(role: &str, arg: &str) -> Child {
+    child_of(role, arg).spawn().unwrap()
 }
 
 /// The first line of a child that starts with `word`; the rest of it.
@@ -61,6 +65,8 @@ fn child_main() {
         "sleepy" => echo(open(&named(arg)), true),
         "flood" => flood(arg),
         "write" => write_for_ever(arg),
+        "owner" => own(arg),
+        "reader" => read(arg),
         role => panic!("{role}"),
     }
 }
@@ -133,6 +139,66 @@ fn write_for_ever(way: &str) {
     }
 }
 
+/// What the memory of an owner holds.
+fn owned() -> Vec<u8> {
+    (0..100_000u32).map(|i| (i * 7 + i / 251) as u8).collect()
+}
+
+/// Adopts memory and tells its key to whoever comes; a `hidden` process lets nobody but root look into it, as one may be that changed
+/// its user.
+fn own(what: &str) {
+    if what == "hidden" {
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).unwrap();
+    }
+    let mut port = open(&PortConfig::default());
+    let memory = Buffer::adopt(owned());
+    let x = port.expose(&memory.as_source(), Rights::READ | Rights::TRANSFER).unwrap();
+    println!("\nready {}", port.ways()[0]);
+    loop {
+        for e in pump(&mut *port) {
+            let Event::Incoming { conn } = e else { continue };
+            let key = [x.key.region, x.key.base, x.key.secret].map(u64::to_le_bytes).concat();
+            let mut f = frame(0, Body::Empty);
+            f.inline = kfab_core::spi::Inline::new(&key).unwrap();
+            port.post(conn, &[f]);
+        }
+    }
+}
+
+/// Reads an owner's memory twice, says what came of it, and that the connection still carries frames.
+fn read(way: &str) {
+    let mut port = open(&PortConfig::default());
+    let conn = up(&mut *port, way);
+    let mut key = None;
+    until("a key", || {
+        for e in pump(&mut *port) {
+            let Event::Frame { inline, .. } = e else { panic!("{e:?}") };
+            let w = |i: usize| u64::from_le_bytes(inline.as_slice()[i..i + 8].try_into().unwrap());
+            key = Some(RemoteKey { region: w(0), base: w(8), secret: w(16) });
+        }
+        key.is_some()
+    });
+    let (key, want) = (key.unwrap(), owned());
+    for token in 1..3 {
+        let landing = Landing::whole(Buffer::adopt(vec![0; 5000])).unwrap();
+        match port.rma(conn, Rma::Read { landing, key, offset: 777 }, RmaToken(token)) {
+            RmaStarted::Done(Some(l)) => {
+                assert!(l.into_buffer().unwrap()[..] == want[777..5777]);
+                println!("\nread whole");
+            }
+            RmaStarted::Failed(Some(l), e) => {
+                assert_eq!((l.len(), e.kind()), (5000, kfab_core::Kind::Unavailable), "{e}");
+                println!("\nread {}", e.context());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(port.post(conn, &[frame(1, Body::Empty)]), 1);
+    assert!(pump(&mut *port).is_empty(), "the connection is not what was refused");
+    println!("\nread ended");
+    std::thread::sleep(Duration::from_secs(30));
+}
+
 struct Rng(u64);
 
 impl Rng {
@@ -149,6 +215,11 @@ fn kill(mut child: Child) {
 
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Mappings of this process of memory that has no name in a file system: segments, and slabs and windows of peers.
+fn mappings() -> usize {
+    std::fs::read_to_string("/proc/self/maps").unwrap().lines().filter(|l| l.contains("/memfd:")).count()
 }
 
 fn threads() -> usize {
@@ -176,7 +247,8 @@ fn killed_servers_are_reported_and_replaced() {
     let name = format!("kfab-kill.{}", std::process::id());
     let mut rng = Rng(u64::from(std::process::id()));
     let mut port = open(&PortConfig::default());
-    let (fds, mut times) = (descriptors(), Vec::new());
+    let (fds, maps, mut times) = (descriptors(), mappings(), Vec::new());
+    let mut most = 0;
     for round in 0..50 {
         let mut child = spawn("echo", &name);
         let way = line(&mut child, "ready ");
@@ -215,6 +287,7 @@ fn killed_servers_are_reported_and_replaced() {
                 }
             }
         }
+        most = most.max(mappings());
         child.kill().unwrap();
         let killed = Instant::now();
         let mut down = None;
@@ -233,7 +306,9 @@ fn killed_servers_are_reported_and_replaced() {
         assert_eq!(down, Some(DownReason::PeerDead));
         kill(child);
         assert_eq!(descriptors(), fds, "round {round}: descriptors are left");
+        assert_eq!(mappings(), maps, "round {round}: mappings are left");
     }
+    assert!(most >= maps + 2, "its segment and its window were mapped: {most}, {maps} before");
     times.sort_unstable();
     let (median, worst) = (times[25], times[49]);
     let late = times.iter().filter(|t| **t > Duration::from_millis(100)).count();
@@ -251,7 +326,7 @@ fn killed_clients_are_reported_and_leave_nothing() {
     let mut rng = Rng(u64::from(std::process::id()) + 7);
     let mut port = open(&PortConfig::default());
     let way = port.ways()[0].to_string();
-    let (fds, tasks) = (descriptors(), threads());
+    let (fds, maps, tasks) = (descriptors(), mappings(), threads());
     for round in 0..50 {
         let child = spawn("flood", &way);
         let (mut conn, mut down, mut frames) = (None, None, 0u64);
@@ -287,6 +362,7 @@ fn killed_clients_are_reported_and_leave_nothing() {
         });
         assert_eq!(down, Some(DownReason::PeerDead), "round {round}, after {frames} frames");
         assert_eq!(descriptors(), fds, "round {round}: descriptors are left");
+        assert_eq!(mappings(), maps, "round {round}: mappings are left");
     }
     assert!(threads() <= tasks + 1, "threads are left");
 }
@@ -431,6 +507,41 @@ fn a_restarted_server_is_reachable_at_once() {
         // At once: no wait for the death to be noticed.
     }
     assert!(try_open(&PortConfig { listen: Some(name), ..PortConfig::default() }).is_ok());
+}
+
+/// Adopted memory is read by the kernel where that is permitted. Where it is not (`EPERM`), the operation fails so that it can be done by
+/// messages, with the memory given back, at once the next time, and the connection goes on.
+#[test]
+fn adopted_memory_that_the_kernel_does_not_show_is_refused_softly() {
+    let _alone = alone();
+    let _w = Watchdog::start(60);
+    for (owner, said) in [
+        ("seen", ["whole", "whole"]),
+        ("hidden", ["process_vm_readv: Operation not permitted", "process_vm_readv is not permitted here"]),
+    ] {
+        let start = |role: &str, arg: &str| {
+            let mut c = child_of(role, arg);
+            if rustix::process::geteuid().is_root() {
+                // Root sees all.
+                std::os::unix::process::CommandExt::uid(&mut c, 65534);
+            }
+            c.spawn()
+        };
+        let mut all = vec![match start("owner", owner) {
+            Ok(c) => c,
+            Err(e) => return println!("not run: {e}"),
+        }];
+        let way = line(&mut all[0], "ready ");
+        all.push(start("reader", &way).unwrap());
+        let mut out = BufReader::new(all[1].stdout.take().unwrap()).lines().map_while(Result::ok);
+        let mut next = || out.by_ref().find_map(|l| l.strip_prefix("read ").map(str::to_owned));
+        for said in said {
+            let got = next().expect("the reader ended");
+            assert!(got.starts_with(said), "{owner}: {got:?}, not {said:?}");
+        }
+        assert_eq!(next().as_deref(), Some("ended"));
+        all.into_iter().for_each(kill);
+    }
 }
 
 /// A process of another user gets no connection, and is not even announced.
