@@ -3,6 +3,8 @@
 //! Test programs are those that the step `tests` has built; in a guest they find cards, and `KFAB_LAB_RDMA=1` makes them fail
 //! instead of skip where they find none. Nothing in here asserts how fast anything is.
 
+mod shown;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -14,7 +16,7 @@ use super::{Options, Outcome};
 use crate::lab;
 use crate::sh::Sh;
 
-/// A guest and what runs in it. In `script` a program of the tree is written as `@PACKAGE/PROGRAM`.
+/// A guest and what runs in it. In `script` a program of the tree, or one of its tests, is written as `@PACKAGE/PROGRAM`.
 struct Job {
     what: &'static str,
     options: &'static str,
@@ -22,6 +24,17 @@ struct Job {
     /// Several times what it takes: hosts are busy.
     limit_s: u64,
     runs: Runs,
+    judge: Judge,
+}
+
+/// What came of a guest whose script ended well, from what it printed; an error if that will not do.
+type Judge = fn(&str) -> anyhow::Result<Counts>;
+
+/// Of test programs: they must have run something.
+fn tests_ran(said: &str) -> anyhow::Result<Counts> {
+    let counts = Counts::read(said);
+    ensure!(counts.passed > 0, "no test ran");
+    Ok(counts)
 }
 
 /// In which runs a guest takes part.
@@ -86,6 +99,15 @@ const JOBS: &[Job] = &[
         script: "@kfab-verbs/cards && @kfab-verbs/conformance --test-threads 1 verbs::",
         limit_s: 1800,
         runs: Runs::Everywhere,
+        judge: tests_ran,
+    },
+    Job {
+        what: "`kfab info` beside `ibv_devinfo`, and measurements over a card and across a cable",
+        options: "--cards 4 --wire switch",
+        script: shown::SCRIPT,
+        limit_s: 600,
+        runs: Runs::Always,
+        judge: shown::judge,
     },
     Job {
         what: "conformance, connected through the manager",
@@ -93,6 +115,7 @@ const JOBS: &[Job] = &[
         script: "@kfab-verbs/conformance --test-threads 1 verbs-cm::",
         limit_s: 1200,
         runs: Runs::Full,
+        judge: tests_ran,
     },
     Job {
         what: "cards that only the manager connects: conformance, LNet, the object store",
@@ -101,6 +124,7 @@ const JOBS: &[Job] = &[
             @kfab-examples/objectstore --test-threads 1",
         limit_s: 1800,
         runs: Runs::Full,
+        judge: tests_ran,
     },
     Job {
         what: "two rails, one and both cut and healed, under the whole stack",
@@ -108,6 +132,7 @@ const JOBS: &[Job] = &[
         script: "@kfab/verbs --test-threads 1 --nocapture && @kfab/found_rails --test-threads 1 --nocapture",
         limit_s: 1800,
         runs: Runs::Everywhere,
+        judge: tests_ran,
     },
     Job {
         what: "cards on two NUMA nodes, memory and threads beside them",
@@ -115,6 +140,7 @@ const JOBS: &[Job] = &[
         script: "@kfab/verbs_numa --test-threads 1 --nocapture",
         limit_s: 900,
         runs: Runs::Always,
+        judge: tests_ran,
     },
     Job {
         what: "LNet and the object store over cards",
@@ -123,6 +149,7 @@ const JOBS: &[Job] = &[
             @lnet-shim/kfi_killed --test-threads 1 && @kfab-examples/objectstore --test-threads 1",
         limit_s: 1800,
         runs: Runs::Full,
+        judge: tests_ran,
     },
 ];
 
@@ -148,7 +175,6 @@ pub(super) fn run(options: &Options) -> anyhow::Result<Outcome> {
             println!("  {kernel}: {}", job.what);
             let start = Instant::now();
             let counts = boot(kernel, job, &programs)?;
-            ensure!(counts.passed > 0, "{kernel}: no test ran: {}", job.what);
             println!("  {kernel}: {}: {counts}, {:.0} s", job.what, start.elapsed().as_secs_f64());
             sum.add(&counts);
         }
@@ -174,7 +200,7 @@ fn refused(refusal: &Refusal, programs: &[(String, PathBuf)]) -> anyhow::Result<
 
 fn boot(kernel: &str, job: &Job, programs: &[(String, PathBuf)]) -> anyhow::Result<Counts> {
     let guest = guest(kernel, job.options, &with_paths(job.script, programs)?, job.limit_s)?;
-    Ok(Counts::read(&guest.tee()?))
+    (job.judge)(&guest.tee()?).with_context(|| format!("{kernel}: {}", job.what))
 }
 
 /// A guest that runs a script.
@@ -194,14 +220,14 @@ fn with_paths(script: &str, programs: &[(String, PathBuf)]) -> anyhow::Result<St
         None => Ok(word.to_owned()),
         Some(name) => {
             let found = programs.iter().find(|(n, _)| n == name);
-            let (_, path) = found.with_context(|| format!("the tree has no test program {name}"))?;
+            let (_, path) = found.with_context(|| format!("the tree has no program {name}"))?;
             Ok(path.to_string_lossy().into_owned())
         }
     });
     words.collect::<anyhow::Result<Vec<_>>>().map(|words| words.join(" "))
 }
 
-/// All test programs of the workspace, as `PACKAGE/PROGRAM`. Built as the step `tests` builds them: nothing is built twice.
+/// All test programs of the workspace and what they run, as `PACKAGE/PROGRAM`. Built as the step `tests` builds them: nothing is built twice.
 fn programs() -> anyhow::Result<Vec<(String, PathBuf)>> {
     let cargo = Sh::line("cargo test --locked --workspace --no-run --message-format=json-render-diagnostics");
     let said = cargo.read()?;
@@ -212,7 +238,9 @@ fn programs() -> anyhow::Result<Vec<(String, PathBuf)>> {
 fn program(message: &Value) -> Option<(String, PathBuf)> {
     let path = message["executable"].as_str()?;
     let target = &message["target"];
-    if target["kind"].as_array()?.iter().all(|kind| kind != "test") {
+    // A program's own unit tests have its name, too.
+    let wanted = if message["profile"]["test"] == true { "test" } else { "bin" };
+    if target["kind"].as_array()?.iter().all(|kind| kind != wanted) {
         return None;
     }
     let manifest = PathBuf::from(message["manifest_path"].as_str()?);
@@ -235,15 +263,18 @@ mod tests {
     }
 
     #[test]
-    fn test_programs_are_known_from_what_cargo_says() {
-        let message = |kind: &str| {
+    fn programs_are_known_from_what_cargo_says() {
+        let message = |kind: &str, test: bool| {
             let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
             serde_json::json!({
                 "manifest_path": manifest, "executable": "/t/x-1", "target": { "kind": [kind], "name": "x" },
+                "profile": { "test": test },
             })
         };
-        assert_eq!(program(&message("test")), Some(("xtask/x".to_owned(), "/t/x-1".into())));
-        assert_eq!(program(&message("bin")), None);
+        for (kind, test) in [("test", true), ("bin", false)] {
+            assert_eq!(program(&message(kind, test)), Some(("xtask/x".to_owned(), "/t/x-1".into())));
+        }
+        assert_eq!(program(&message("bin", true)), None);
         assert_eq!(program(&serde_json::json!({ "reason": "build-finished" })), None);
     }
 }
