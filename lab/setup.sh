@@ -5,7 +5,7 @@
 # may overtake them on their way.
 #
 # Three ports lead to the host. `out` and `err` carry the command's output. `ctl` carries lines:
-#   to the host:  up | exit N [OUT ERR] | link RAIL STATE | mark NAME | fail TEXT
+#   to the host:  up | exit N [OUT ERR] | link RAIL STATE | mark NAME | kill | fail TEXT
 #   to the guest: go | link RAIL STATE | mark NAME
 B=/run/lab/busybox
 export PATH=/run/lab:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8

@@ -160,9 +160,14 @@ impl Machine {
         Remains { console, qemu }
     }
 
-    fn end(&mut self) {
+    /// Stops it dead, as a power cut does; what it still wanted to say is lost.
+    pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    fn end(&mut self) {
+        self.kill();
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }

@@ -64,7 +64,7 @@ impl Run {
     }
 }
 
-const CHECKS: [Check; 12] = [
+const CHECKS: [Check; 14] = [
     Check {
         name: "the exit status comes back, both streams come apart",
         options: &["--cards", "0"],
@@ -174,6 +174,26 @@ const CHECKS: [Check; 12] = [
             ensure!(run.companion.contains("remote address"), "the companion has not met its peer");
             run.says(&["lab-a"])?;
             run.ended_with(5)
+        },
+    },
+    Check {
+        name: "the second of two guests is killed, and the first goes on",
+        options: &["--cards", "1", "--two", "echo lives; lab mark up; sleep 1000"],
+        script: "lab await up || exit 1; reaches() { /run/lab/busybox ping -c 1 -W 2 10.8.0.2 >/dev/null; }; \
+            reaches && echo before; lab kill && { reaches || echo nobody after; }",
+        verdict: |run| {
+            ensure!(run.companion.contains("lives"), "the companion has not run");
+            run.says(&["before", "nobody after"])?;
+            run.ended_with(0)
+        },
+    },
+    Check {
+        name: "a second guest that dies by itself ends the run",
+        options: &["--cards", "1", "--two", "lab await up; echo c >/proc/sysrq-trigger; sleep 100"],
+        script: "lab kill extra || echo no such word; lab mark up; sleep 1000",
+        verdict: |run| {
+            run.says(&["no such word"])?;
+            run.lost("guest \"b\" ended before its command did")
         },
     },
     Check {

@@ -224,6 +224,7 @@ impl Session<'_> {
             }
             ("exit", Some(status), written) => self.command_ended(side, status, written),
             ("mark", Some(name), None) if is_mark(name) => self.tell_all(&format!("mark {name}")),
+            ("kill", None, None) if self.machines.len() > 1 => self.kill_companion(),
             ("link", Some(rail), Some(order)) => match (rail.parse::<u32>(), order.parse()) {
                 (Ok(rail), Ok(order)) if rail < self.plan.wiring.rails => self.set_rail(rail, order),
                 (Ok(rail), _) => self.tell_all(&format!("link {rail} refused")),
@@ -251,6 +252,13 @@ impl Session<'_> {
         if index == 0 {
             self.grace = Some(Instant::now() + COMPANION_GRACE);
         }
+    }
+
+    /// Ends the second guest because it was asked for: that it gave no status is then no failure.
+    fn kill_companion(&mut self) {
+        self.machines[1].kill();
+        self.statuses[1].get_or_insert(0);
+        self.tell_all("mark killed");
     }
 
     fn tell_all(&mut self, line: &str) {

@@ -21,6 +21,8 @@ struct Job {
     what: &'static str,
     options: &'static str,
     script: &'static str,
+    /// What runs in a second guest, if there is one.
+    companion: Option<&'static str>,
     /// Several times what it takes: hosts are busy.
     limit_s: u64,
     runs: Runs,
@@ -91,12 +93,14 @@ const REFUSALS: &[Refusal] = &[
     },
 ];
 const REFUSAL_LIMIT_S: u64 = 600;
+const SELFTEST_LIMIT_S: u64 = 1800;
 
 const JOBS: &[Job] = &[
     Job {
         what: "conformance, and what only cards can show",
         options: "--cards 2",
         script: "@kfab-verbs/cards && @kfab-verbs/conformance --test-threads 1 verbs::",
+        companion: None,
         limit_s: 1800,
         runs: Runs::Everywhere,
         judge: tests_ran,
@@ -105,6 +109,7 @@ const JOBS: &[Job] = &[
         what: "`kfab info` beside `ibv_devinfo`, and measurements over a card and across a cable",
         options: "--cards 4 --wire switch",
         script: shown::SCRIPT,
+        companion: None,
         limit_s: 600,
         runs: Runs::Always,
         judge: shown::judge,
@@ -113,6 +118,7 @@ const JOBS: &[Job] = &[
         what: "conformance, connected through the manager",
         options: "--cards 2",
         script: "@kfab-verbs/conformance --test-threads 1 verbs-cm::",
+        companion: None,
         limit_s: 1200,
         runs: Runs::Full,
         judge: tests_ran,
@@ -122,6 +128,7 @@ const JOBS: &[Job] = &[
         options: "--cards 2 --iwarp --memory 2048",
         script: "@kfab-verbs/conformance --test-threads 1 verbs:: && @lnet-shim/kfi --test-threads 1 && \
             @kfab-examples/objectstore --test-threads 1",
+        companion: None,
         limit_s: 1800,
         runs: Runs::Full,
         judge: tests_ran,
@@ -130,6 +137,7 @@ const JOBS: &[Job] = &[
         what: "two rails, one and both cut and healed, under the whole stack",
         options: "--cards 4 --wire switch --memory 1536",
         script: "@kfab/verbs --test-threads 1 --nocapture && @kfab/found_rails --test-threads 1 --nocapture",
+        companion: None,
         limit_s: 1800,
         runs: Runs::Everywhere,
         judge: tests_ran,
@@ -138,6 +146,7 @@ const JOBS: &[Job] = &[
         what: "cards on two NUMA nodes, memory and threads beside them",
         options: "--numa 2 --cards 4 --card-nodes 0,0,1,1 --memory 1536",
         script: "@kfab/verbs_numa --test-threads 1 --nocapture",
+        companion: None,
         limit_s: 900,
         runs: Runs::Always,
         judge: tests_ran,
@@ -147,7 +156,17 @@ const JOBS: &[Job] = &[
         options: "--cards 2 --memory 2048",
         script: "@kfab-cli/command lnet:: --test-threads 1 && @lnet-shim/kfi --test-threads 1 && \
             @lnet-shim/kfi_killed --test-threads 1 && @kfab-examples/objectstore --test-threads 1",
+        companion: None,
         limit_s: 1800,
+        runs: Runs::Full,
+        judge: tests_ran,
+    },
+    Job {
+        what: "two machines: traffic between them, and the loss of one",
+        options: "--cards 1",
+        script: "@kfab/verbs_two --nocapture",
+        companion: Some("@kfab/verbs_two --nocapture"),
+        limit_s: 900,
         runs: Runs::Full,
         judge: tests_ran,
     },
@@ -180,6 +199,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<Outcome> {
         }
     }
     if options.full {
+        sum.add(&selftest()?);
         for refusal in REFUSALS {
             refused(refusal, &programs)?;
             sum.passed += 1;
@@ -188,30 +208,53 @@ pub(super) fn run(options: &Options) -> anyhow::Result<Outcome> {
     Ok(Outcome::Tests(sum))
 }
 
+/// The lab's own checks.
+fn selftest() -> anyhow::Result<Counts> {
+    println!("  {}: the lab itself", KERNELS[0]);
+    let checks = lab_with(&["--kernel", KERNELS[0], "--selftest"])?.limit_s(SELFTEST_LIMIT_S);
+    let passed = checks.tee()?.lines().filter(|line| line.starts_with("ok ")).count();
+    ensure!(passed > 0, "no check ran");
+    Ok(Counts { passed: passed as u64, ..Counts::default() })
+}
+
 /// The program must end with status 1 and the reason.
 fn refused(refusal: &Refusal, programs: &[(String, PathBuf)]) -> anyhow::Result<()> {
     let script = with_paths(refusal.script, programs)?;
     let script = format!("{{ {script}; }} 2>&1; echo \"status $?\"");
-    let said = guest(KERNELS[0], refusal.options, &script, REFUSAL_LIMIT_S)?.tee()?;
+    let said = guest(KERNELS[0], refusal.options, REFUSAL_LIMIT_S, &script, None)?.tee()?;
     let (wanted, status) = (refusal.says, "status 1");
     ensure!(said.contains(wanted) && said.contains(status), "'{wanted}' and '{status}' were expected");
     Ok(())
 }
 
 fn boot(kernel: &str, job: &Job, programs: &[(String, PathBuf)]) -> anyhow::Result<Counts> {
-    let guest = guest(kernel, job.options, &with_paths(job.script, programs)?, job.limit_s)?;
+    let script = with_paths(job.script, programs)?;
+    let companion = job.companion.map(|script| with_paths(script, programs)).transpose()?;
+    let guest = guest(kernel, job.options, job.limit_s, &script, companion.as_deref())?;
     (job.judge)(&guest.tee()?).with_context(|| format!("{kernel}: {}", job.what))
 }
 
-/// A guest that runs a script.
-fn guest(kernel: &str, options: &str, script: &str, limit_s: u64) -> anyhow::Result<Sh> {
-    let me = std::env::current_exe().context("finding this program")?;
+/// A guest that runs a script, and another beside it if there is something for it to run.
+fn guest(
+    kernel: &str,
+    options: &str,
+    limit_s: u64,
+    script: &str,
+    companion: Option<&str>,
+) -> anyhow::Result<Sh> {
     let limit = limit_s.to_string();
-    Ok(Sh::new([&*me.to_string_lossy(), "lab", "--kernel", kernel, "--limit", &limit])
+    let two = companion.map_or(vec![], |script| vec!["--two", script]);
+    Ok(lab_with(&["--kernel", kernel, "--limit", &limit])?
         .args(options.split_whitespace())
+        .args(two)
         .args(["--", "sh", "-c", script])
         .env("KFAB_LAB_RDMA", "1")
         .limit_s(limit_s + 60))
+}
+
+fn lab_with(words: &[&str]) -> anyhow::Result<Sh> {
+    let me = std::env::current_exe().context("finding this program")?;
+    Ok(Sh::new([&*me.to_string_lossy(), "lab"]).args(words.iter().copied()))
 }
 
 /// The script with the programs' paths.

@@ -31,7 +31,7 @@ pub(crate) struct Options {
     /// Runs the other steps too when one fails
     #[arg(long)]
     keep_going: bool,
-    /// The lab on both kernels, not on 6.1 alone (some minutes more)
+    /// The lab on both kernels and whole, with its own checks (many minutes more)
     #[arg(long)]
     full: bool,
     /// Seconds for each fuzz target
