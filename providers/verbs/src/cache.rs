@@ -1,17 +1,24 @@
 //! Registrations of the program's memory, made when first needed and kept: by extents of a region, bounded in number, gone with
-//! their region. Called by `flow` and `rma`.
+//! their region. Called by `flow`, `rma` and `memory`.
 //!
 //! An extent is an aligned piece of [`EXTENT`] bytes (or the range asked for, rounded to that), so that a slab is registered
 //! once, bit by bit, and not pinned as a whole. Registrations are readable by peers: a transfer's exposure costs a look-up.
+//! What is kept for nobody's use now makes way where something else cannot be registered.
 
+use crate::room::ran_out;
 use crate::sys::{Mr, Pd, Reach};
 use kfab_core::mem::Region;
 use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 const EXTENT: usize = 4 << 20;
-/// Registrations kept.
+/// Registrations kept ...
 const ENTRIES_MAX: usize = 512;
+/// ... and at most one in so many of all that the card has.
+const SHARE: usize = 4;
+const PAGE: usize = 4096;
 
 struct Entry {
     region: Weak<Region>,
@@ -23,23 +30,19 @@ struct Entry {
 pub(crate) struct Cache {
     pd: Arc<Pd>,
     entries: HashMap<(u64, usize, usize), Entry>,
+    entries_max: usize,
     clock: u64,
 }
 
 impl Cache {
     pub(crate) fn new(pd: &Arc<Pd>) -> Cache {
-        Cache { pd: pd.clone(), entries: HashMap::new(), clock: 0 }
+        let entries_max = ENTRIES_MAX.min(pd.room().max() / SHARE);
+        Cache { pd: pd.clone(), entries: HashMap::new(), entries_max, clock: 0 }
     }
 
     /// A registration that covers `len` bytes at `offset` of the region.
-    pub(crate) fn get(
-        &mut self,
-        region: &Arc<Region>,
-        offset: usize,
-        len: usize,
-    ) -> std::io::Result<Arc<Mr>> {
-        let start = offset & !(EXTENT - 1);
-        let end = (offset + len.max(1)).next_multiple_of(EXTENT).min(region.len());
+    pub(crate) fn get(&mut self, region: &Arc<Region>, offset: usize, len: usize) -> io::Result<Arc<Mr>> {
+        let Range { start, end } = extent(offset, len, region.len(), self.pd.room().max_bytes());
         self.clock += 1;
         let key = (region.id(), start, end);
         if let Some(e) = self.entries.get_mut(&key) {
@@ -47,10 +50,22 @@ impl Cache {
             return Ok(e.mr.clone());
         }
         self.sweep();
-        self.make_room();
-        let mr = Arc::new(Mr::new(&self.pd, region, start, end - start, Reach::Read)?);
+        while self.entries.len() >= self.entries_max && self.drop_oldest(|_| true) {}
+        let pd = self.pd.clone();
+        let mr = Arc::new(self.spared_for(|| Mr::new(&pd, region, start, end - start, Reach::Read))?);
         self.entries.insert(key, Entry { region: Arc::downgrade(region), mr: mr.clone(), used: self.clock });
         Ok(mr)
+    }
+
+    /// Registers something; where the card or the system has no more, registrations that are kept and not in use make way, the
+    /// longest unused first.
+    pub(crate) fn spared_for<T>(&mut self, mut register: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        loop {
+            match register() {
+                Err(e) if ran_out(&e) && self.drop_oldest(|e| Arc::strong_count(&e.mr) == 1) => {}
+                done => return done,
+            }
+        }
     }
 
     /// Ends the registrations of regions that are gone.
@@ -62,13 +77,34 @@ impl Cache {
         self.entries.is_empty()
     }
 
-    /// The one not used for longest goes; work under way keeps its own share.
-    fn make_room(&mut self) {
-        while self.entries.len() >= ENTRIES_MAX {
-            let Some(oldest) = self.entries.iter().min_by_key(|(_, e)| e.used).map(|(k, _)| *k) else {
-                return;
-            };
-            self.entries.remove(&oldest);
-        }
+    /// Of those that may go the one not used for longest does, if there is one; work under way keeps its own share.
+    fn drop_oldest(&mut self, may: impl Fn(&Entry) -> bool) -> bool {
+        let all = self.entries.iter().filter(|(_, e)| may(e));
+        let oldest = all.min_by_key(|(_, e)| e.used).map(|(key, _)| *key);
+        oldest.is_some_and(|key| self.entries.remove(&key).is_some())
+    }
+}
+
+/// What to register for `len` bytes at `offset` of a region: whole extents, or where the card takes less at once no more than the pages.
+fn extent(offset: usize, len: usize, region_len: usize, max_bytes: usize) -> Range<usize> {
+    let end = offset + len.max(1);
+    let to = |size: usize| offset / size * size..end.next_multiple_of(size).min(region_len);
+    let whole = to(EXTENT);
+    if whole.len() <= max_bytes { whole } else { to(PAGE) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_are_whole_where_the_card_takes_them() {
+        const MIB: usize = 1 << 20;
+        assert_eq!(extent(5 * MIB, 100, 64 * MIB, usize::MAX), 4 * MIB..8 * MIB);
+        assert_eq!(extent(7 * MIB, 2 * MIB, 64 * MIB, usize::MAX), 4 * MIB..12 * MIB);
+        assert_eq!(extent(60 * MIB, 1, 61 * MIB, usize::MAX), 60 * MIB..61 * MIB);
+        assert_eq!(extent(4 * MIB, 0, 64 * MIB, 4 * MIB), 4 * MIB..8 * MIB);
+        assert_eq!(extent(7 * MIB, 2 * MIB, 64 * MIB, 4 * MIB), 7 * MIB..9 * MIB);
+        assert_eq!(extent(5 * MIB + 1, 5000, 64 * MIB, 2 * MIB), 5 * MIB..5 * MIB + 2 * PAGE);
     }
 }

@@ -4,7 +4,7 @@
 //! (`4: ACTIVE`), `ports/N/rate` (`100 Gb/sec (4X EDR)`), `ports/N/gids/I`, `ports/N/gid_attrs/types/I`. A soft-RoCE card has no
 //! device of its own: `parent` names its network interface.
 
-use crate::sys;
+use crate::{room, sys};
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -231,22 +231,19 @@ pub(crate) fn obstacle(card: &Card) -> Option<String> {
         Ok(pd) => pd,
         Err(e) => return Some(format!("{}: no protection domain: {e}", card.name)),
     };
-    sys::Slot::make(&pd, 1, PROBE_BYTES, None).err().map(|e| memlock(&card.name, PROBE_BYTES, &e))
+    if let Some(why) = pd.room().lacks() {
+        return Some(format!("{}: {why}", card.name));
+    }
+    sys::Slot::make(&pd, 1, PROBE_BYTES, None).err().map(|e| refusal(&pd, &card.name, PROBE_BYTES, &e))
 }
 
 /// Registered by the probe: less than any use of the card needs.
 const PROBE_BYTES: usize = 256 << 10;
 
 /// Explains a refused registration.
-pub(crate) fn memlock(card: &str, bytes: usize, e: &std::io::Error) -> String {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
-    let have = limit.map_or("none".to_owned(), |n| format!("{} KiB", n / 1024));
-    match e.raw_os_error() {
-        Some(libc::ENOMEM | libc::EPERM | libc::EAGAIN) => format!(
-            "{card}: {bytes} bytes cannot be registered: {e}; the limit on locked memory is {have}, raise it (`ulimit -l unlimited`)"
-        ),
-        _ => format!("{card}: {bytes} bytes cannot be registered: {e}"),
-    }
+pub(crate) fn refusal(pd: &sys::Pd, card: &str, bytes: usize, e: &std::io::Error) -> String {
+    let locked = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+    room::refusal(pd.room(), card, bytes, e, locked)
 }
 
 #[cfg(test)]

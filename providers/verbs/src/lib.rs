@@ -17,7 +17,7 @@
 //!   are is exchanged sealed.
 //!
 //! The parts: `rail` outlives its card, `port` polls and sleeps, `connect` makes and ends connections (`side` their sockets, `manager` the kernel's connection manager,
-//! `reaper` the slow ends), `flow` moves frames, `rma` memory, `memory` and `cache` hold what is registered, `device` knows the cards, `networks` whom they lead to, `sys` has all `unsafe`.
+//! `reaper` the slow ends), `flow` moves frames, `rma` memory, `memory` and `cache` hold what is registered, `room` says how much can be, `device` knows the cards, `networks` whom they lead to, `sys` has all `unsafe`.
 
 #![deny(unsafe_code)]
 
@@ -37,6 +37,7 @@ mod port;
 mod rail;
 mod reaper;
 mod rma;
+mod room;
 mod side;
 #[allow(unsafe_code)]
 mod sys;

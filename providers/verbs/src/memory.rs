@@ -5,7 +5,7 @@
 //! receive is posted anew does the peer get its credit back (see `flow`). Called by `connect`, `flow` and `port`.
 
 use crate::cache::Cache;
-use crate::device::memlock;
+use crate::device::refusal;
 use crate::sys::{Pd, Slot, Srq, Wc};
 use crate::wire::SLOT_LEN;
 use kfab_core::{Error, Kind, Result};
@@ -20,6 +20,8 @@ const SMALL_CHUNK: usize = 128;
 /// The most slots to send from; then posting has to wait.
 const SEND_MAX: usize = 1024;
 const SMALL_MAX: usize = 4096;
+/// The largest of these registrations.
+pub(crate) const LARGEST_BYTES: usize = RECV_CHUNK * SLOT_LEN;
 /// Receives posted beyond what peers were promised: what a connection that breaks takes with it is missed before it can be replaced ...
 const SLACK: usize = 8;
 /// ... and empty ones are posted so many at a time.
@@ -53,6 +55,9 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(pd: &Arc<Pd>, card: &str, node: Option<u32>, depth: usize) -> Result<Memory> {
+        if let Some(why) = pd.room().lacks() {
+            return Err(Error::new(Kind::Unavailable, "open", format!("{card}: {why}")));
+        }
         let srq = Srq::new(pd, depth)
             .map_err(|e| Error::os("open", format!("{card}: a shared receive queue"), e))?;
         let mut m = Memory {
@@ -81,9 +86,11 @@ impl Memory {
         Ok(m)
     }
 
-    fn make(&self, n: usize, len: usize) -> Result<Vec<Slot>> {
-        Slot::make(&self.pd, n, len, self.node)
-            .map_err(|e| Error::new(Kind::Unavailable, "register", memlock(&self.card, n * len, &e)))
+    fn make(&mut self, n: usize, len: usize) -> Result<Vec<Slot>> {
+        let (pd, node) = (&self.pd, self.node);
+        self.cache
+            .spared_for(|| Slot::make(pd, n, len, node))
+            .map_err(|e| Error::new(Kind::Unavailable, "register", refusal(pd, &self.card, n * len, &e)))
     }
 
     /// `true` if receives for another connection fit into the queue.

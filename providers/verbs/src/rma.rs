@@ -9,6 +9,7 @@
 //! Access is checked by the card that owns the memory: rights and range, to the byte, of a window. A refused access breaks the
 //! connection, as reliable connections do. Revoking ends the registration before it returns.
 
+use crate::device::refusal;
 use crate::link::{Phase, RMA_WAITING_MAX};
 use crate::port::VerbsPort;
 use crate::sys::{Mr, Reach};
@@ -86,7 +87,7 @@ impl VerbsPort {
             return Err(bad("no bytes"));
         }
         let failed = |e: std::io::Error| {
-            Error::new(Kind::Limit, "expose", crate::device::memlock(&self.card.name, memory.len(), &e))
+            Error::new(Kind::Limit, "expose", refusal(&self.pd, &self.card.name, memory.len(), &e))
         };
         let secret = random_u64()?;
         let base = memory.as_ptr() as u64;
@@ -100,7 +101,8 @@ impl VerbsPort {
                 (true, false) => Reach::Read,
                 (false, false) => Reach::Nobody,
             };
-            let mr = Mr::new(&self.pd, region, memory.offset(), memory.len(), reach).map_err(failed)?;
+            let register = || Mr::new(&self.pd, region, memory.offset(), memory.len(), reach);
+            let mr = self.memory.cache.spared_for(register).map_err(failed)?;
             (mr.rkey(), Exposed::Window { mr, memory: memory.clone() })
         };
         self.exposures.next += 1;
@@ -173,9 +175,8 @@ impl VerbsPort {
     ) -> std::result::Result<(), (Option<Landing>, Error)> {
         let gone = || Error::new(Kind::PeerLost, "rma", "the connection is not up");
         let piece = self.max_message;
-        let card = &self.card.name;
-        let failed =
-            |len, e: std::io::Error| Error::new(Kind::Limit, "rma", crate::device::memlock(card, len, &e));
+        let (pd, card) = (&self.pd, &self.card.name);
+        let failed = |len, e: std::io::Error| Error::new(Kind::Limit, "rma", refusal(pd, card, len, &e));
         let qp = self.links.get(conn).and_then(|l| l.qp.as_mut());
         match rma {
             Rma::Read { mut landing, key, offset } => {

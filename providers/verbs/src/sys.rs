@@ -9,6 +9,7 @@
 //! - Objects hold what they were made from, so destruction runs children first.
 
 use crate::ffi;
+use crate::room::Room;
 use kfab_core::mem::{Access, Region};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::io;
@@ -173,11 +174,11 @@ handle! {
 }
 handle! {
     /// A protection domain.
-    Pd { raw: NonNull<ffi::Opaque>, _context: Arc<Context> }
+    Pd { raw: NonNull<ffi::Opaque>, room: Room, _context: Arc<Context> }
 }
 handle! {
     /// A registered range of a region. Holds no share of the region: the kernel keeps the pages.
-    Mr { raw: NonNull<ffi::Mr>, _pd: Arc<Pd> }
+    Mr { raw: NonNull<ffi::Mr>, pd: Arc<Pd> }
 }
 handle! {
     /// A completion queue with its channel.
@@ -275,9 +276,15 @@ impl Drop for Context {
 
 impl Pd {
     pub(crate) fn new(context: &Arc<Context>) -> io::Result<Arc<Pd>> {
+        let room = Room::of(&context.attr()?);
         // SAFETY: the context is open.
         let raw = made(unsafe { (loaded().ibv_alloc_pd)(context.raw.as_ptr()) })?;
-        Ok(Arc::new(Pd { raw, _context: context.clone() }))
+        Ok(Arc::new(Pd { raw, room, _context: context.clone() }))
+    }
+
+    /// What may be registered in it.
+    pub(crate) fn room(&self) -> &Room {
+        &self.room
     }
 }
 
@@ -311,6 +318,7 @@ impl Mr {
         if !inside || (writable && region.access() != Access::PeersWrite) {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
+        pd.room.check(len)?;
         let flags = ffi::ACCESS_LOCAL_WRITE
             | match reach {
                 Reach::Nobody => 0,
@@ -323,7 +331,8 @@ impl Mr {
         let raw = made(unsafe {
             (loaded().ibv_reg_mr)(pd.raw.as_ptr(), region.base().add(offset).cast(), len, flags)
         })?;
-        Ok(Mr { raw, _pd: pd.clone() })
+        pd.room.taken();
+        Ok(Mr { raw, pd: pd.clone() })
     }
 
     pub(crate) fn rkey(&self) -> u32 {
@@ -345,7 +354,8 @@ impl Mr {
         match ended(unsafe { (loaded().ibv_dereg_mr)(this.raw.as_ptr()) }) {
             Ok(()) => {
                 // SAFETY: `this` is not dropped, so its Arc is moved out exactly once.
-                drop(unsafe { std::ptr::read(&this._pd) });
+                let pd = unsafe { std::ptr::read(&this.pd) };
+                pd.room.given_back();
                 Ok(())
             }
             Err(e) => Err((std::mem::ManuallyDrop::into_inner(this), e)),
@@ -356,8 +366,9 @@ impl Mr {
 impl Drop for Mr {
     fn drop(&mut self) {
         // SAFETY: registered once, deregistered once (`end` forgets the value when it succeeded).
-        if let Err(e) = ended(unsafe { (loaded().ibv_dereg_mr)(self.raw.as_ptr()) }) {
-            tracing::warn!(%e, "a memory registration could not be ended");
+        match ended(unsafe { (loaded().ibv_dereg_mr)(self.raw.as_ptr()) }) {
+            Ok(()) => self.pd.room.given_back(),
+            Err(e) => tracing::warn!(%e, "a memory registration could not be ended"),
         }
     }
 }

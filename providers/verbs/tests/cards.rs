@@ -10,11 +10,14 @@ mod driver;
 mod life;
 #[path = "cards/machine.rs"]
 mod machine;
+#[path = "cards/memory.rs"]
+mod memory;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() {
     driver::serve_if_child();
+    memory::live_if_child();
     let mut args = Arguments::from_args();
     // They count what the machine holds.
     args.test_threads = Some(1);
@@ -30,13 +33,14 @@ fn main() {
             std::process::exit(1);
         }
     }
-    let all: [(&str, fn()); 13] = [
+    let all: [(&str, fn()); 14] = [
         ("probe_names_the_cards", life::probe_names_the_cards),
         ("two_hundred_connections", life::two_hundred_connections),
         ("no_receiver_is_ever_not_ready", life::no_receiver_is_ever_not_ready),
         ("the_short_way_down_keeps_the_order", life::the_short_way_down_keeps_the_order),
         ("a_large_read_and_write_in_pieces", life::a_large_read_and_write_in_pieces),
         ("nothing_is_written_after_revoke", life::nothing_is_written_after_revoke),
+        ("kept_registrations_make_way", memory::kept_registrations_make_way),
         ("peers_killed_in_mid_write", life::peers_killed_in_mid_write),
         ("a_cut_link_breaks_and_heals", life::a_cut_link_breaks_and_heals),
         ("a_port_that_is_down_is_used_when_it_comes_up", life::a_port_that_is_down_is_used_when_it_comes_up),
