@@ -313,16 +313,19 @@ impl VerbsPort {
                     let why = format!("{} port {port} went down", self.card.name);
                     self.end_all(&why);
                 }
-                Async::PortUp(p) if p == port => self.came_up(),
+                Async::PortUp(p) if p == port => {
+                    self.down = self.lost;
+                    self.changed();
+                }
+                Async::PortChanged(p) if p == port => self.changed(),
                 Async::Fatal => self.lose("the card reported a fatal error"),
                 _ => {}
             }
         }
     }
 
-    /// The port is up. What a cable brings along may have changed since it was last looked at.
-    fn came_up(&mut self) {
-        self.down = self.lost;
+    /// What a cable brings along, or an administrator, may be other than when it was last looked at.
+    fn changed(&mut self) {
         if let Ok(port) = self.context.port(self.card.port) {
             (self.mtu, self.lid) = (mtu_of(&port), port.lid);
         }

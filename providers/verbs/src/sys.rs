@@ -190,9 +190,25 @@ handle! {
 pub(crate) enum Async {
     PortUp(u64),
     PortDown(u64),
-    /// The card or the completion queue is beyond use.
+    /// Its addresses are others, or elsewhere in its table.
+    PortChanged(u64),
+    /// The card, or a queue that all connections share, is beyond use.
     Fatal,
     Other,
+}
+
+impl Async {
+    /// What an event says. The element of a port's is its number, an `int` at the start of a union.
+    fn of(e: &ffi::AsyncEvent) -> Async {
+        let port = e.element & u64::from(u32::MAX);
+        match e.event_type {
+            ffi::EVENT_PORT_ERR => Async::PortDown(port),
+            ffi::EVENT_PORT_ACTIVE => Async::PortUp(port),
+            ffi::EVENT_GID_CHANGE | ffi::EVENT_LID_CHANGE => Async::PortChanged(port),
+            ffi::EVENT_DEVICE_FATAL | ffi::EVENT_CQ_ERR | ffi::EVENT_SRQ_ERR => Async::Fatal,
+            _ => Async::Other,
+        }
+    }
 }
 
 impl Context {
@@ -256,14 +272,7 @@ impl Context {
             }
             (loaded().ibv_ack_async_event)(&mut e);
         }
-        // The port number is an `int` at the start of the union.
-        let port = e.element & u64::from(u32::MAX);
-        Some(match e.event_type {
-            ffi::EVENT_PORT_ERR => Async::PortDown(port),
-            ffi::EVENT_PORT_ACTIVE => Async::PortUp(port),
-            ffi::EVENT_DEVICE_FATAL | ffi::EVENT_CQ_ERR => Async::Fatal,
-            _ => Async::Other,
-        })
+        Some(Async::of(&e))
     }
 }
 
@@ -635,5 +644,22 @@ impl Drop for Srq {
             // The card may still write there.
             std::mem::forget(std::mem::take(&mut self.posted));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_say_which_port_and_whether_anything_is_left() {
+        let of = |event_type| Async::of(&ffi::AsyncEvent { element: 0xdead_beef_0000_0002, event_type });
+        assert_eq!(of(ffi::EVENT_PORT_ACTIVE), Async::PortUp(2));
+        assert_eq!(of(ffi::EVENT_PORT_ERR), Async::PortDown(2));
+        assert_eq!([ffi::EVENT_GID_CHANGE, ffi::EVENT_LID_CHANGE].map(of), [Async::PortChanged(2); 2]);
+        let fatal = [ffi::EVENT_DEVICE_FATAL, ffi::EVENT_CQ_ERR, ffi::EVENT_SRQ_ERR];
+        assert_eq!(fatal.map(of), [Async::Fatal; 3]);
+        // The queue pair of a connection: its requests tell.
+        assert_eq!(of(1), Async::Other);
     }
 }

@@ -33,7 +33,7 @@ fn main() {
             std::process::exit(1);
         }
     }
-    let all: [(&str, fn()); 14] = [
+    let all: [(&str, fn()); 15] = [
         ("probe_names_the_cards", life::probe_names_the_cards),
         ("two_hundred_connections", life::two_hundred_connections),
         ("no_receiver_is_ever_not_ready", life::no_receiver_is_ever_not_ready),
@@ -44,6 +44,7 @@ fn main() {
         ("peers_killed_in_mid_write", life::peers_killed_in_mid_write),
         ("a_cut_link_breaks_and_heals", life::a_cut_link_breaks_and_heals),
         ("a_port_that_is_down_is_used_when_it_comes_up", life::a_port_that_is_down_is_used_when_it_comes_up),
+        ("an_address_may_move_in_the_cards_table", life::an_address_may_move_in_the_cards_table),
         ("the_manager_connects_when_asked", life::the_manager_connects_when_asked),
         ("a_strangers_request_is_nothing", life::a_strangers_request_is_nothing),
         ("a_card_taken_out_is_let_go_and_used_again", life::a_card_taken_out_is_let_go_and_used_again),

@@ -406,3 +406,6 @@ pub const EVENT_CQ_ERR: c_int = 0;
 pub const EVENT_DEVICE_FATAL: c_int = 8;
 pub const EVENT_PORT_ACTIVE: c_int = 9;
 pub const EVENT_PORT_ERR: c_int = 10;
+pub const EVENT_LID_CHANGE: c_int = 11;
+pub const EVENT_SRQ_ERR: c_int = 14;
+pub const EVENT_GID_CHANGE: c_int = 18;

@@ -2,8 +2,8 @@
 
 use crate::driver::{Node, PATIENCE, Peer, WINDOW, connect, header, key_of, until};
 use crate::machine::{
-    cards, count, counters, expect, expect_resources, link, manager_at, put_in, resources, stranger,
-    take_out, without,
+    cards, count, counters, expect, expect_resources, forget_address, gid_index, link, manager_at,
+    move_address, put_in, resources, stranger, take_out, without,
 };
 use kfab_core::mem::{Buffer, Landing, Pool};
 use kfab_core::spi::{Body, DownReason, Provider, Rights, Rma};
@@ -256,6 +256,28 @@ pub(crate) fn a_port_that_is_down_is_used_when_it_comes_up() {
     link("up");
     works_again(&mut a, &mut b);
 }
+
+/// It is taken away and given again, behind another; ports that are open go on from its new place.
+pub(crate) fn an_address_may_move_in_the_cards_table() {
+    let card = cards().expect("checked before").remove(0);
+    let (mut a, mut b) = pair();
+    let before = gid_index(&card, OWN).expect("the address of the lab's cable");
+    move_address(&card, OWN, OTHER, PEERS);
+    let limit = Instant::now() + PATIENCE;
+    while gid_index(&card, OWN).is_none_or(|index| index == before) {
+        assert!(Instant::now() < limit, "the address is where it was");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    works_again(&mut a, &mut b);
+    works_again(&mut b, &mut a);
+    drop((a, b));
+    forget_address(&card, OTHER);
+}
+
+/// The addresses at the ends of the lab's cable, and one that nobody has.
+const OWN: &str = "10.8.0.1";
+const PEERS: &str = "10.8.0.2";
+const OTHER: &str = "10.8.9.1";
 
 pub(crate) fn a_card_taken_out_is_let_go_and_used_again() {
     let before = resources();

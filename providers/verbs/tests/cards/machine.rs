@@ -102,9 +102,9 @@ pub(crate) fn take_out(card: &str) -> Child {
     Command::new("rdma").args(["link", "delete", card]).spawn().expect("the rdma tool")
 }
 
-/// Puts a card back onto its interface, as the lab names both: `rxe_b0` on `b0`.
+/// Puts a card back onto its interface.
 pub(crate) fn put_in(card: &str) {
-    let (kind, interface) = card.split_once('_').expect("a card of the lab");
+    let (kind, interface) = (card.split('_').next().expect("a card of the lab"), interface_of(card));
     let words = ["link", "add", card, "type", kind, "netdev", interface];
     assert!(Command::new("rdma").args(words).status().expect("the rdma tool").success());
 }
@@ -113,4 +113,37 @@ pub(crate) fn put_in(card: &str) {
 pub(crate) fn link(how: &str) {
     let s = Command::new("lab").args(["link", "0", how]).status().expect("the lab's helper");
     assert!(s.success(), "lab link 0 {how}");
+}
+
+/// Where an IPv4 address is in the table of a card's first port.
+pub(crate) fn gid_index(card: &str, ip: &str) -> Option<usize> {
+    let gid = ip.parse::<std::net::Ipv4Addr>().expect("an address").to_ipv6_mapped();
+    let line = |index: &usize| {
+        std::fs::read_to_string(format!("/sys/class/infiniband/{card}/ports/1/gids/{index}")).ok()
+    };
+    (0..16).find(|index| line(index).and_then(|l| l.trim().parse().ok()) == Some(gid))
+}
+
+/// Takes an address from a card's interface, gives it another and the first again, with the route to the peer that went with it.
+pub(crate) fn move_address(card: &str, ip: &str, other: &str, peer: &str) {
+    let interface = interface_of(card);
+    ip_tool(&["addr", "del", &format!("{ip}/24"), "dev", interface]);
+    for one in [other, ip] {
+        ip_tool(&["addr", "add", &format!("{one}/24"), "dev", interface, "noprefixroute"]);
+    }
+    ip_tool(&["route", "replace", peer, "dev", interface, "src", ip, "table", "100"]);
+}
+
+pub(crate) fn forget_address(card: &str, ip: &str) {
+    ip_tool(&["addr", "del", &format!("{ip}/24"), "dev", interface_of(card)]);
+}
+
+fn ip_tool(words: &[&str]) {
+    let done = Command::new("ip").args(words).status().expect("the ip tool (iproute2)");
+    assert!(done.success(), "ip {words:?}");
+}
+
+/// As the lab names both: `rxe_b0` on `b0`.
+fn interface_of(card: &str) -> &str {
+    card.split_once('_').expect("a card of the lab").1
 }
