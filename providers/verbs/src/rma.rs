@@ -7,7 +7,8 @@
 //! | `secret` | random, of each exposure |
 //!
 //! Access is checked by the card that owns the memory: rights and range, to the byte, of a window. A refused access breaks the
-//! connection, as reliable connections do. Revoking ends the registration before it returns.
+//! connection, as reliable connections do. Revoking ends the registration before it returns; where the card does not do that, no
+//! queue pair is left that reaches it, and the card is opened anew.
 
 use crate::device::refusal;
 use crate::link::{Phase, RMA_WAITING_MAX};
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Attempts to end a registration that the card says is in use, and the rest between them.
-const REVOKE_TRIES: u32 = 100;
+const REVOKE_TRIES: u32 = 10;
 const REVOKE_REST: Duration = Duration::from_millis(5);
 
 /// An exposure, with what it keeps alive.
@@ -116,9 +117,7 @@ impl VerbsPort {
         let Err((mut mr, e)) = mr.end() else { return };
         // The card says that somebody is in the middle of it: nobody is, once the queue pairs are in error.
         tracing::warn!(%e, "a window could not be taken back; connections are broken for it");
-        for conn in self.links.names() {
-            self.end(conn, kfab_core::spi::DownReason::Broken, "a window in use was taken back");
-        }
+        self.end_all("a window in use was taken back");
         for _ in 0..REVOKE_TRIES {
             std::thread::sleep(REVOKE_REST);
             match mr.end() {
@@ -126,6 +125,8 @@ impl VerbsPort {
                 Err((m, _)) => mr = m,
             }
         }
+        // Its key would open it to the next who connects. So nobody does, until all that was made on the card is closed with it.
+        self.lose("a window could not be taken back");
         self.exposures.quarantine.push((mr, memory));
     }
 

@@ -33,7 +33,7 @@ fn main() {
             std::process::exit(1);
         }
     }
-    let all: [(&str, fn()); 15] = [
+    let all: [(&str, fn()); 16] = [
         ("probe_names_the_cards", life::probe_names_the_cards),
         ("two_hundred_connections", life::two_hundred_connections),
         ("no_receiver_is_ever_not_ready", life::no_receiver_is_ever_not_ready),
@@ -41,6 +41,10 @@ fn main() {
         ("a_large_read_and_write_in_pieces", life::a_large_read_and_write_in_pieces),
         ("nothing_is_written_after_revoke", life::nothing_is_written_after_revoke),
         ("kept_registrations_make_way", memory::kept_registrations_make_way),
+        (
+            "a_window_that_the_card_holds_on_to_is_closed",
+            memory::a_window_that_the_card_holds_on_to_is_closed,
+        ),
         ("peers_killed_in_mid_write", life::peers_killed_in_mid_write),
         ("a_cut_link_breaks_and_heals", life::a_cut_link_breaks_and_heals),
         ("a_port_that_is_down_is_used_when_it_comes_up", life::a_port_that_is_down_is_used_when_it_comes_up),

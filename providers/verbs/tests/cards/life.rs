@@ -214,7 +214,7 @@ fn broken_by(how: &str, back: &str) {
 }
 
 /// Connects until a frame has come through.
-fn works_again(a: &mut Node, b: &mut Node) {
+pub(crate) fn works_again(a: &mut Node, b: &mut Node) {
     let limit = Instant::now() + PATIENCE;
     loop {
         assert!(Instant::now() < limit, "no connection after healing: {:?}", a.down);

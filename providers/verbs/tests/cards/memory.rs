@@ -1,6 +1,7 @@
-//! Registered memory: what is kept makes way for what is needed.
+//! Registered memory: what is kept makes way for what is needed, and a card that holds on to some is let go.
 
 use crate::driver::{Node, connect, until};
+use crate::life::works_again;
 use crate::machine::cards;
 use kfab_core::Kind;
 use kfab_core::mem::{Buffer, Pool};
@@ -14,14 +15,83 @@ const LOCKED: usize = 24 << 20;
 /// A child writes so many pieces of its own memory, all of which together it may not lock.
 const PIECES: u64 = 10;
 const PIECE: usize = 4 << 20;
+/// While this file is there, a child's libibverbs refuses to end registrations.
+const REFUSE: &str = "/tmp/kfab-verbs-refuse";
+/// An auditor for the dynamic linker (rtld-audit(7)), which puts itself in the place of that call.
+const AUDITOR: &str = r#"
+#define _GNU_SOURCE
+#include <errno.h>
+#include <link.h>
+#include <string.h>
+#include <unistd.h>
+static int (*real)(void *);
+static int refusing(void *mr) { return access("REFUSE", F_OK) ? real(mr) : EBUSY; }
+unsigned la_version(unsigned version) { return version; }
+unsigned la_objopen(struct link_map *map, Lmid_t lmid, uintptr_t *cookie) { return LA_FLG_BINDTO | LA_FLG_BINDFROM; }
+uintptr_t la_symbind64(Elf64_Sym *sym, unsigned n, uintptr_t *by, uintptr_t *in, unsigned *flags, const char *name) {
+    if (strcmp(name, "ibv_dereg_mr")) return sym->st_value;
+    real = (int (*)(void *))sym->st_value;
+    return (uintptr_t)refusing;
+}
+"#;
 
 /// The child's life, if this is one: does not return then.
 pub(crate) fn live_if_child() {
-    if std::env::var_os(CHILD).is_some() {
-        write_more_than_may_be_locked();
-        println!("done");
-        std::process::exit(0);
+    let Ok(which) = std::env::var(CHILD) else { return };
+    match which.as_str() {
+        "locked" => write_more_than_may_be_locked(),
+        "refused" => revoke_what_the_card_does_not_let_go(),
+        other => panic!("{other}"),
     }
+    println!("done");
+    std::process::exit(0);
+}
+
+/// Runs this program as a child, behind these words.
+fn run(which: &str, mut command: Command) {
+    let out = command.env(CHILD, which).output().expect("a child (setpriv and prlimit are in util-linux)");
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success() && said.contains("done"), "{said}{}", String::from_utf8_lossy(&out.stderr));
+}
+
+pub(crate) fn a_window_that_the_card_holds_on_to_is_closed() {
+    let dir = std::env::temp_dir();
+    let (source, library) = (dir.join("kfab-verbs-auditor.c"), dir.join("kfab-verbs-auditor.so"));
+    std::fs::write(&source, AUDITOR.replace("REFUSE", REFUSE)).expect("a file");
+    let cc = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
+    assert!(cc.expect("a C compiler").success());
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.env("LD_AUDIT", library);
+    run("refused", command);
+}
+
+/// The registration stays, and so does its key at the peer: no connection leads to it any more.
+fn revoke_what_the_card_does_not_let_go() {
+    let c = cards().expect("checked before");
+    let (mut a, mut b) = (Node::open(&c[0]), Node::open(&c[1]));
+    let (ca, _) = connect(&mut a, &mut b);
+    let pool = Pool::new(Default::default());
+    let w = pool.alloc_window(4096).expect("memory");
+    let source = pool.copy_from(&[0xAB; 4096]).expect("memory").as_source();
+    let e = b.port.expose(&w.as_source(), Rights::READ | Rights::WRITE).expect("exposed");
+    let write = |conn, token, a: &mut Node, b: &mut Node| {
+        a.start(conn, Rma::Write { source: source.clone(), key: e.key, offset: 0 }, token);
+        until("a write ends", &mut [&mut *a, b], |n| n[0].rma.contains_key(&token));
+        let mut got = [1; 4096];
+        w.read(0, &mut got);
+        (a.rma[&token].1.is_ok(), got)
+    };
+    assert_eq!(write(ca, 1, &mut a, &mut b), (true, [0xAB; 4096]));
+    let epoch = b.port.epoch();
+    std::fs::write(REFUSE, "").expect("a file");
+    b.port.revoke(e);
+    w.fill(0);
+    assert_eq!(write(ca, 2, &mut a, &mut b), (false, [0; 4096]));
+    works_again(&mut a, &mut b);
+    let (ca, _) = connect(&mut a, &mut b);
+    assert_eq!(write(ca, 3, &mut a, &mut b), (false, [0; 4096]), "the key of before still opens it");
+    assert_ne!(b.port.epoch(), epoch, "peers would go on using other keys of before");
+    std::fs::remove_file(REFUSE).expect("still there");
 }
 
 pub(crate) fn kept_registrations_make_way() {
@@ -29,10 +99,8 @@ pub(crate) fn kept_registrations_make_way() {
     // Whoever may lock what he likes (root) has no limit.
     let mut child = Command::new("setpriv");
     child.args(["--bounding-set", "-ipc_lock", "--inh-caps", "-ipc_lock"]);
-    child.args(["prlimit", &format!("--memlock={LOCKED}:{LOCKED}")]).arg(me).env(CHILD, "1");
-    let out = child.output().expect("setpriv and prlimit (util-linux)");
-    let said = String::from_utf8_lossy(&out.stdout);
-    assert!(out.status.success() && said.contains("done"), "{said}{}", String::from_utf8_lossy(&out.stderr));
+    child.args(["prlimit", &format!("--memlock={LOCKED}:{LOCKED}")]).arg(me);
+    run("locked", child);
 }
 
 fn write_more_than_may_be_locked() {
