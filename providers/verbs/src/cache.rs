@@ -2,7 +2,8 @@
 //! their region. Called by `flow`, `rma` and `memory`.
 //!
 //! An extent is an aligned piece of [`EXTENT`] bytes (or the range asked for, rounded to that), so that a slab is registered
-//! once, bit by bit, and not pinned as a whole. Registrations are readable by peers: a transfer's exposure costs a look-up.
+//! once, bit by bit, and not pinned as a whole. An extent of which something was promised to a peer ([`Cache::open`]) is readable by
+//! peers until it goes, all of it: a transfer's exposure then costs a look-up. What was only sent from, written from or read into is not.
 //! What is kept for nobody's use now makes way where something else cannot be registered.
 
 use crate::room::ran_out;
@@ -29,7 +30,8 @@ struct Entry {
 /// The registrations of one protection domain.
 pub(crate) struct Cache {
     pd: Arc<Pd>,
-    entries: HashMap<(u64, usize, usize), Entry>,
+    /// By region, range, and whether peers may read it.
+    entries: HashMap<(u64, usize, usize, bool), Entry>,
     entries_max: usize,
     clock: u64,
 }
@@ -40,11 +42,20 @@ impl Cache {
         Cache { pd: pd.clone(), entries: HashMap::new(), entries_max, clock: 0 }
     }
 
-    /// A registration that covers `len` bytes at `offset` of the region.
+    /// A registration for our own work that covers `len` bytes at `offset` of the region.
     pub(crate) fn get(&mut self, region: &Arc<Region>, offset: usize, len: usize) -> io::Result<Arc<Mr>> {
+        self.find(region, offset, len, Reach::Nobody)
+    }
+
+    /// One that peers may read, too.
+    pub(crate) fn open(&mut self, region: &Arc<Region>, offset: usize, len: usize) -> io::Result<Arc<Mr>> {
+        self.find(region, offset, len, Reach::Read)
+    }
+
+    fn find(&mut self, region: &Arc<Region>, offset: usize, len: usize, reach: Reach) -> io::Result<Arc<Mr>> {
         let Range { start, end } = extent(offset, len, region.len(), self.pd.room().max_bytes());
         self.clock += 1;
-        let key = (region.id(), start, end);
+        let key = (region.id(), start, end, reach != Reach::Nobody);
         if let Some(e) = self.entries.get_mut(&key) {
             e.used = self.clock;
             return Ok(e.mr.clone());
@@ -52,7 +63,7 @@ impl Cache {
         self.sweep();
         while self.entries.len() >= self.entries_max && self.drop_oldest(|_| true) {}
         let pd = self.pd.clone();
-        let mr = Arc::new(self.spared_for(|| Mr::new(&pd, region, start, end - start, Reach::Read))?);
+        let mr = Arc::new(self.spared_for(|| Mr::new(&pd, region, start, end - start, reach))?);
         self.entries.insert(key, Entry { region: Arc::downgrade(region), mr: mr.clone(), used: self.clock });
         Ok(mr)
     }

@@ -93,7 +93,7 @@ impl VerbsPort {
         let secret = random_u64()?;
         let base = memory.as_ptr() as u64;
         let (rkey, exposed) = if rights.contains(Rights::TRANSFER) && !rights.contains(Rights::WRITE) {
-            let mr = self.memory.cache.get(region, memory.offset(), memory.len()).map_err(failed)?;
+            let mr = self.memory.cache.open(region, memory.offset(), memory.len()).map_err(failed)?;
             (mr.rkey(), Exposed::Transfer { _mr: mr, _memory: memory.clone() })
         } else {
             let reach = match (rights.contains(Rights::READ), rights.contains(Rights::WRITE)) {

@@ -33,7 +33,7 @@ fn main() {
             std::process::exit(1);
         }
     }
-    let all: [(&str, fn()); 16] = [
+    let all: [(&str, fn()); 17] = [
         ("probe_names_the_cards", life::probe_names_the_cards),
         ("two_hundred_connections", life::two_hundred_connections),
         ("no_receiver_is_ever_not_ready", life::no_receiver_is_ever_not_ready),
@@ -45,6 +45,7 @@ fn main() {
             "a_window_that_the_card_holds_on_to_is_closed",
             memory::a_window_that_the_card_holds_on_to_is_closed,
         ),
+        ("what_was_never_promised_is_not_open", memory::what_was_never_promised_is_not_open),
         ("peers_killed_in_mid_write", life::peers_killed_in_mid_write),
         ("a_cut_link_breaks_and_heals", life::a_cut_link_breaks_and_heals),
         ("a_port_that_is_down_is_used_when_it_comes_up", life::a_port_that_is_down_is_used_when_it_comes_up),

@@ -80,6 +80,16 @@ pub(crate) fn count(lines: &[String], card: &str, what: &str) -> u64 {
     words.nth(1).and_then(|n| n.parse().ok()).expect("a number")
 }
 
+/// The local key of this process' registration of so many bytes on a card. Where peers have a key, it is the same on soft-RoCE.
+pub(crate) fn registration(card: &str, bytes: usize) -> Option<u64> {
+    let out = Command::new("rdma").args(["resource", "show", "mr"]).output().expect("the rdma tool");
+    let said = String::from_utf8_lossy(&out.stdout);
+    let words = [format!("dev {card} "), format!("mrlen {bytes} "), format!("pid {} ", std::process::id())];
+    let line = said.lines().find(|l| words.iter().all(|w| l.contains(w)))?;
+    let key = line.split_once(" lkey 0x")?.1.split(' ').next()?;
+    u64::from_str_radix(key, 16).ok()
+}
+
 /// Where the connection manager of this process listens at an address.
 pub(crate) fn manager_at(ip: &str) -> u16 {
     let out = Command::new("rdma").args(["resource", "show", "cm_id"]).output().expect("the rdma tool");

@@ -1,11 +1,12 @@
-//! Registered memory: what is kept makes way for what is needed, and a card that holds on to some is let go.
+//! Registered memory: what is kept makes way for what is needed, is open to peers only where it was promised to one, and a card that
+//! holds on to some is let go.
 
 use crate::driver::{Node, connect, until};
 use crate::life::works_again;
-use crate::machine::cards;
+use crate::machine::{cards, registration};
 use kfab_core::Kind;
-use kfab_core::mem::{Buffer, Pool};
-use kfab_core::spi::{Rights, Rma};
+use kfab_core::mem::{Buffer, Landing, Pool};
+use kfab_core::spi::{Conn, RemoteKey, Rights, Rma};
 use std::process::Command;
 
 /// Tells this program to be the child of a test here, and which.
@@ -63,6 +64,41 @@ pub(crate) fn a_window_that_the_card_holds_on_to_is_closed() {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command.env("LD_AUDIT", library);
     run("refused", command);
+}
+
+/// A peer that guesses a registration's key reads nothing of what we only write from.
+pub(crate) fn what_was_never_promised_is_not_open() {
+    /// A length that no other registration has.
+    const LEN: usize = 3 << 20;
+    let c = cards().expect("checked before");
+    let (mut a, mut b) = (Node::open(&c[0]), Node::open(&c[1]));
+    let (ca, cb) = connect(&mut a, &mut b);
+    let w = Pool::new(Default::default()).alloc_window(LEN).expect("memory");
+    let e = b.port.expose(&w.as_source(), Rights::WRITE).expect("exposed");
+    let bytes: Vec<u8> = (0..LEN).map(|i| (i ^ (i >> 8)) as u8).collect();
+    let source = Buffer::adopt(bytes.clone()).as_source();
+    a.start(ca, Rma::Write { source: source.clone(), key: e.key, offset: 0 }, 1);
+    until("a write", &mut [&mut a, &mut b], |n| n[0].rma.contains_key(&1));
+    assert!(a.rma[&1].1.is_ok(), "{:?}", a.rma[&1].1);
+
+    let read = |conn: Conn, key: RemoteKey, token, a: &mut Node, b: &mut Node| {
+        let landing = Landing::whole(Buffer::adopt(vec![0; LEN])).expect("one owner");
+        b.start(conn, Rma::Read { landing, key, offset: 0 }, token);
+        until("a read ends", &mut [a, &mut *b], |n| n[1].rma.contains_key(&token));
+        b.rma.remove(&token).expect("waited for")
+    };
+    // Of a secret of 0 the mask is 0.
+    let region = registration(&c[0], LEN).expect("it is kept");
+    let guessed = RemoteKey { region, base: source.as_ptr() as u64, secret: 0 };
+    let refused =
+        read(cb, guessed, 2, &mut a, &mut b).1.expect_err("memory that nobody was promised is open");
+    assert_eq!(refused.kind(), Kind::AccessDenied, "{refused}");
+
+    let promised = a.port.expose(&source, Rights::READ | Rights::TRANSFER).expect("exposed");
+    let (_, cb) = connect(&mut a, &mut b);
+    let (back, result) = read(cb, promised.key, 3, &mut a, &mut b);
+    assert!(result.is_ok() && back.expect("handed back") == bytes, "a promise was not kept: {result:?}");
+    a.port.revoke(promised);
 }
 
 /// The registration stays, and so does its key at the peer: no connection leads to it any more.
