@@ -143,8 +143,9 @@ impl Args {
         let talk = if plan.console.is_some() { "loglevel=7" } else { "quiet" };
         let clock = match accel {
             Accel::Kvm => "",
-            // One counter for all cores, whatever a watchdog makes of a guest that stood still: the next best clock takes microseconds.
-            Accel::Tcg => " tsc=reliable",
+            // One counter for all cores, whatever a watchdog makes of a guest that stood still: the next best clock takes microseconds. And the
+            // timer works, also if the host let a guest that looks for it miss its ticks: it would panic.
+            Accel::Tcg => " tsc=reliable no_timer_check",
         };
         self.add("-kernel", files.kernel.display().to_string());
         self.add("-initrd", files.initramfs.display().to_string());
@@ -292,5 +293,10 @@ mod tests {
     fn kept_console_has_all_messages() {
         has(&line("true", Side::One), " quiet ");
         has(&line("--keep-console /x true", Side::One), " loglevel=7 ");
+    }
+
+    #[test]
+    fn translated_guests_bear_to_stand_still() {
+        has(&line("true", Side::One), " tsc=reliable no_timer_check");
     }
 }
