@@ -112,10 +112,10 @@ lay_wires() {
 	wait_active
 }
 
-# The kernel tells of a new carrier up to a second late.
+# The kernel tells of a new carrier up to a second late. Two minutes for all of them: the run's limit would not say which is missing.
 wait_active() {
+	tries=0
 	for state in /sys/class/infiniband/*/ports/1/state; do
-		tries=0
 		until $B grep -q ACTIVE "$state"; do
 			tries=$((tries + 1))
 			[ $tries -gt 6000 ] && echo "$state: $($B cat "$state")" >&2 && return 1
