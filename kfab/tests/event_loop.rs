@@ -130,7 +130,8 @@ fn what_the_helper_did_before_keeps_the_loop_awake() {
         let mut here = a.recv();
         let peer = b.peer(&a.address().to_string()).unwrap();
         while a.progress() | !a.arm() {}
-        let sent = peer.send_with("taken by the helper", SendOptions { delivered: true, ..Default::default() });
+        let sent =
+            peer.send_with("taken by the helper", SendOptions { delivered: true, ..Default::default() });
         // The helper has answered for it: it has taken it.
         sent.wait().unwrap();
         assert!(!a.arm(), "the loop would sleep for a message that is here");
