@@ -26,7 +26,8 @@
 //! sleeps while a caller is active ([`Progress`]).
 //!
 //! **Back-pressure** is never an error: a send without credit waits in its `Op`. **A dead peer** is an error
-//! ([`Kind::PeerLost`]) within a bounded time: at once over shared memory, [`Limits::peer_timeout`] at the latest elsewhere.
+//! ([`Kind::PeerLost`]) within a bounded time: at once over shared memory, elsewhere [`Limits::peer_timeout`]
+//! after its last word, or after the last way to it broke.
 
 #![forbid(unsafe_code)]
 
