@@ -199,7 +199,7 @@ impl<T: Finish> Op<T> {
         Op { state: State::Pending(Watch { hold: lane, id }) }
     }
 
-    /// `true` once it has ended. Makes progress.
+    /// `true` once it has ended. Makes progress. From then on this handle has the result, and a message goes with it when it is dropped.
     pub fn is_done(&mut self) -> bool {
         if let State::Pending(watch) = &self.state
             && let Some(lane) = watch.hold.lane()
