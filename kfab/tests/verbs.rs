@@ -9,7 +9,7 @@ mod common;
 use common::child::{self, Kid};
 use common::traffic::{self, Arrivals, Numbers, is_filled, send_until};
 use common::watched_for;
-use kfab::{Endpoint, EndpointConfig, Fabric, Limits, Peer, Rights, WindowKey};
+use kfab::{Endpoint, EndpointConfig, Fabric, Limits, Peer, Rights, SendOptions, WindowKey};
 use kfab_core::spi::Provider;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -421,9 +421,10 @@ fn a_window_outlives_the_absence_of_its_card() {
         // This ends when nobody holds the card any more.
         rdma("link delete rxe_b0");
         rdma("link add rxe_b0 type rxe netdev b0");
-        // Until it is found nobody listens there, and the peer may be given up for that.
-        let begun = Instant::now();
-        while let Err(e) = to.send(&b"again"[..]).wait() {
+        // Until it is found nobody listens there, and the peer may be given up for that, with what has left and not arrived: only
+        // a message that is told to be there is.
+        let (begun, there) = (Instant::now(), SendOptions { delivered: true, ..Default::default() });
+        while let Err(e) = to.send_with(&b"again"[..], there).wait() {
             assert!(begun.elapsed() < PATIENCE, "{e}");
         }
         assert_eq!(&b.recv().wait().unwrap()[..], b"again");
