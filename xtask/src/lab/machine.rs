@@ -29,6 +29,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(120);
 /// Bytes of the console that are kept to be shown when a guest dies.
 const TAIL_BYTES: usize = 16 << 10;
 
+/// The last bytes of a channel.
+type Tail = Arc<Mutex<VecDeque<u8>>>;
+
 /// Where output goes.
 pub(crate) type Sink = Box<dyn Write + Send>;
 
@@ -53,6 +56,8 @@ pub(crate) enum Event {
 pub(crate) struct Remains {
     /// The console's last lines.
     pub(crate) console: String,
+    /// What QEMU's monitor said last.
+    pub(crate) monitor: String,
     /// What QEMU complained of.
     pub(crate) qemu: String,
 }
@@ -65,7 +70,8 @@ pub(crate) struct Machine {
     control: UnixStream,
     monitor: UnixStream,
     readers: Vec<JoinHandle<()>>,
-    tail: Arc<Mutex<VecDeque<u8>>>,
+    tail: Tail,
+    monitor_tail: Tail,
     complaints: PathBuf,
     /// Bytes of output and of errors that have been handed on.
     handed_on: [Arc<AtomicU64>; 2],
@@ -113,21 +119,21 @@ impl Machine {
             }
         };
         let [console, monitor, control, out, err] = streams;
-        let tail = Arc::new(Mutex::new(VecDeque::new()));
+        let [tail, monitor_tail] = [Tail::default(), Tail::default()];
         let log = plan.console.as_ref().map(|path| console_file(path, side)).transpose()?;
         let from_control = control.try_clone()?;
         let from_monitor = monitor.try_clone()?;
-        let kept = Arc::clone(&tail);
+        let (kept, monitor_kept) = (Arc::clone(&tail), Arc::clone(&monitor_tail));
         let handed_on = [Arc::default(), Arc::default()];
         let [out_count, err_count] = handed_on.clone();
         let readers = vec![
             thread::spawn(move || keep(console, &kept, log)),
-            thread::spawn(move || forward(from_monitor, Box::new(std::io::sink()), &AtomicU64::new(0))),
+            thread::spawn(move || keep(from_monitor, &monitor_kept, None)),
             thread::spawn(move || read_lines(from_control, side, &events)),
             thread::spawn(move || forward(out, sinks.out, &out_count)),
             thread::spawn(move || forward(err, sinks.err, &err_count)),
         ];
-        Ok(Self { side, child, control, monitor, readers, tail, complaints, handed_on })
+        Ok(Self { side, child, control, monitor, readers, tail, monitor_tail, complaints, handed_on })
     }
 
     /// Sends the guest's setup a line. A guest that has just died does not get it, which its end will tell.
@@ -139,6 +145,15 @@ impl Machine {
     pub(crate) fn set_link(&mut self, netdev: &str, up: bool) {
         let state = if up { "on" } else { "off" };
         let _ = self.monitor.write_all(format!("set_link {netdev} {state}\n").as_bytes());
+    }
+
+    /// Asks where its processors stand, for [`Remains::monitor`].
+    pub(crate) fn tell_registers(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let _ = self.monitor.write_all(b"info registers -a\n");
+        while !text(&self.monitor_tail).contains("RIP=") && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Waits until so many bytes of output and of errors have been handed on, or until `deadline`.
@@ -153,11 +168,8 @@ impl Machine {
     /// Ends it. Output that has reached QEMU is still handed on.
     pub(crate) fn stop(mut self) -> Remains {
         self.end();
-        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        let console = String::from_utf8_lossy(tail.make_contiguous()).into_owned();
         let qemu = fs::read_to_string(&self.complaints).unwrap_or_default();
-        drop(tail);
-        Remains { console, qemu }
+        Remains { console: text(&self.tail), monitor: text(&self.monitor_tail), qemu }
     }
 
     /// Stops it dead, as a power cut does; what it still wanted to say is lost.
@@ -247,6 +259,11 @@ fn keep(mut from: UnixStream, tail: &Mutex<VecDeque<u8>>, mut log: Option<File>)
         let excess = tail.len().saturating_sub(TAIL_BYTES);
         tail.drain(..excess);
     }
+}
+
+fn text(tail: &Tail) -> String {
+    let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+    String::from_utf8_lossy(tail.make_contiguous()).into_owned()
 }
 
 fn read_lines(from: UnixStream, side: Side, events: &SyncSender<(Side, Event)>) {

@@ -85,7 +85,7 @@ fn carry_out(options: &Options) -> Result<ExitCode> {
     }
     Ok(ExitCode::from(match outcome.ending {
         Ending::Status(status) => status,
-        Ending::Lost(why) => {
+        Ending::Lost(why) | Ending::Unborn(why) => {
             eprint!("lab: {why}\n{}", outcome.remains);
             NO_STATUS
         }

@@ -64,7 +64,7 @@ impl Run {
     }
 }
 
-const CHECKS: [Check; 14] = [
+const CHECKS: [Check; 15] = [
     Check {
         name: "the exit status comes back, both streams come apart",
         options: &["--cards", "0"],
@@ -117,6 +117,15 @@ const CHECKS: [Check; 14] = [
         verdict: |run| {
             run.says(&["nobody", "64", "PORT_ACTIVE", "y"])?;
             run.ended_with(0)
+        },
+    },
+    Check {
+        name: "a guest that cannot come up is given up",
+        options: &["--cards", "0", "--cpu", "486"],
+        script: "echo never",
+        verdict: |run| {
+            ensure!(run.out.is_empty(), "the command ran");
+            run.lost("while it started")
         },
     },
     Check {

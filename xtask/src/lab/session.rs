@@ -25,6 +25,13 @@ use super::scratch::Scratch;
 const COMPANION_GRACE: Duration = Duration::from_secs(5);
 /// Longest wait for the first guest's wire sockets.
 const WIRE_LIMIT: Duration = Duration::from_secs(120);
+/// Longest time in which guests come up: seconds as a rule, under translation beside other work some more.
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
+/// How often guests are started before the run is given up. A kernel that is translated on a host which lets it
+/// stand still at the wrong moment may stop for good, or panic, before the command's turn has come.
+const BOOTS: u32 = 3;
+/// How long QEMU may take to tell where a stuck guest's processors stand.
+const REGISTERS_LIMIT: Duration = Duration::from_secs(2);
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +40,8 @@ pub(crate) enum Ending {
     Status(u8),
     /// There is no status, because of this.
     Lost(String),
+    /// The command did not even start, because of this: another try may fare better.
+    Unborn(String),
 }
 
 /// What a run came to.
@@ -48,10 +57,10 @@ pub(crate) struct Outcome {
     pub(crate) remains: String,
 }
 
-/// Runs `plan` to its end.
+/// Runs `plan` to its end; guests that do not come up are started again, within the plan's limit.
 ///
 /// # Errors
-/// When a guest cannot be started. All that happens later is an [`Ending`].
+/// When a guest cannot be started. All that happens later is an [`Ending`], never an [`Ending::Unborn`].
 pub(crate) fn run(
     plan: &Plan,
     kernel: &Kernel,
@@ -59,6 +68,26 @@ pub(crate) fn run(
     sinks: &mut dyn FnMut(Side) -> Sinks,
 ) -> Result<Outcome> {
     let begun = Instant::now();
+    for boot in 1.. {
+        let outcome = run_once(plan, kernel, accel, sinks, begun)?;
+        let Ending::Unborn(why) = outcome.ending else { return Ok(outcome) };
+        if boot == BOOTS || begun.elapsed() >= plan.limit {
+            return Ok(Outcome { ending: Ending::Lost(why), ..outcome });
+        }
+        eprint!("lab: {why}; it is started again\n{}", outcome.remains);
+    }
+    unreachable!("the last boot returns")
+}
+
+/// Starts the guests and follows them to their end.
+fn run_once(
+    plan: &Plan,
+    kernel: &Kernel,
+    accel: Accel,
+    sinks: &mut dyn FnMut(Side) -> Sinks,
+    begun: Instant,
+) -> Result<Outcome> {
+    let born_by = Instant::now() + BOOT_LIMIT;
     let scratch = Scratch::new()?;
     let (sender, events) = sync_channel(256);
     let mut machines = Vec::new();
@@ -85,6 +114,7 @@ pub(crate) fn run(
         up: vec![false; guests],
         statuses: vec![None; guests],
         begun,
+        born_by,
         started: None,
         steps: cut::steps(&plan.cuts).into(),
         grace: None,
@@ -112,7 +142,9 @@ fn await_wires(scratch: &Scratch, rails: u32) -> Result<()> {
 }
 
 fn tell_remains(text: &mut String, side: Side, remains: &Remains) {
-    for (what, said) in [("console", &remains.console), ("QEMU", &remains.qemu)] {
+    let registers =
+        remains.monitor.lines().filter(|line| line.contains("RIP=")).collect::<Vec<_>>().join("\n");
+    for (what, said) in [("console", &remains.console), ("stands at", &registers), ("QEMU", &remains.qemu)] {
         let lines: Vec<_> = said.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
         for line in telling(&lines) {
             let _ = writeln!(text, "  {} {what}: {line}", side.name());
@@ -136,6 +168,8 @@ struct Session<'a> {
     up: Vec<bool>,
     statuses: Vec<Option<u8>>,
     begun: Instant,
+    /// Until when the guests must have come up.
+    born_by: Instant,
     /// When the commands were let go.
     started: Option<Instant>,
     steps: VecDeque<Step>,
@@ -152,10 +186,12 @@ impl Session<'_> {
             if let Some(status) = self.status(now) {
                 return Ending::Status(status);
             }
-            if now >= deadline {
-                return Ending::Lost(self.over_limit());
+            let boot = self.started.is_none().then_some(self.born_by);
+            if now >= deadline || boot.is_some_and(|born_by| now >= born_by) {
+                return self.over_limit(now >= deadline);
             }
-            let wake = [self.next_step(), self.grace].into_iter().flatten().fold(deadline, Instant::min);
+            let wake =
+                [self.next_step(), self.grace, boot].into_iter().flatten().fold(deadline, Instant::min);
             let ending = match events.recv_timeout(wake.saturating_duration_since(now)) {
                 Ok((side, Event::Line(line))) => self.heed(side, &line),
                 Ok((side, Event::Gone)) => self.gone(side),
@@ -192,18 +228,30 @@ impl Session<'_> {
         Some(if first == 0 { companion.unwrap_or(0) } else { first })
     }
 
-    fn over_limit(&self) -> String {
-        let what =
-            if self.started.is_some() { "the command has not ended" } else { "the guest has not come up" };
-        format!("{what} within {} s (--limit)", self.plan.limit.as_secs_f64())
+    fn over_limit(&mut self, all: bool) -> Ending {
+        if self.started.is_none() {
+            for machine in &mut self.machines {
+                machine.tell_registers(REGISTERS_LIMIT);
+            }
+        }
+        let limit = self.plan.limit.as_secs_f64();
+        match (self.started, all) {
+            (Some(_), _) => Ending::Lost(format!("the command has not ended within {limit} s (--limit)")),
+            (None, true) => Ending::Unborn(format!("the guest has not come up within {limit} s (--limit)")),
+            (None, false) => {
+                Ending::Unborn(format!("the guest has not come up within {} s", BOOT_LIMIT.as_secs_f64()))
+            }
+        }
     }
 
     fn gone(&self, side: Side) -> Option<Ending> {
         let known = self.statuses[self.index(side)].is_some();
-        let when = if self.started.is_some() { "before its command did" } else { "while it started" };
-        (!known).then(|| {
-            Ending::Lost(format!("guest {:?} ended {when}: a kernel panic, or QEMU failed", side.name()))
-        })
+        let (ending, when): (fn(String) -> Ending, _) = match self.started {
+            Some(_) => (Ending::Lost, "before its command did"),
+            None => (Ending::Unborn, "while it started"),
+        };
+        (!known)
+            .then(|| ending(format!("guest {:?} ended {when}: a kernel panic, or QEMU failed", side.name())))
     }
 
     fn index(&self, side: Side) -> usize {
