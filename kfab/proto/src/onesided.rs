@@ -9,6 +9,7 @@ use crate::ops::{Proto, Range, Redo};
 use crate::parts::{landings, read_outcome};
 use crate::peer::{Held, Out, Stream};
 use crate::receive::Taking;
+use crate::transmit::into_source;
 use crate::wire::*;
 use kfab_core::mem::{Assembly, Buffer, Landing, Room, Slice, WindowMem};
 use kfab_core::spi::{Exposure, Inline, RemoteKey, Rights, Rma, RmaStarted, RmaToken};
@@ -340,7 +341,7 @@ impl Machine {
         if let Some((ci, remote)) = self.direct(io, pi, key, len) {
             return self.write_direct(io, pi, ci, remote, range, payload, tell);
         }
-        let source = source_of(io, payload)?;
+        let source = into_source(io, payload)?;
         let op = self.ops.insert(Proto::Write { peer: to, parts: 1, redo: None }, "write")?;
         self.expect(io.now, pi);
         self.write_by_messages(io, pi, op, range, &source, tell);
@@ -484,7 +485,7 @@ impl Machine {
                 return self.written_now(io, pi, tell.as_ref());
             }
         }
-        let source = source_of(io, payload)?;
+        let source = into_source(io, payload)?;
         let peer = self.peers[pi as usize].name;
         let (len, n) = (source.len(), source.slices().len());
         // One part more than there are, until all have been started.
@@ -645,15 +646,6 @@ impl Machine {
         let end = (len as usize).div_ceil(piece) as u32;
         self.add_stream(io, pi, Stream { sink: a.op.get(), source, piece, next: 0, end, op: None });
     }
-}
-
-/// The payload as memory that the operation owns.
-fn source_of(io: &mut Io<'_>, payload: Payload<'_>) -> Result<Source> {
-    Ok(match payload {
-        Payload::Bytes(b) => Source::One(io.pool.copy_from(b)?.as_source()),
-        Payload::Buffer(b) => Source::One(b.as_source()),
-        Payload::Buffers(v) => Source::Many(v.iter().map(Buffer::as_source).collect()),
-    })
 }
 
 /// An error that another way would not mend: the owner refused, or the operation makes no sense.

@@ -143,7 +143,7 @@ impl Ops {
     #[inline(always)]
     pub(crate) fn insert(&mut self, proto: Proto, op: &'static str) -> Result<OpId> {
         let (id, place) = self.open(op)?;
-        *place = proto;
+        replace_empty(place, proto);
         Ok(id)
     }
 

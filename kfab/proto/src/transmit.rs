@@ -9,6 +9,7 @@ use crate::ops::Proto;
 use crate::pace::Pace;
 use crate::peer::{Deferred, Out, Unacked};
 use crate::wire::*;
+use kfab_core::mem::Buffer;
 use kfab_core::spi::{Body, Frame, INLINE_MAX, Inline};
 use kfab_core::{Error, Kind, Result};
 use zerocopy::IntoBytes;
@@ -520,7 +521,7 @@ impl Machine {
         }
         let keep = self.peers[pi as usize].keep;
         let body = match keep.then(|| io.pool.copy_from(&bytes)) {
-            Some(Ok(b)) => Source::One(b.as_source()),
+            Some(Ok(b)) => Source::One(b.into_source()),
             Some(Err(_)) => return false,
             None => Source::Empty,
         };
@@ -591,11 +592,11 @@ impl Machine {
 }
 
 /// The payload as memory the operation owns; bytes are copied into the lane's slab.
-fn into_source(io: &mut Io<'_>, payload: Payload<'_>) -> Result<Source> {
+pub(crate) fn into_source(io: &mut Io<'_>, payload: Payload<'_>) -> Result<Source> {
     Ok(match payload {
         Payload::Bytes([]) => Source::Empty,
-        Payload::Bytes(b) => Source::One(io.pool.copy_from(b)?.as_source()),
-        Payload::Buffer(b) => Source::One(b.as_source()),
-        Payload::Buffers(v) => Source::Many(v.iter().map(|b| b.as_source()).collect()),
+        Payload::Bytes(b) => Source::One(io.pool.copy_from(b)?.into_source()),
+        Payload::Buffer(b) => Source::One(b.into_source()),
+        Payload::Buffers(v) => Source::Many(v.into_iter().map(Buffer::into_source).collect()),
     })
 }

@@ -11,23 +11,34 @@ use super::plan::{Limit, Line, Provider, Unit};
 use super::programs::Job;
 use crate::sh::Sh;
 
+/// What a run gave: the figure to hold beside the peers', and the one to hold beside a limit.
+pub(super) struct Figures {
+    /// Of latencies the mean, which is what peers print.
+    pub(super) beside_peers: f64,
+    /// Of latencies the median, which is what limits are.
+    pub(super) beside_limit: f64,
+}
+
 /// Runs kfab once for `line`.
 ///
 /// # Errors
 /// When it fails or prints no such figure.
-pub(super) fn run(bench: &Bench, line: &Line) -> anyhow::Result<f64> {
+pub(super) fn run(bench: &Bench, line: &Line) -> anyhow::Result<Figures> {
     let provider = if line.provider == Provider::Shm { "shm" } else { "sockets" };
     let words =
         ["perf", line.test, "--provider", provider, "--size", &line.size.to_string()].map(str::to_owned);
     let out = json(bench, &words, &["--window", &line.window.to_string()])?;
-    let field = match line.unit {
-        Unit::Nanoseconds => "mean_ns",
-        Unit::Messages => "msg_per_s",
-        Unit::Bytes => "bytes_per_s",
-    };
-    let row = rows(&out).find(|row| row["size"].as_u64() == Some(line.size));
-    let figure = row.and_then(|row| row[field].as_f64()).filter(|figure| *figure > 0.0);
-    figure.with_context(|| format!("no {field} for size {} in: {out}", line.size))
+    let [beside_peers, beside_limit] = match line.unit {
+        Unit::Nanoseconds => ["mean_ns", "p50_ns"],
+        Unit::Messages => ["msg_per_s"; 2],
+        Unit::Bytes => ["bytes_per_s"; 2],
+    }
+    .map(|field| {
+        let row = rows(&out).find(|row| row["size"].as_u64() == Some(line.size));
+        let figure = row.and_then(|row| row[field].as_f64()).filter(|figure| *figure > 0.0);
+        figure.with_context(|| format!("no {field} for size {} in: {out}", line.size))
+    });
+    Ok(Figures { beside_peers: beside_peers?, beside_limit: beside_limit? })
 }
 
 /// kfab's own messages as a base for what stands on them: a whole round trip, messages or bytes a second.

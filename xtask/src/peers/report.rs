@@ -92,6 +92,10 @@ struct Source<'a> {
 fn sources<'a>(line: &Line, measured: &'a Measured) -> Vec<Source<'a>> {
     let mut all = vec![Source { role: "kfab", name: "kfab".to_owned(), samples: &measured.kfab }];
     if let Some(limit) = &line.limit {
+        if line.unit.lower_is_better() {
+            let samples = &measured.beside_limit;
+            all.push(Source { role: "kfab", name: "kfab, median of a run".to_owned(), samples });
+        }
         all.push(Source { role: "limit", name: limit.name.replace('_', " "), samples: &measured.limit });
     }
     let peers = line.peers.iter().zip(&measured.peers);
@@ -110,16 +114,16 @@ fn best(line: &Line, measured: &Measured) -> Option<(String, f64)> {
 
 fn verdicts(line: &Line, measured: &Measured) -> Vec<Verdict> {
     let lower_is_better = line.unit.lower_is_better();
-    let over = |other: Option<f64>| Some(measured.kfab.median()? / other?);
+    let over = |ours: &Samples, other: Option<f64>| Some(ours.median()? / other?);
     let mut all = Vec::new();
     if let Some(limit) = &line.limit {
-        let ratio = over(measured.limit.median());
+        let ratio = over(&measured.beside_limit, measured.limit.median());
         let against = limit.name.replace('_', " ");
         all.push(Verdict { against, target: limit.target, ratio, lower_is_better });
     }
     if let Some(target) = line.target {
         let best = best(line, measured);
-        let ratio = over(best.as_ref().map(|best| best.1));
+        let ratio = over(&measured.kfab, best.as_ref().map(|best| best.1));
         let against = best.map_or("the best peer".to_owned(), |best| best.0);
         all.push(Verdict { against, target, ratio, lower_is_better });
     }
@@ -212,7 +216,8 @@ mod tests {
     fn measured(line: &Line, kfab: f64, limit: f64, peers: &[f64]) -> Measured {
         let mut all = vec![Samples::default(); line.peers.len()];
         all.iter_mut().zip(peers).for_each(|(slot, &figure)| *slot = samples(&[figure]));
-        Measured { kfab: samples(&[kfab]), limit: samples(&[limit]), peers: all }
+        let (kfab, limit) = (samples(&[kfab]), samples(&[limit]));
+        Measured { beside_limit: kfab.clone(), kfab, limit, peers: all }
     }
 
     #[test]
@@ -237,7 +242,8 @@ mod tests {
     fn what_has_no_figure_is_not_measured_and_not_met() {
         let lines = plan::lines();
         let line = &lines[..1];
-        let all = [Measured { kfab: Samples::default(), ..measured(&line[0], 1.0, 1.0, &[1.0]) }];
+        let none = Samples::default;
+        let all = [Measured { kfab: none(), beside_limit: none(), ..measured(&line[0], 1.0, 1.0, &[1.0]) }];
         let report = Report::new(line, &all, vec![0.5], [0, 1]);
         assert!(!report.all_met());
         assert!(report.to_string().contains("50 % (NOT QUIET"), "{report}");

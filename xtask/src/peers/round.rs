@@ -42,6 +42,8 @@ impl Samples {
 /// What was measured for one line.
 pub(super) struct Measured {
     pub(super) kfab: Samples,
+    /// Of the same runs, the figures that are measured as the limit is.
+    pub(super) beside_limit: Samples,
     pub(super) limit: Samples,
     /// In the order of the line's peers.
     pub(super) peers: Vec<Samples>,
@@ -71,11 +73,11 @@ fn ticks(stat: &str, cores: [usize; 2]) -> Option<(f64, f64)> {
     Some(sum)
 }
 
-/// Runs `rounds` rounds; in each, every line in turn: kfab, then its peers. The limits are measured at the
-/// beginning of each round. Progress goes to standard error.
+/// Runs `rounds` rounds; in each, every line in turn: its limit, kfab, then its peers. Progress goes to standard error.
 pub(super) fn measure(bench: &Bench, lines: &[Line], rounds: usize) -> (Vec<Measured>, Vec<f64>) {
     let none = |line: &Line| Measured {
         kfab: Samples::default(),
+        beside_limit: Samples::default(),
         limit: Samples::default(),
         peers: vec![Samples::default(); line.peers.len()],
     };
@@ -83,33 +85,36 @@ pub(super) fn measure(bench: &Bench, lines: &[Line], rounds: usize) -> (Vec<Meas
     let mut noise = Vec::new();
     for round in 1..=rounds {
         noise.push(busy(bench.cores).unwrap_or(1.0));
-        let wanted = bench.kfab.is_some() && lines.iter().any(|line| line.limit.is_some());
-        let limits = wanted.then(|| kfab::limits(bench).map_err(|error| format!("{error:#}")));
         for (at, (line, measured)) in lines.iter().zip(&mut all).enumerate() {
             eprint!("\rround {round}/{rounds}, line {}/{}: {:<24}", at + 1, lines.len(), line.name);
             let _ = std::io::stderr().flush();
-            one(bench, line, measured, limits.as_ref());
+            one(bench, line, measured);
         }
     }
     eprintln!();
     (all, noise)
 }
 
-type Limits = Result<serde_json::Value, String>;
-
-fn one(bench: &Bench, line: &Line, measured: &mut Measured, limits: Option<&Limits>) {
-    if bench.kfab.is_some() {
-        measured.kfab.take(match line.rpc {
-            Some(job) => rpc::run(bench, rpc::ours(line.provider), job, line.size, line.window),
-            None => kfab::run(bench, line),
-        });
+fn one(bench: &Bench, line: &Line, measured: &mut Measured) {
+    // Beside the run it is held against: a host may move the cores apart meanwhile.
+    if let (Some(limit), Some(_)) = (&line.limit, &bench.kfab) {
+        measured.limit.take(kfab::limits(bench).and_then(|limits| kfab::limit(&limits, limit)));
+    }
+    match line.rpc {
+        _ if bench.kfab.is_none() => {}
+        Some(job) => {
+            measured.kfab.take(rpc::run(bench, rpc::ours(line.provider), job, line.size, line.window));
+        }
+        None => match kfab::run(bench, line) {
+            Ok(figures) => {
+                measured.kfab.take(Ok(figures.beside_peers));
+                measured.beside_limit.take(Ok(figures.beside_limit));
+            }
+            Err(error) => measured.kfab.take(Err(error)),
+        },
     }
     for (call, samples) in line.peers.iter().zip(&mut measured.peers) {
         samples.take(call.run(bench, line.unit));
-    }
-    if let (Some(limit), Some(limits)) = (&line.limit, limits) {
-        let found = limits.as_ref().map_err(|error| anyhow::anyhow!("{error}"));
-        measured.limit.take(found.and_then(|limits| kfab::limit(limits, limit)));
     }
 }
 

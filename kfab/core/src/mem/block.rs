@@ -78,7 +78,11 @@ impl BlockRef {
     /// `true` if there is no other share.
     #[inline]
     pub(super) fn is_only(&mut self) -> bool {
-        self.0.as_mut().is_some_and(|b| Arc::get_mut(b).is_some())
+        // There are no weak shares, so nobody can make another: no need for what `Arc::get_mut` costs, an atomic exchange.
+        let only = Arc::strong_count(self.arc()) == 1;
+        // Acquire: what the others did with the bytes comes before what we do.
+        fence(Ordering::Acquire);
+        only
     }
 
     /// `true` if both are shares in one block.

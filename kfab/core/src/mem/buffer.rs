@@ -28,6 +28,7 @@ impl Buffer {
         Buffer(Slice { block, start: 0, len })
     }
 
+    #[inline(always)]
     pub(super) fn from_slice(s: Slice) -> Buffer {
         debug_assert!(s.block.region().access() != Access::PeersWrite);
         Buffer(s)
@@ -100,7 +101,9 @@ impl Buffer {
         self.0.clone()
     }
 
-    pub(super) fn into_slice(self) -> Slice {
+    /// The buffer itself as such a share.
+    #[inline(always)]
+    pub fn into_source(self) -> Slice {
         self.0
     }
 }

@@ -30,11 +30,12 @@ impl Landing {
     }
 
     /// The first `len` bytes of a buffer (all, if it is shorter); the buffer itself if it has another owner.
+    #[inline(always)]
     pub fn prefix(mut b: Buffer, len: usize) -> Result<Landing, Buffer> {
         if b.get_mut().is_none() {
             return Err(b);
         }
-        let Slice { block, start, len: whole } = b.into_slice();
+        let Slice { block, start, len: whole } = b.into_source();
         Ok(Landing { block, start, len: len.min(whole), whole, piece: 0 })
     }
 
@@ -52,6 +53,7 @@ impl Landing {
     }
 
     /// The buffer back, in its whole length; `None` for a landing that was not made from a buffer.
+    #[inline(always)]
     pub fn into_buffer(self) -> Option<Buffer> {
         let ours = self.block.region().access() != Access::PeersWrite && self.whole > 0;
         ours.then(|| Buffer::from_slice(Slice { block: self.block, start: self.start, len: self.whole }))
@@ -141,8 +143,8 @@ impl Assembly {
         let Some(n) = n.filter(|_| len <= room.len() && room.is_only()) else { return Err(room) };
         let many = matches!(room, Room::Many(_));
         let room = match room {
-            Room::One(b) => vec![b.into_slice()],
-            Room::Many(v) => v.into_iter().map(Buffer::into_slice).collect(),
+            Room::One(b) => vec![b.into_source()],
+            Room::Many(v) => v.into_iter().map(Buffer::into_source).collect(),
         };
         let pieces = vec![Piece::Missing; n as usize];
         Ok(Assembly { room, many, len, piece_len, pieces, missing: n, lent: 0 })

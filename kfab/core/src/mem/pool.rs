@@ -108,19 +108,26 @@ impl State {
 
     /// A place for a block of a size that no free one has: the next in the current region, or the first in a new one.
     fn cut(&mut self, size: usize, access: Access, config: &PoolConfig) -> Result<(Arc<Region>, usize)> {
+        let skew = if access == Access::PeersWrite { window_skew(size) } else { 0 };
         if let Some((region, used)) = &mut self.space(access).current {
             // Blocks start at a multiple of their size up to a page, of a page above: whole cache lines, whole pages.
-            let at = used.next_multiple_of(size.min(4096));
+            let at = used.next_multiple_of(size.min(4096)) + skew;
             if at + size <= region.len() {
                 *used = at + size;
                 return Ok((region.clone(), at));
             }
         }
-        let bytes = config.region_bytes.max(size).next_multiple_of(4096);
+        let bytes = config.region_bytes.max(size + skew).next_multiple_of(4096);
         let region = self.region(bytes, access, config)?;
-        self.space(access).current = Some((region.clone(), size));
-        Ok((region, 0))
+        self.space(access).current = Some((region.clone(), size + skew));
+        Ok((region, skew))
     }
+}
+
+/// Window memory lies half a page beside the pages of buffers: copies between them of up to 1 MiB take 4 to 8 % less time where both do not
+/// fill the same sets of the first cache at once (measured on a Zen 4; of 4 MiB they take 10 % more).
+fn window_skew(size: usize) -> usize {
+    if (4096..=1 << 20).contains(&size) { 2048 } else { 0 }
 }
 
 impl Pool {

@@ -81,6 +81,7 @@ impl Region {
     }
 
     /// Who may reach the pages.
+    #[inline]
     pub fn access(&self) -> Access {
         self.access
     }
