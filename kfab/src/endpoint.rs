@@ -336,8 +336,18 @@ impl Peer {
             Payload::Bytes(b) if self.lane.send_now(self.id, b, false, options) => Op::ready(Ok(())),
             Payload::Bytes(b) => self.send_long(Payload::Bytes(b), options),
             Payload::Buffer(b) if self.lane.send_now(self.id, &b, true, options) => Op::ready(Ok(())),
-            Payload::Buffer(b) => self.send_long(Payload::Buffer(b), options),
+            Payload::Buffer(b) => self.send_buffer(b, options),
             Payload::Buffers(v) => self.send_long(Payload::Buffers(v), options),
+        }
+    }
+
+    #[inline(never)]
+    fn send_buffer(&self, from: Buffer, options: SendOptions) -> Op<()> {
+        let mut from = Some(from);
+        match (self.lane.promise_now(self.id, &mut from, options), from) {
+            (Some(op), _) => Op::pending(Share::from(&*self.lane), op),
+            (None, Some(b)) => self.send_long(Payload::Buffer(b), options),
+            (None, None) => unreachable!("a promise that is not made leaves the buffer"),
         }
     }
 

@@ -264,6 +264,22 @@ impl Lane {
         machine.send_now(&mut io, to, bytes, in_slab, options)
     }
 
+    /// Sends what the receiver fetches, by the short way; `None`, and nothing has happened, if that cannot take it.
+    #[inline(always)]
+    pub(crate) fn promise_now(
+        &self,
+        to: PeerId,
+        from: &mut Option<Buffer>,
+        options: SendOptions,
+    ) -> Option<OpId> {
+        let mut s = self.lock();
+        if s.asleep.is_some() {
+            return None;
+        }
+        let (machine, mut io) = s.split();
+        machine.promise_now(&mut io, to, from, options)
+    }
+
     /// Writes by the short way; `false`, and nothing has happened, if that cannot take it.
     #[inline(always)]
     pub(crate) fn write_now(&self, to: PeerId, key: &WindowKey, offset: u64, bytes: &[u8]) -> bool {
@@ -349,6 +365,21 @@ impl Lane {
             }
         }
         false
+    }
+
+    /// Spins for an operation that hands nothing over, for as long as it is short: `true` if it has ended well.
+    #[inline]
+    pub(crate) fn wait_for_unit(&self, op: OpId) -> bool {
+        let take = || {
+            let mut s = self.lock();
+            s.turns += 1;
+            s.machine.take_unit(op)
+        };
+        take() || {
+            let mut nothing = Direct::EMPTY;
+            self.wait_shortly(op, &mut nothing);
+            take()
+        }
     }
 
     /// Waits for the end of an operation, in the lane's way of waiting. `None`: the deadline passed first.

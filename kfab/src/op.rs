@@ -70,6 +70,11 @@ pub(crate) mod sealed {
         type Hold = Share;
 
         #[inline(always)]
+        fn wait_shortly(hold: Share, op: OpId) -> std::result::Result<(), Share> {
+            if hold.wait_for_unit(op) { Ok(()) } else { Err(hold) }
+        }
+
+        #[inline(always)]
         fn finish(outcome: Outcome, _: impl FnOnce() -> Share) -> Result<()> {
             match outcome {
                 Outcome::Unit => Ok(()),

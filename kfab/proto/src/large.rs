@@ -28,6 +28,25 @@ impl Machine {
         let exposed = self.expose_source(io, pi, &source);
         let (key, port) = exposed.as_ref().map_or_else(Default::default, |e| (e.exposure.key, e.port));
         let op = self.start_send(io, pi, Proto::Large { peer, source, exposed, canceled: false })?;
+        let p = &self.peers[pi as usize];
+        let free = p.tx.is_drained() && p.tx.credit() > 0;
+        if self.promise(io, pi, op, len, key, port, &o, free) { Ok(Some(op)) } else { self.begun(op) }
+    }
+
+    /// Tells the receiver of a large message; `true` if that has left, by the short way.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one promise")]
+    #[inline(always)]
+    pub(crate) fn promise(
+        &mut self,
+        io: &mut Io<'_>,
+        pi: u32,
+        op: OpId,
+        len: u64,
+        key: RemoteKey,
+        port: usize,
+        o: &SendOptions,
+        free: bool,
+    ) -> bool {
         let rts = Rts {
             bytes: Rts::bytes_of(len),
             port: io.port_name(port).into(),
@@ -37,18 +56,22 @@ impl Machine {
             secret: key.secret.into(),
         };
         let flags = if o.tag.is_some() { TAGGED } else { 0 } | if o.ordered { ORDERED } else { 0 };
-        let (kind, tag) = (FrameKind::Rts, o.tag.unwrap_or(0));
-        let p = &mut self.peers[pi as usize];
-        p.counters.tx_bytes += len;
-        let free = p.tx.is_drained() && p.tx.credit() > 0;
-        if free && self.post_short(io, pi, kind, flags, tag, rts.as_bytes(), 1).is_some() {
-            self.peers[pi as usize].counters.tx_messages += 1;
-            return Ok(Some(op));
+        let tag = o.tag.unwrap_or(0);
+        if free && let Some(p) = self.post_short(io, pi, FrameKind::Rts, flags, tag, rts.as_bytes(), 1) {
+            p.counters.tx_messages += 1;
+            p.counters.tx_bytes += len;
+            return true;
         }
+        self.promise_later(io, pi, op, flags, tag, &rts);
+        false
+    }
+
+    #[inline(never)]
+    fn promise_later(&mut self, io: &mut Io<'_>, pi: u32, op: OpId, flags: u8, tag: u64, rts: &Rts) {
+        self.peers[pi as usize].counters.tx_bytes += rts.len();
         let inline = Inline::new(rts.as_bytes()).expect("an RTS fits");
-        let out = Out { kind, flags, tag, inline, body: Source::Empty, op: None, units: 1 };
+        let out = Out { kind: FrameKind::Rts, flags, tag, inline, body: Source::Empty, op: None, units: 1 };
         self.send_or_defer(io, pi, out, op);
-        self.begun(op)
     }
 
     /// Opens the memory of a send to the receiver, where the rail can that has least to do and the memory is one piece.
@@ -362,23 +385,35 @@ impl Machine {
         self.send_control(io, pi, FrameKind::Done, 0, d.as_bytes());
     }
 
+    /// A peer says that it has all of a large message; `false`, and nothing has happened, if that was none to it.
+    #[inline(always)]
+    pub(crate) fn large_done(&mut self, io: &mut Io<'_>, pi: u32, op: OpId) -> bool {
+        let p = &mut self.peers[pi as usize];
+        let Some(lent) = self.ops.end_large(op, p.name) else { return false };
+        p.expects = p.expects.saturating_sub(1);
+        if let Some(e) = lent {
+            io.ports[e.port].revoke(e.exposure);
+            // It was fetched, or pieces of it would have been asked for.
+            self.rma_left(e.over, e.len).tx_bytes += e.len as u64;
+        }
+        true
+    }
+
     /// The other side has ended its half.
     pub(crate) fn on_done(&mut self, io: &mut Io<'_>, pi: u32, op: OpId, status: Status) {
         let name = self.peers[pi as usize].name;
+        if status == Status::Ok && self.large_done(io, pi, op) {
+            return;
+        }
         let Some(proto) = self.ops.proto(op).filter(|p| p.peer() == Some(name)) else { return };
         let refused = |kind, text: &str| Err(Error::new(kind, "operation", text).with_fate(Fate::Refused));
         match (&*proto, status) {
             (Proto::Write { .. }, s) => self.write_part_done(op, s),
-            (Proto::Large { exposed, .. }, s) => {
-                // It was fetched, or pieces of it would have been asked for.
-                if let Some(e) = exposed.as_ref().filter(|_| s == Status::Ok) {
-                    self.conns[e.over as usize].tx_bytes += e.len as u64;
-                }
+            (Proto::Large { .. }, s) => {
                 self.drop_exposure(io, op);
                 self.finish(
                     op,
                     match s {
-                        Status::Ok => Ok(Outcome::Unit),
                         Status::NoMemory => {
                             refused(Kind::Limit, "the receiver has no memory for the message")
                         }

@@ -29,6 +29,7 @@ pub struct Io<'a> {
 
 impl Io<'_> {
     /// What peers call a port: its number, and in the upper half its epoch, so that no key of another fits it.
+    #[inline(always)]
     pub(crate) fn port_name(&self, port: usize) -> u16 {
         (port as u16) ^ (u16::from(self.ports[port].epoch()) << 8)
     }
@@ -57,6 +58,8 @@ pub(crate) struct ConnState {
     pub(crate) weight: u64,
     pub(crate) max_body: usize,
     pub(crate) eager_max: usize,
+    /// Its port has one-sided access.
+    pub(crate) rma: bool,
     pub(crate) unacked_bytes: usize,
     /// Bytes of one-sided transfers under way over it, ours and those a peer was asked to fetch.
     pub(crate) rma_bytes: usize,
@@ -338,6 +341,12 @@ impl Machine {
         self.ops.take(op)
     }
 
+    /// The same for one that hands nothing over: `true` once, when it has ended well.
+    #[inline(always)]
+    pub fn take_unit(&mut self, op: OpId) -> bool {
+        self.ops.take_unit(op)
+    }
+
     /// Whom to wake when the operation ends.
     pub fn set_waker(&mut self, op: OpId, waker: &Waker) {
         self.ops.set_waker(op, waker);
@@ -554,6 +563,7 @@ impl Machine {
             weight: u64::from(caps.weight.max(1)),
             max_body: caps.max_body,
             eager_max: caps.eager_max,
+            rma: caps.rma,
             unacked_bytes: 0,
             rma_bytes: 0,
             far_port: 0,
@@ -597,6 +607,7 @@ impl Machine {
     // ---- bookkeeping of operations ----
 
     /// An operation began to wait for this peer.
+    #[inline(always)]
     pub(crate) fn expect(&mut self, now: u64, pi: u32) {
         let p = &mut self.peers[pi as usize];
         if p.expects == 0 {

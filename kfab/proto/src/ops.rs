@@ -5,7 +5,7 @@ use crate::message::{Data, OpId, Outcome, PeerId, Source};
 use crate::notice::Tell;
 use crate::onesided::WindowId;
 use crate::parts::Reads;
-use kfab_core::mem::{Assembly, Buffer, Room};
+use kfab_core::mem::{Assembly, Buffer, Room, Slice};
 use kfab_core::spi::Exposure;
 use kfab_core::{Error, Kind, Result};
 use std::task::Waker;
@@ -155,6 +155,37 @@ impl Ops {
         Ok(id)
     }
 
+    /// A new send of one piece of memory that its receiver may fetch.
+    #[inline(always)]
+    pub(crate) fn insert_promise(&mut self, peer: PeerId, from: Slice, lent: Lent) -> Result<OpId> {
+        let (id, place) = self.open("send")?;
+        let source = Source::One(from);
+        replace_empty(place, Proto::Large { peer, source, exposed: Some(lent), canceled: false });
+        Ok(id)
+    }
+
+    /// Ends both sides of a large send to `peer`, well, and gives back what was opened for it; `None`, and nothing has happened, if it is none.
+    #[inline(always)]
+    pub(crate) fn end_large(&mut self, id: OpId, peer: PeerId) -> Option<Option<Lent>> {
+        let s = self.slot(id)?;
+        let Proto::Large { peer: to, source, exposed, .. } = &mut s.proto else { return None };
+        if *to != peer {
+            return None;
+        }
+        let (lent, source) = (exposed.take(), std::mem::replace(source, Source::Empty));
+        replace_empty(&mut s.proto, Proto::Ended);
+        if let User::Waiting(w) = &mut s.user {
+            let w = w.take();
+            replace_empty(&mut s.user, User::Ready(Ok(Outcome::Unit)));
+            if let Some(w) = w {
+                w.wake();
+            }
+        }
+        self.collect(id);
+        drop(source);
+        Some(lent)
+    }
+
     /// A slot whose protocol's side is still to be written.
     #[inline(always)]
     fn open(&mut self, op: &'static str) -> Result<(OpId, &mut Proto)> {
@@ -249,6 +280,18 @@ impl Ops {
         let User::Ready(r) = std::mem::replace(&mut s.user, User::Gone) else { return None };
         self.collect(id);
         Some(r)
+    }
+
+    /// [`Ops::take`] of a result that is but an end: `false`, and nothing has happened, if there is none or another.
+    #[inline(always)]
+    pub(crate) fn take_unit(&mut self, id: OpId) -> bool {
+        let Some(s) = self.slot(id) else { return false };
+        let over = matches!(s.user, User::Ready(Ok(Outcome::Unit)));
+        if over {
+            replace_empty(&mut s.user, User::Gone);
+            self.collect(id);
+        }
+        over
     }
 
     /// Whom to wake at the end. Replaces an earlier one.

@@ -8,12 +8,12 @@
 use crate::machine::{Io, Machine};
 use crate::matcher::{Arrived, Unexpected};
 use crate::message::*;
-use crate::ops::Proto;
+use crate::ops::{Lent, Proto};
 use crate::peer::{Out, Peer};
 use crate::transmit::flags;
 use crate::wire::*;
 use kfab_core::mem::{Buffer, Landing, Pool};
-use kfab_core::spi::{Delivery, INLINE_MAX, Inline, Next, RemoteKey, Small};
+use kfab_core::spi::{Delivery, INLINE_MAX, Inline, Next, RemoteKey, Rights, Small};
 
 /// Who may be given a message past the queues.
 #[derive(Clone, Copy, Debug)]
@@ -120,6 +120,36 @@ impl Machine {
         p.counters.tx_messages += 1;
         p.counters.tx_bytes += bytes.len() as u64;
         true
+    }
+
+    /// [`Machine::send`] for memory that the receiver fetches, to a peer with nothing in the way: `None`, and nothing has happened, if that
+    /// is not so. Else the buffer is the operation's.
+    #[inline(always)]
+    pub fn promise_now(
+        &mut self,
+        io: &mut Io<'_>,
+        to: PeerId,
+        from: &mut Option<Buffer>,
+        opts: SendOptions,
+    ) -> Option<OpId> {
+        let (pi, len) = (to.index, from.as_ref()?.len());
+        let p = self.peers.get(pi as usize).filter(|p| p.name == to)?;
+        let c = self.conns.get_mut(p.short as usize)?;
+        let large = len > self.limits.fetch_min && len as u64 <= self.limits.max_message;
+        let free = large && c.rma && !c.blocked && p.tx.is_drained() && p.tx.credit() > 0;
+        if !free || self.closed || self.ops.is_full() {
+            return None;
+        }
+        let (port, over) = (c.port, p.short);
+        let rights = Rights::READ | Rights::TRANSFER;
+        let exposure = io.ports[port].expose(from.as_ref()?.source(), rights).ok()?;
+        c.rma_bytes += len;
+        let key = exposure.key;
+        let op = self.ops.insert_promise(to, from.take()?.into_source(), Lent { port, exposure, over, len });
+        let op = op.expect("there was room for one more");
+        self.expect(io.now, pi);
+        self.promise(io, pi, op, len as u64, key, port, &opts, true);
+        Some(op)
     }
 
     /// Numbers a frame and posts it, if the peer has one rail and that takes it at once; spends its units. `bytes` of more than
@@ -242,6 +272,7 @@ impl Machine {
         let here = match Header::from_words(out.small.header) {
             Some((FrameKind::Eager, h)) => self.hand_over(io, ci, &h, taker, out),
             Some((FrameKind::Rts, h)) => self.fetch_now(io, ci, &h, taker, out),
+            Some((FrameKind::Done, h)) if self.done_now(io, ci, &h, &out.small) => return Polled::Busy,
             _ => false,
         };
         if here {
@@ -249,6 +280,21 @@ impl Machine {
         }
         self.go_long(io, ci, &out.small);
         Polled::Busy
+    }
+
+    /// The peer has fetched a large message. `false`, and nothing has happened: it must go the long way.
+    #[inline(always)]
+    fn done_now(&mut self, io: &mut Io<'_>, ci: u32, h: &Header, frame: &Small) -> bool {
+        let done = Done::parse(frame.inline.as_slice());
+        let Some(d) = done.filter(|d| d.status.get() == Status::Ok as u32 && frame.body_len == 0) else {
+            return false;
+        };
+        let Some(pi) = self.in_turn(ci, h) else { return false };
+        if !self.large_done(io, pi, OpId::from_bits(d.op.get())) {
+            return false;
+        }
+        self.heard(io, ci, pi, h, 0);
+        true
     }
 
     /// The long way up for a frame that came by the short one.
@@ -425,7 +471,7 @@ impl Machine {
         len: usize,
         units: u32,
     ) {
-        let (c, p) = (&mut self.conns[ci as usize], &mut self.peers[pi as usize]);
+        let p = &mut self.peers[pi as usize];
         (out.from, out.tag) = (p.name, h.user_tag());
         if let Taker::Op(op) = taker {
             self.ops.end_bare_recv(op);
@@ -433,12 +479,19 @@ impl Machine {
                 p.expects = p.expects.saturating_sub(1);
             }
         }
+        p.counters.rx_messages += 1;
+        p.counters.rx_bytes += len as u64;
+        self.heard(io, ci, pi, h, units);
+    }
+
+    /// The books of a frame that nothing came before, with so many units of credit.
+    #[inline(always)]
+    fn heard(&mut self, io: &Io<'_>, ci: u32, pi: u32, h: &Header, units: u32) {
+        let (c, p) = (&mut self.conns[ci as usize], &mut self.peers[pi as usize]);
         c.rx_frames += 1;
         c.used_at = io.now;
         c.heard_at = io.now;
         c.asked_at = 0;
-        p.counters.rx_messages += 1;
-        p.counters.rx_bytes += len as u64;
         let (acked, more_credit) = p.hears(io.now, h.ack, h.credit);
         let mut owes = p.rx.arrives(h.seq, false, self.limits.max_unacked / 4);
         owes |= p.rx.consumes(units, self.limits.credits / 4);

@@ -101,6 +101,12 @@ impl Buffer {
         self.0.clone()
     }
 
+    /// The share that this buffer is, to look at.
+    #[inline(always)]
+    pub fn source(&self) -> &Slice {
+        &self.0
+    }
+
     /// The buffer itself as such a share.
     #[inline(always)]
     pub fn into_source(self) -> Slice {

@@ -76,6 +76,7 @@ impl Region {
     }
 
     /// A number that no other region of this process has or had.
+    #[inline]
     pub fn id(&self) -> u64 {
         self.id
     }
