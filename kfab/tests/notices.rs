@@ -121,7 +121,9 @@ fn what_is_refused_is_not_told_and_costs_no_credit() {
     on_all("refused", |s| {
         let (_a, to_b, b, w) = scene(s, 4096);
         let other = b.window(4096, BOTH).unwrap();
-        let (key, n) = (w.key().clone(), 2 * Limits::default().credits as u64);
+        // A card's connection breaks with each access that is refused: there few have to do.
+        let n = if s == "verbs" { 12 } else { 2 * Limits::default().credits as u64 };
+        let key = w.key().clone();
         let waiting = w.notice();
         drop(to_b.write_notify(&key, 0, b"in time", 1));
         assert_eq!(waiting.wait().unwrap().value(), 1);

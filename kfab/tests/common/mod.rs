@@ -36,7 +36,15 @@ pub(crate) fn watched_for(name: &str, seconds: u64, f: impl FnOnce() + Send + 's
 
 pub(crate) const SCHEMES: [&str; 2] = ["shm", "tcp"];
 
+/// Whether the tests run in the lab, over its cards.
+fn in_lab() -> bool {
+    std::env::var_os("KFAB_LAB_RDMA").is_some()
+}
+
 pub(crate) fn fabric() -> Fabric {
+    if in_lab() {
+        return Fabric::new((kfab_verbs::Verbs, kfab_shm::Shm, kfab_sockets::Sockets));
+    }
     Fabric::new((kfab_shm::Shm, kfab_sockets::Sockets))
 }
 
@@ -56,7 +64,7 @@ pub(crate) fn pair(scheme: &str) -> (Endpoint, Endpoint, Peer) {
 }
 
 pub(crate) fn on_all(name: &'static str, f: impl Fn(&str) + Send + Sync + Clone + 'static) {
-    for s in SCHEMES {
+    for s in if in_lab() { &["verbs"][..] } else { &SCHEMES } {
         let f = f.clone();
         watched(&format!("{name} over {s}"), move || f(s));
     }

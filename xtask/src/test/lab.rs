@@ -152,6 +152,16 @@ const JOBS: &[Job] = &[
         judge: tests_ran,
     },
     Job {
+        what: "the API's own tests, over two rails",
+        options: "--cards 4 --wire switch --memory 1536",
+        script: "@kfab/api --test-threads 1 && @kfab/scatter --test-threads 1 && \
+            @kfab/receive_pool --test-threads 1 && @kfab/notices --test-threads 1",
+        companion: None,
+        limit_s: 1800,
+        runs: Runs::Full,
+        judge: tests_ran,
+    },
+    Job {
         what: "LNet and the object store over cards",
         options: "--cards 2 --memory 2048",
         script: "@kfab-cli/command lnet:: --test-threads 1 && @lnet-shim/kfi --test-threads 1 && \
