@@ -173,12 +173,12 @@ fn other_keys_are_denied_and_the_other_side_never_hears_of_it() {
 fn greeted(b: &mut Side) -> (TcpStream, Conn) {
     let mut s = TcpStream::connect(b.addr()).unwrap();
     s.set_read_timeout(Some(LIMIT)).unwrap();
-    s.write_all(b"kfab-tcp\x01\x00\x00\x00\x00\x00\x00\x00").unwrap();
+    s.write_all(b"kfab-tcp\x02\x00\x00\x00\x00\x00\x00\x00").unwrap();
     let e = until("incoming", || b.next());
     let Event::Incoming { conn } = e else { panic!("{e:?}") };
     let mut answer = [0; 16];
     s.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"kfab-tcp\x01\x00\x00\x00\x00\x00\x00\x00");
+    assert_eq!(&answer, b"kfab-tcp\x02\x00\x00\x00\x00\x00\x00\x00");
     (s, conn)
 }
 
