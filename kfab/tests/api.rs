@@ -301,6 +301,8 @@ fn windows_are_read_and_written_and_closed() {
         let t = std::thread::spawn(move || {
             to_b.write(&key, 100, &data[..]).wait().unwrap();
             to_b.write(&key, 0, b"small").wait().unwrap();
+            to_b.write(&key, 0, &[][..]).wait_timeout(Duration::from_secs(20)).unwrap();
+            to_b.write(&key, 7, a.buffer(0).unwrap()).wait_timeout(Duration::from_secs(20)).unwrap();
             let got = to_b.read(&key, 100, a.buffer(data.len()).unwrap()).wait().unwrap();
             assert_eq!(&got[..], &data[..]);
             let e = to_b.write(&key, (3 << 20) - 2, b"beyond").wait().unwrap_err();
