@@ -339,11 +339,7 @@ impl Lane {
                     s.arm_for_loop();
                     return true;
                 }
-                Polled::Nothing if !i.is_multiple_of(full) => {
-                    // Not for politeness: loads that come less often let the peer's line arrive in one journey.
-                    std::hint::spin_loop();
-                    continue;
-                }
+                Polled::Nothing if !i.is_multiple_of(full) => continue,
                 Polled::Busy => {
                     s.tell_loop();
                     if s.machine.has_ended(op) {

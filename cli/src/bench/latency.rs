@@ -57,27 +57,28 @@ impl Pair<'_> {
         self.incoming.reuse(m)
     }
 
-    /// A round: the histogram gets half round trips, `batch` of them in one reading. Returns the time of the whole.
+    /// A round: the histogram gets half round trips, `batch` of them in one reading, when all are done: what a reading costs beyond its
+    /// `price` is not in the next one. Returns the time of the whole.
     fn round(&mut self, count: u64, batch: u64, price: f64, into: &mut Histogram) -> Result<Duration> {
         let load = self.load;
         self.client.prepare(Request::Echo { size: load.size, count, check: load.check })?;
+        let mut readings = Vec::with_capacity((count / batch) as usize + 1);
         let start = Instant::now();
-        let mut last = start;
-        let mut left = count;
-        while left > 0 {
-            let n = batch.min(left);
-            for _ in 0..n {
+        readings.push(start);
+        for _ in 0..count / batch {
+            for _ in 0..batch {
                 self.round_trip()?;
             }
-            let now = Instant::now();
-            let ns = (now.duration_since(last).as_nanos() as f64 - price).max(1.0);
-            if n == batch {
-                into.record(ns / (2 * n) as f64);
-            }
-            last = now;
-            left -= n;
+            readings.push(Instant::now());
+        }
+        for _ in 0..count % batch {
+            self.round_trip()?;
         }
         let took = start.elapsed();
+        for two in readings.windows(2) {
+            let ns = (two[1].duration_since(two[0]).as_nanos() as f64 - price).max(1.0);
+            into.record(ns / (2 * batch) as f64);
+        }
         match self.client.reply()? {
             Reply::Counted { damaged: 0, .. } if self.damaged == 0 => Ok(took),
             Reply::Counted { damaged, .. } => {

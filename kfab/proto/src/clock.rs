@@ -23,6 +23,7 @@ fn ns(d: Duration) -> u64 {
 
 impl Machine {
     /// Asks for a look at this peer soon.
+    #[inline]
     pub(crate) fn set_timer(&mut self, pi: u32, now: u64) {
         let p = &mut self.peers[pi as usize];
         if !p.timed {

@@ -186,21 +186,20 @@ impl Machine {
         loop {
             let p = &mut self.peers[pi as usize];
             let acked = p.tx.acked;
-            if !p.tx.unacked.front().is_some_and(|u| seq_before(u.seq, acked)) {
-                break;
-            }
-            let u = p.tx.unacked.pop_front().expect("looked at above");
-            let len = u.out.body.len();
-            p.tx.unacked_bytes -= len;
-            p.tx.backoff = 0;
+            let Some(u) = p.tx.unacked.front().filter(|u| seq_before(u.seq, acked)) else { break };
+            let (len, conn, op) = (u.out.body.len(), u.conn, u.out.op);
             if !u.resent {
                 let rtt = now.saturating_sub(u.sent_at).max(1);
                 p.tx.srtt = if p.tx.srtt == 0 { rtt } else { p.tx.srtt - p.tx.srtt / 8 + rtt / 8 };
             }
-            if let Some(c) = self.conns.get_mut(u.conn as usize) {
+            // Looked at where it lies: to move it out would cost more than all the rest.
+            p.tx.unacked.pop_front();
+            p.tx.unacked_bytes -= len;
+            p.tx.backoff = 0;
+            if let Some(c) = self.conns.get_mut(conn as usize) {
                 c.unacked_bytes = c.unacked_bytes.saturating_sub(len + 64);
             }
-            if let Some(op) = u.out.op {
+            if let Some(op) = op {
                 self.finish(op, Ok(Outcome::Unit));
             }
         }

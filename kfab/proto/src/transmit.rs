@@ -265,7 +265,8 @@ impl Machine {
         true
     }
 
-    /// Remembers a frame until it is acknowledged.
+    /// Remembers a frame until it is acknowledged. Inlined, so that the frame is written where it stays.
+    #[inline(always)]
     pub(crate) fn keep(&mut self, now: u64, pi: u32, ci: u32, seq: u32, out: Out) {
         let (p, len) = (&mut self.peers[pi as usize], out.body.len());
         p.tx.unacked_bytes += len;

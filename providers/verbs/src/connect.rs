@@ -207,9 +207,19 @@ impl VerbsPort {
     }
 
     /// `true` if strangers are to be turned away.
-    fn is_full(&self) -> bool {
+    fn is_full(&mut self) -> bool {
         let others = self.links.len() - self.heard;
-        others >= self.config.max_conns || self.down || !self.memory.has_room(PROVIDE)
+        others >= self.config.max_conns || self.down || !self.has_room()
+    }
+
+    /// Whether there are receives for another connection; makes room for them where that is possible.
+    fn has_room(&mut self) -> bool {
+        while !self.memory.has_room(PROVIDE) {
+            if !self.grow() {
+                return false;
+            }
+        }
+        true
     }
 
     fn greeted(&mut self, conn: Conn, outcome: Outcome) {
@@ -279,6 +289,8 @@ impl VerbsPort {
                 "the card takes no 64 bytes of inline data",
             ));
         }
+        // What there is no room for, `provide` names.
+        self.has_room();
         self.memory.provide(PROVIDE)?;
         let psn = random_u64()? as u32 & 0xff_ffff;
         let Some(l) = self.links.get(conn) else { return Ok(()) };
@@ -512,7 +524,7 @@ impl VerbsPort {
         let Some(mut qp) = l.qp.take() else { return };
         let under_way = qp.flying() > 0;
         l.dying = under_way && !well;
-        self.by_qpn.remove(&qp.number());
+        self.by_qpn.remove(qp.number());
         if well {
             let keeps = qp.destroy();
             self.lost(keeps, events);

@@ -27,6 +27,14 @@ pub(crate) enum Look {
     More,
 }
 
+/// A frame in its receive: all `len` bytes of the message, of which the last from `body_at` are the body.
+struct Arrived {
+    conn: Conn,
+    slot: Slot,
+    len: usize,
+    body_at: usize,
+}
+
 impl VerbsPort {
     pub(crate) fn post_frames(&mut self, conn: Conn, frames: &[Frame<'_>]) -> usize {
         let Some(l) = self.links.get(conn) else { return frames.len() };
@@ -71,8 +79,11 @@ impl VerbsPort {
             let owed = std::mem::take(&mut l.owed);
             qp.send_inline(|to| wire::small(to, owed, header, bytes));
             l.credits -= 1;
+            l.dirty = false;
             self.requests += 1;
-            self.ring(conn);
+            if let Err(e) = qp.ring() {
+                self.not_posted(conn, &e);
+            }
             return true;
         }
         self.post_frames(conn, &[Frame::of_bytes(header, bytes)]) == 1
@@ -91,23 +102,29 @@ impl VerbsPort {
         if let Some(qp) = l.qp.as_mut().filter(|_| l.end.is_none())
             && let Err(e) = qp.ring()
         {
-            self.end(conn, DownReason::Broken, format!("post requests: {e}"));
+            self.not_posted(conn, &e);
         }
+    }
+
+    #[cold]
+    fn not_posted(&mut self, conn: Conn, e: &std::io::Error) {
+        self.end(conn, DownReason::Broken, format!("post requests: {e}"));
     }
 
     /// Stages one frame; `false` (and the link is marked) if it has to wait.
     fn accept_frame(&mut self, conn: Conn, f: &Frame<'_>) -> bool {
+        let crowded = self.is_crowded(SEND_RESERVE);
         let Some(l) = self.links.get(conn) else { return true };
         let Some(qp) = &mut l.qp else { return true };
         if l.credits == 0 || qp.room() <= SEND_RESERVE {
             l.refused = true;
             return false;
         }
-        let (head, n) = wire::head(What::Frame, l.owed, &f.header, &f.inline);
-        let body = f.body.len();
-        if self.requests + SEND_RESERVE >= self.requests_max {
+        if crowded {
             return self.starve(conn);
         }
+        let (head, n) = wire::head(What::Frame, l.owed, &f.header, &f.inline);
+        let body = f.body.len();
         if n + body <= qp.inline() {
             qp.send_inline(|to| {
                 to[..HEAD_MAX].copy_from_slice(&head);
@@ -159,11 +176,11 @@ impl VerbsPort {
     }
 
     fn received(&mut self, wc: &Wc, qpn: u32, events: &mut Vec<Event>) {
-        let Some((conn, slot, len, m)) = self.arrived(wc, qpn) else { return };
+        let Some(Arrived { conn, slot, len, body_at }) = self.arrived(wc, qpn) else { return };
         let room = events.len() < EVENTS_MAX && self.pending.is_empty();
         let Some(l) = self.links.get(conn) else { return self.memory.recycle(slot) };
         if room && l.reports() {
-            self.report(conn, slot, len, &m, events);
+            self.report(conn, slot, len, body_at, events);
         } else {
             l.backlog.push_back((slot, len));
             self.list(conn);
@@ -174,35 +191,43 @@ impl VerbsPort {
     pub(crate) fn next_frame(&mut self, into: &mut Small) -> Next {
         let Some(wc) = self.polled.first() else { return Next::Nothing };
         let For::Recv { qpn } = wc.owner() else { return Next::Poll };
+        let wc = *wc;
         self.polled.next();
-        let Some((conn, slot, len, m)) = self.arrived(&wc, qpn) else { return Next::Poll };
+        let Some(Arrived { conn, slot, len, body_at }) = self.arrived(&wc, qpn) else { return Next::Poll };
         let Some(l) = self.links.get(conn) else { return Next::Poll };
         if !l.reports() {
             l.backlog.push_back((slot, len));
             self.list(conn);
             return Next::Poll;
         }
-        let (words, _) = m.header.as_chunks::<8>();
+        let bytes = &slot.bytes()[..len];
+        let (words, _) = wire::header_of(bytes).as_chunks::<8>();
         into.header = [u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])];
-        (into.conn, into.inline, into.body_len) = (conn, m.inline, len - m.body_at);
+        (into.conn, into.inline, into.body_len) = (conn, wire::inline_of(bytes, body_at), len - body_at);
         if into.body_len > 0 {
-            l.waiting = Some((slot, m.body_at, into.body_len));
-        } else {
-            self.emptied(conn, slot);
+            l.waiting = Some((slot, body_at, into.body_len));
+            return Next::Frame;
+        }
+        // As `emptied` does.
+        l.owed += 1;
+        let many = l.owed >= RETURN_AT;
+        self.memory.recycle(slot);
+        if many {
+            self.list(conn);
         }
         Next::Frame
     }
 
     /// A receive has ended: the frame in it, if it is one that the caller is to have.
     #[inline]
-    fn arrived(&mut self, wc: &Wc, qpn: u32) -> Option<(Conn, Slot, usize, wire::Message)> {
+    fn arrived(&mut self, wc: &Wc, qpn: u32) -> Option<Arrived> {
         let slot = self.memory.complete(wc)?;
         if wc.status() != ffi::WC_SUCCESS {
             // Flushed with its queue pair, for which another was posted or will be.
             self.memory.returned(slot);
             return None;
         }
-        let conn = self.by_qpn.get(&qpn).copied();
+        let conn = self.by_qpn.get(qpn);
         let Some(l) = conn.and_then(|c| self.links.get(c)).filter(|l| l.phase != Phase::Ending) else {
             self.memory.recycle(slot);
             return None;
@@ -225,7 +250,7 @@ impl VerbsPort {
             self.list(conn);
         }
         match m.kind {
-            What::Frame if !full => return Some((conn, slot, len, m)),
+            What::Frame if !full => return Some(Arrived { conn, slot, len, body_at: m.body_at }),
             What::Frame => {
                 self.end(conn, DownReason::Hostile, "more frames than the peer had credits for");
             }
@@ -247,16 +272,16 @@ impl VerbsPort {
             let Some(l) = self.links.get(conn).filter(|l| l.known && l.waiting.is_none()) else { return };
             let Some((slot, len)) = l.backlog.pop_front() else { return };
             let Ok(m) = wire::parse(&slot.bytes()[..len]) else { return self.memory.recycle(slot) };
-            self.report(conn, slot, len, &m, events);
+            self.report(conn, slot, len, m.body_at, events);
         }
     }
 
-    #[inline]
-    fn report(&mut self, conn: Conn, slot: Slot, len: usize, m: &wire::Message, events: &mut Vec<Event>) {
-        let body_len = len - m.body_at;
-        events.push(Event::Frame { conn, header: m.header, inline: m.inline, body_len });
+    fn report(&mut self, conn: Conn, slot: Slot, len: usize, body_at: usize, events: &mut Vec<Event>) {
+        let (bytes, body_len) = (&slot.bytes()[..len], len - body_at);
+        let (header, inline) = (*wire::header_of(bytes), wire::inline_of(bytes, body_at));
+        events.push(Event::Frame { conn, header, inline, body_len });
         match self.links.get(conn) {
-            Some(l) if body_len > 0 => l.waiting = Some((slot, m.body_at, body_len)),
+            Some(l) if body_len > 0 => l.waiting = Some((slot, body_at, body_len)),
             _ => self.emptied(conn, slot),
         }
     }
@@ -292,13 +317,11 @@ impl VerbsPort {
         let Some(l) = self.links.tagged(tag) else { return };
         let conn = l.id;
         l.progress += 1;
-        let n = l.qp.as_ref().map_or(0, |q| q.ended(wc));
+        let n = l.qp.as_mut().map_or(0, |q| q.ended(wc));
         self.requests = self.requests.saturating_sub(n);
         let (mut goodbye, refused) = (false, l.refused || !l.rma_waiting.is_empty() || l.closing);
-        for left in (0..n).rev() {
-            let qp = self.links.get(conn).and_then(|l| l.qp.as_mut());
-            let Some(keep) = qp.and_then(Qp::pop) else { break };
-            let ok = left > 0 || wc.status() == ffi::WC_SUCCESS;
+        while let Some((keep, last)) = self.links.get(conn).and_then(|l| l.qp.as_mut()).and_then(Qp::pop) {
+            let ok = !last || wc.status() == ffi::WC_SUCCESS;
             goodbye |= ok && matches!(keep, Keep::Goodbye);
             let result = if ok { Ok(()) } else { Err(rma_error(wc.status())) };
             self.dispose(keep, result, events);
@@ -392,7 +415,7 @@ impl VerbsPort {
     }
 
     fn look_for_room(&mut self, conn: Conn, events: &mut Vec<Event>) {
-        let starving = self.requests + SEND_RESERVE >= self.requests_max;
+        let starving = self.is_crowded(SEND_RESERVE);
         let Some(l) = self.links.get(conn).filter(|l| l.refused && l.phase == Phase::Up) else { return };
         if l.credits == 0 || l.qp.as_ref().is_none_or(|q| q.room() <= SEND_RESERVE) {
             return;

@@ -231,7 +231,35 @@ impl Hasher for QpnHasher {
 }
 
 /// Links by queue pair number.
-pub(crate) type ByQpn = HashMap<u32, Conn, BuildHasherDefault<QpnHasher>>;
+#[derive(Default)]
+pub(crate) struct ByQpn {
+    all: HashMap<u32, Conn, BuildHasherDefault<QpnHasher>>,
+    /// The one that was asked for last: often it is asked for again.
+    last: Option<(u32, Conn)>,
+}
+
+impl ByQpn {
+    pub(crate) fn insert(&mut self, qpn: u32, conn: Conn) {
+        self.last = None;
+        self.all.insert(qpn, conn);
+    }
+
+    pub(crate) fn remove(&mut self, qpn: u32) {
+        self.last = None;
+        self.all.remove(&qpn);
+    }
+
+    #[inline]
+    pub(crate) fn get(&mut self, qpn: u32) -> Option<Conn> {
+        match self.last {
+            Some((n, conn)) if n == qpn => Some(conn),
+            _ => {
+                self.last = self.all.get(&qpn).map(|c| (qpn, *c));
+                self.last.map(|l| l.1)
+            }
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -39,6 +39,9 @@ pub(crate) struct Memory {
     active: usize,
     /// Receives that peers were promised.
     promised: usize,
+    /// Receives that there may be, see [`Memory::allow`] ...
+    allowed: usize,
+    /// ... and that the queue holds.
     depth: usize,
     /// Messages that were not reported or not taken yet.
     held: usize,
@@ -54,6 +57,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
+    /// A shared receive queue of `depth`; [`Memory::allow`] follows.
     pub(crate) fn new(pd: &Arc<Pd>, card: &str, node: Option<u32>, depth: usize) -> Result<Memory> {
         if let Some(why) = pd.room().lacks() {
             return Err(Error::new(Kind::Unavailable, "open", format!("{card}: {why}")));
@@ -67,6 +71,7 @@ impl Memory {
             spare: Vec::new(),
             active: 0,
             promised: 0,
+            allowed: 0,
             depth,
             held: 0,
             suspects: 0,
@@ -93,10 +98,16 @@ impl Memory {
             .map_err(|e| Error::new(Kind::Unavailable, "register", refusal(pd, &self.card, n * len, &e)))
     }
 
-    /// `true` if receives for another connection fit into the queue.
+    /// Lets there be so many receives, as far as the queue holds them: all may complete before anybody looks. How many that is.
+    pub(crate) fn allow(&mut self, n: usize) -> usize {
+        self.allowed = n.min(self.depth);
+        self.allowed
+    }
+
+    /// `true` if there may be receives for another connection.
     pub(crate) fn has_room(&self, n: usize) -> bool {
         let missing = (self.promised + n).saturating_sub(self.active);
-        self.all() + missing <= self.depth
+        self.all() + missing <= self.allowed
     }
 
     /// Receives, wherever they are, with those that may be lost.
@@ -129,12 +140,12 @@ impl Memory {
 
     fn fill(&mut self) -> Result<()> {
         while self.active < self.wanted() {
-            if self.all() >= self.depth {
+            if self.all() >= self.allowed {
                 if self.active >= self.promised {
                     break;
                 }
                 let why =
-                    format!("{}: the shared receive queue holds {} receives at most", self.card, self.depth);
+                    format!("{}: the shared receive queue holds {} receives at most", self.card, self.allowed);
                 return Err(Error::new(Kind::Limit, "connect", why));
             }
             if self.spare.is_empty() {

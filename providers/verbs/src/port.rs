@@ -40,7 +40,10 @@ const EPOLL_BATCH: usize = 16;
 const SEND_DEPTH: usize = 128;
 /// Pieces of memory in one request.
 const SGES: usize = 4;
-/// Entries of the completion queue asked for: half for receives, half for requests.
+/// Entries of the completion queue, half for receives and half for requests: at first, as all of them take their turn and few stay in
+/// the processor's cache ...
+const CQ_FIRST: usize = 2048;
+/// ... and as more are needed, at most.
 const CQ_MAX: usize = 65_536;
 /// Work that got no completion for this long is not coming: beyond all retries of the card.
 const STALLED: Duration = Duration::from_secs(10);
@@ -80,6 +83,9 @@ pub(crate) struct VerbsPort {
     /// Requests posted by all queue pairs; the completion queue has room for `requests_max`.
     pub(crate) requests: usize,
     pub(crate) requests_max: usize,
+    /// Its entries, and how many they may become.
+    entries: usize,
+    entries_max: usize,
     pub(crate) cq: Arc<Cq>,
     pub(crate) pd: Arc<Pd>,
     context: Arc<Context>,
@@ -135,14 +141,15 @@ impl VerbsPort {
         let port = context.port(card.port).map_err(os("query the port"))?;
         let pd = Pd::new(&context).map_err(os("a protection domain"))?;
         let positive = |n: std::ffi::c_int| usize::try_from(n).unwrap_or(0);
-        let entries = CQ_MAX.min(positive(attr.max_cqe));
+        let entries_max = CQ_MAX.min(positive(attr.max_cqe));
         let depth =
-            (entries / 2).min(positive(attr.max_srq_wr)).min(config.max_conns.saturating_mul(PROVIDE));
+            (entries_max / 2).min(positive(attr.max_srq_wr)).min(config.max_conns.saturating_mul(PROVIDE));
         if depth < PROVIDE {
             return Err(unavailable(format!("{} has no shared receive queues", card.name)));
         }
-        let memory = Memory::new(&pd, &card.name, plan.caps.node, depth)?;
-        let cq = Cq::new(&context, entries).map_err(os("a completion queue"))?;
+        let mut memory = Memory::new(&pd, &card.name, plan.caps.node, depth)?;
+        let (cq, entries) = first_queue(&context, entries_max).map_err(os("a completion queue"))?;
+        let receives = memory.allow(entries / 2);
         let (listener, local) = side::listen(at)?;
         let timer = watch_all(&epoll, &listener, &cq, &context).map_err(os("an epoll descriptor"))?;
         let reaper = Reaper::start().map_err(os("a thread"))?;
@@ -181,7 +188,9 @@ impl VerbsPort {
             memory,
             exposures: Exposures::after(numbers.exposures),
             requests: 0,
-            requests_max: entries - depth - 1,
+            requests_max: entries - receives - 1,
+            entries,
+            entries_max,
             cq,
             pd,
             context,
@@ -206,6 +215,28 @@ impl VerbsPort {
             lost: false,
             card,
         })
+    }
+
+    /// Makes the completion queue twice as large; `false` if it has become as large as it can.
+    pub(crate) fn grow(&mut self) -> bool {
+        let entries = self.entries_max.min(self.entries * 2);
+        if entries == self.entries {
+            return false;
+        }
+        if let Err(e) = self.cq.resize(entries) {
+            tracing::debug!(card = self.card.name, entries, %e, "the completion queue does not grow");
+            self.entries_max = self.entries;
+            return false;
+        }
+        self.entries = entries;
+        self.requests_max = entries - self.memory.allow(entries / 2) - 1;
+        true
+    }
+
+    /// Whether the completion queue has no room for so many more requests, nor can get it.
+    #[inline]
+    pub(crate) fn is_crowded(&mut self, more: usize) -> bool {
+        self.requests + more >= self.requests_max && !self.grow()
     }
 
     /// Puts a link onto the list of those to look at.
@@ -426,6 +457,13 @@ pub(crate) fn set(timer: &OwnedFd, after: Duration) {
     }
 }
 
+/// A completion queue and its entries: few, if it can grow.
+fn first_queue(context: &Arc<Context>, most: usize) -> std::io::Result<(Arc<Cq>, usize)> {
+    let few = most.min(CQ_FIRST);
+    let cq = Cq::new(context, few / 2)?;
+    Ok(if cq.resize(few).is_ok() { (cq, few) } else { (Cq::new(context, most)?, most) })
+}
+
 fn mtu_of(port: &ffi::PortAttr) -> u8 {
     u8::try_from(port.active_mtu.clamp(1, 5)).unwrap_or(1)
 }
@@ -492,6 +530,10 @@ impl VerbsPort {
             || !self.watch.is_empty();
         if due || (self.polled.is_empty() && self.cq.poll(&mut self.polled).is_err()) {
             return Next::Poll;
+        }
+        if self.polled.is_empty() {
+            // Time to spare: receives posted now need not be posted before the next message leaves.
+            return if self.memory.post_many().is_ok() { Next::Nothing } else { Next::Poll };
         }
         self.next_frame(into)
     }

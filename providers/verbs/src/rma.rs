@@ -213,7 +213,7 @@ impl VerbsPort {
     pub(crate) fn go_on_with_rma(&mut self, conn: Conn, events: &mut Vec<Event>) {
         let mut staged = false;
         loop {
-            let (requests, most, message) = (self.requests, self.requests_max, self.max_message);
+            let message = self.max_message;
             let Some(l) = self.links.get(conn) else { return };
             let Some((rma, _)) = l.rma_waiting.front() else { break };
             let len = match rma {
@@ -224,10 +224,11 @@ impl VerbsPort {
             if l.rma_room() < pieces {
                 break;
             }
-            if requests + pieces >= most {
+            if self.is_crowded(pieces) {
                 self.starves(conn);
                 break;
             }
+            let Some(l) = self.links.get(conn) else { return };
             let Some((rma, token)) = l.rma_waiting.pop_front() else { break };
             match self.stage_rma(conn, rma, token) {
                 Ok(()) => staged = true,

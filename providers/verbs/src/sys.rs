@@ -86,6 +86,7 @@ library! {
     ibv_create_comp_channel: fn(*mut ffi::Context) -> *mut ffi::CompChannel;
     ibv_destroy_comp_channel: fn(*mut ffi::CompChannel) -> c_int;
     ibv_create_cq: fn(*mut ffi::Context, c_int, *mut c_void, *mut ffi::CompChannel, c_int) -> *mut ffi::Cq;
+    ibv_resize_cq: fn(*mut ffi::Cq, c_int) -> c_int;
     ibv_destroy_cq: fn(*mut ffi::Cq) -> c_int;
     ibv_get_cq_event: fn(*mut ffi::CompChannel, *mut *mut ffi::Cq, *mut *mut c_void) -> c_int;
     ibv_ack_cq_events: fn(*mut ffi::Cq, c_uint) -> ();
@@ -402,14 +403,14 @@ impl Polled {
 
     /// The oldest, which stays.
     #[inline]
-    pub(crate) fn first(&self) -> Option<Wc> {
-        self.wcs.get(self.handled).copied()
+    pub(crate) fn first(&self) -> Option<&Wc> {
+        self.wcs.get(self.handled)
     }
 
     /// Takes the oldest.
     #[inline]
     pub(crate) fn next(&mut self) -> Option<Wc> {
-        let first = self.first();
+        let first = self.first().copied();
         self.handled += usize::from(first.is_some());
         first
     }
@@ -466,6 +467,13 @@ impl Cq {
                 Err(e)
             }
         }
+    }
+
+    /// Makes room for so many entries, if the driver can. What waits in the queue stays there.
+    pub(crate) fn resize(&self, entries: usize) -> io::Result<()> {
+        let entries = c_int::try_from(entries).unwrap_or(c_int::MAX);
+        // SAFETY: a live queue, which nobody polls meanwhile: it is shared with queue pairs, which do not, and the port's one thread is here.
+        done(unsafe { (loaded().ibv_resize_cq)(self.raw.as_ptr(), entries) })
     }
 
     /// Fills an empty `into` with up to [`POLL_BATCH`] completions; their number, or an error that makes the queue useless.

@@ -56,13 +56,11 @@ struct Head {
 
 const _: () = assert!(size_of::<Head>() == HEAD_LEN && HEAD_MAX == 64);
 
-/// A message, parsed; its body follows `body_at`.
-#[derive(Debug)]
+/// What a message says of itself; its body begins at `body_at`. [`header_of`] and [`inline_of`] have the rest.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Message {
     pub(crate) kind: Kind,
     pub(crate) credits: u16,
-    pub(crate) header: [u8; HEADER_LEN],
-    pub(crate) inline: Inline,
     pub(crate) body_at: usize,
 }
 
@@ -80,11 +78,25 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Message, &'static str> {
         return Err("reserved bytes of a message are set");
     }
     let n = usize::from(head.inline_len);
-    let inline = rest.get(..n).and_then(Inline::new).ok_or("an inline part too long")?;
+    if n > INLINE_MAX.min(rest.len()) {
+        return Err("an inline part too long");
+    }
     if kind != Kind::Frame && (n > 0 || bytes.len() > HEAD_LEN || head.header != [0; HEADER_LEN]) {
         return Err("a control message with contents");
     }
-    Ok(Message { kind, credits: head.credits.get(), header: head.header, inline, body_at: HEAD_LEN + n })
+    Ok(Message { kind, credits: head.credits.get(), body_at: HEAD_LEN + n })
+}
+
+/// The frame header of a message that [`parse`] found good.
+#[inline]
+pub(crate) fn header_of(bytes: &[u8]) -> &[u8; HEADER_LEN] {
+    bytes[..HEAD_LEN].last_chunk().expect("a head is longer than the header in it")
+}
+
+/// The inline part of such a message, which ends at its `body_at`.
+#[inline]
+pub(crate) fn inline_of(bytes: &[u8], body_at: usize) -> Inline {
+    Inline::new(&bytes[HEAD_LEN..body_at]).unwrap_or(Inline::EMPTY)
 }
 
 /// The bytes of a message before its body: an array and how much of it counts.
@@ -116,7 +128,12 @@ pub(crate) fn small<const N: usize>(to: &mut [u8; N], credits: u16, header: u128
     let first = ((inline as u64) << 8) | (u64::from(credits) << 16) | Kind::Frame as u64;
     to[..8].copy_from_slice(&first.to_le_bytes());
     to[8..HEAD_LEN].copy_from_slice(&header.to_le_bytes());
-    to[HEAD_LEN..HEAD_LEN + n].copy_from_slice(bytes);
+    if let Ok(eight) = <&[u8; 8]>::try_from(bytes) {
+        // A length known beforehand needs no call.
+        to[HEAD_LEN..HEAD_LEN + 8].copy_from_slice(eight);
+    } else {
+        to[HEAD_LEN..HEAD_LEN + n].copy_from_slice(bytes);
+    }
     HEAD_LEN + n
 }
 
@@ -195,7 +212,8 @@ mod tests {
         let (bytes, n) = head(Kind::Frame, 0, &[9; HEADER_LEN], &inline);
         assert!((0..n).all(|cut| parse(&bytes[..cut]).is_err()));
         let m = parse(&bytes[..n]).unwrap();
-        assert_eq!((m.header, m.inline.as_slice(), m.body_at), ([9; 16], &[7; 40][..], 64));
+        assert_eq!((header_of(&bytes), m.body_at), (&[9; 16], 64));
+        assert_eq!(inline_of(&bytes, m.body_at).as_slice(), [7; 40]);
         let bad = |at: usize, value: u8| {
             let mut b = bytes;
             b[at] = value;

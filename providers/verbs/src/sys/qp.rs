@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// The memory of a work request, owned by the queue pair until it has ended.
 #[expect(dead_code, reason = "some fields only keep what they hold alive")]
 pub(crate) enum Keep {
-    /// All bytes are in the request itself.
+    /// All bytes are in the request itself: nothing is remembered of it.
     Nothing,
     /// A slot with the whole frame, or its head and the memory its body is in.
     Frame(Slot, Vec<(Slice, Arc<Mr>)>),
@@ -66,9 +66,9 @@ impl Chain {
     }
 }
 
-/// The memory of a request that is staged or posted.
+/// The memory of a request that is staged or posted, and its number.
 struct Flying {
-    signalled: bool,
+    number: u32,
     keep: Keep,
 }
 
@@ -104,10 +104,11 @@ const RNR_RETRIES: u8 = 6;
 const SIGNAL_EVERY: usize = 16;
 
 handle! {
-    /// A reliable connection's queue pair, with the memory of everything under way on it.
+    /// A reliable connection's queue pair, with the memory of everything under way on it. Requests are numbered; those in `first..next`
+    /// have not ended, of which the last `staged` are not posted, and those before `signalled` will surely be completed.
     Qp {
         raw: NonNull<ffi::Qp>, tag: u32, depth: usize, inline: usize, chain: Box<Chain>, staged: usize, failed: Option<io::Error>,
-        flying: VecDeque<Flying>, next: u32, unsignalled: usize, in_error: bool, gone: bool, id: Option<Id>,
+        flying: VecDeque<Flying>, first: u32, next: u32, signalled: u32, unsignalled: usize, in_error: bool, gone: bool, id: Option<Id>,
         _cq: Arc<Cq>, _pd: Arc<Pd>
     }
 }
@@ -145,7 +146,9 @@ impl Qp {
                         staged: 0,
                         failed: None,
                         flying: VecDeque::new(),
+                        first: 0,
                         next: 0,
+                        signalled: 0,
                         unsignalled: 0,
                         in_error: false,
                         gone: false,
@@ -172,18 +175,19 @@ impl Qp {
     }
 
     /// Requests that can be staged or posted now.
+    #[inline]
     pub(crate) fn room(&self) -> usize {
-        self.depth.saturating_sub(self.flying.len())
+        self.depth.saturating_sub(self.next.wrapping_sub(self.first) as usize)
     }
 
     /// Requests posted and not known to have ended.
     pub(crate) fn flying(&self) -> usize {
-        self.flying.len() - self.staged
+        self.next.wrapping_sub(self.first) as usize - self.staged
     }
 
     /// `true` if a request that will surely be completed is under way.
     pub(crate) fn awaits(&self) -> bool {
-        self.flying.iter().any(|f| f.signalled)
+        is_before(self.first, self.signalled)
     }
 
     fn modify(&mut self, attr: &mut ffi::QpAttr, mask: c_int) -> io::Result<()> {
@@ -341,17 +345,20 @@ impl Qp {
             Verb::Write { remote, rkey } => (ffi::WR_RDMA_WRITE, remote, rkey),
             Verb::Read { remote, rkey } => (ffi::WR_RDMA_READ, remote, rkey),
         };
-        wr.wr_id = (u64::from(self.tag) << 32) | u64::from(self.next);
+        let number = self.next;
+        wr.wr_id = (u64::from(self.tag) << 32) | u64::from(number);
+        self.next = number.wrapping_add(1);
+        self.staged += 1;
         self.unsignalled += 1;
         let ends = matches!(keep, Keep::Read(..) | Keep::Write(..) | Keep::Goodbye);
-        let signalled = ends || self.unsignalled >= SIGNAL_EVERY;
-        if signalled {
-            self.unsignalled = 0;
+        wr.send_flags = flags;
+        if ends || self.unsignalled >= SIGNAL_EVERY {
+            wr.send_flags |= ffi::SEND_SIGNALED;
+            (self.unsignalled, self.signalled) = (0, self.next);
         }
-        wr.send_flags = flags | if signalled { ffi::SEND_SIGNALED } else { 0 };
-        self.flying.push_back(Flying { signalled, keep });
-        self.next = self.next.wrapping_add(1);
-        self.staged += 1;
+        if !matches!(keep, Keep::Nothing) {
+            self.flying.push_back(Flying { number, keep });
+        }
     }
 
     /// Stages a message of at most [`Qp::inline`] bytes, which `fill` writes; it returns how many.
@@ -450,12 +457,11 @@ impl Qp {
     fn post_chain(&mut self) -> io::Result<()> {
         let n = std::mem::take(&mut self.staged);
         let Some(last) = n.checked_sub(1) else { return Ok(()) };
-        let staged = self.flying.len() - n..;
-        if self.unsignalled > 0 && self.flying.range(staged).any(|f| !matches!(f.keep, Keep::Nothing)) {
+        let staged = self.next.wrapping_sub(n as u32);
+        if self.unsignalled > 0 && self.flying.back().is_some_and(|f| !is_before(f.number, staged)) {
             // Memory is to come back soon.
-            self.unsignalled = 0;
+            (self.unsignalled, self.signalled) = (0, self.next);
             self.chain.wrs[last].send_flags |= ffi::SEND_SIGNALED;
-            self.flying.back_mut().expect("n are staged").signalled = true;
         }
         let (first, sges) = (self.chain.wrs.as_mut_ptr(), self.chain.sges.as_mut_ptr());
         for i in 0..n {
@@ -472,29 +478,40 @@ impl Qp {
         done(unsafe { ((*self.raw.as_ref().context).ops.post_send)(self.raw.as_ptr(), first, &mut bad) })
     }
 
-    /// How many requests a completion ends: the one it tells of and all before it, which [`Qp::pop`] then hands out. Only the one
-    /// it tells of can have failed: those before it went well, as a queue that is flushed reports each, signalled or not.
+    /// Ends the requests that a completion tells of: how many. It is the one that it names and all before it; [`Qp::pop`] then hands out
+    /// their memory. Only the one it names can have failed: those before it went well, as a queue that is flushed reports each,
+    /// signalled or not.
     #[inline]
-    pub(crate) fn ended(&self, wc: &Wc) -> usize {
+    pub(crate) fn ended(&mut self, wc: &Wc) -> usize {
         if wc.0.wr_id & RECV != 0 || (wc.0.wr_id >> 32) as u32 != self.tag {
             return 0;
         }
-        let first = self.next.wrapping_sub(self.flying.len() as u32);
-        let at = (wc.0.wr_id as u32).wrapping_sub(first) as usize;
-        if at < self.flying() { at + 1 } else { 0 }
+        let n = (wc.0.wr_id as u32).wrapping_sub(self.first) as usize + 1;
+        if n > self.flying() {
+            return 0;
+        }
+        self.first = self.first.wrapping_add(n as u32);
+        n
     }
 
-    /// The memory of the oldest request, which has ended.
+    /// The memory of a request that has ended, oldest first, and whether it was the last that did.
     #[inline]
-    pub(crate) fn pop(&mut self) -> Option<Keep> {
-        self.flying.pop_front().map(|f| f.keep)
+    pub(crate) fn pop(&mut self) -> Option<(Keep, bool)> {
+        if !is_before(self.flying.front()?.number, self.first) {
+            return None;
+        }
+        let f = self.flying.pop_front()?;
+        Some((f.keep, f.number.wrapping_add(1) == self.first))
     }
 
     /// The memory of what was staged and never posted.
     pub(crate) fn unstage(&mut self) -> Vec<Keep> {
-        let staged = self.flying.split_off(self.flying());
-        self.staged = 0;
-        staged.into_iter().map(|f| f.keep).collect()
+        self.next = self.next.wrapping_sub(std::mem::take(&mut self.staged) as u32);
+        if is_before(self.next, self.signalled) {
+            self.signalled = self.next;
+        }
+        let at = self.flying.partition_point(|f| is_before(f.number, self.next));
+        self.flying.split_off(at).into_iter().map(|f| f.keep).collect()
     }
 
     /// Destroys the queue pair and hands out the memory of all that never ended, in order. May take long if it broke.
@@ -518,6 +535,12 @@ impl Qp {
         }
         flying
     }
+}
+
+/// Whether a request comes before another: no two under way are further apart than half of all numbers.
+#[inline]
+fn is_before(a: u32, b: u32) -> bool {
+    a != b && b.wrapping_sub(a) < 1 << 31
 }
 
 impl Drop for Qp {
