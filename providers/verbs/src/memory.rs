@@ -144,8 +144,10 @@ impl Memory {
                 if self.active >= self.promised {
                     break;
                 }
-                let why =
-                    format!("{}: the shared receive queue holds {} receives at most", self.card, self.allowed);
+                let why = format!(
+                    "{}: the shared receive queue holds {} receives at most",
+                    self.card, self.allowed
+                );
                 return Err(Error::new(Kind::Limit, "connect", why));
             }
             if self.spare.is_empty() {
