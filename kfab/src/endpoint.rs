@@ -353,6 +353,7 @@ impl Peer {
 
     #[inline(never)]
     fn send_long(&self, payload: Payload<'_>, options: SendOptions) -> Op<()> {
+        self.lane.look_for_credit(self.id);
         unit(&self.lane, self.lane.with(|m, io| m.send(io, self.id, payload, options)))
     }
 

@@ -264,6 +264,16 @@ impl Lane {
         machine.send_now(&mut io, to, bytes, in_slab, options)
     }
 
+    /// A round, if that may bring what keeps a first message to a peer from leaving. Who only sends never looks, and else would find
+    /// out when it waits, with a queue behind it.
+    pub(crate) fn look_for_credit(&self, to: PeerId) {
+        let mut s = self.lock();
+        if s.asleep.is_none() && s.machine.has_stalled(to) {
+            s.poll();
+            s.arm_for_loop();
+        }
+    }
+
     /// Sends what the receiver fetches, by the short way; `None`, and nothing has happened, if that cannot take it.
     #[inline(always)]
     pub(crate) fn promise_now(

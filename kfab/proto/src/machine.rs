@@ -414,6 +414,17 @@ impl Machine {
         busy
     }
 
+    /// `true` if a message to this peer would be the first to wait: for credit, or for room in its rail.
+    pub fn has_stalled(&self, to: PeerId) -> bool {
+        self.peers.get(to.index as usize).is_some_and(|p| {
+            let free = |ci: &u32| !self.conns[*ci as usize].blocked;
+            p.name == to
+                && p.tx.is_drained()
+                && !p.active.is_empty()
+                && (p.tx.credit() == 0 || !p.active.iter().any(free))
+        })
+    }
+
     /// `true` if the operation's result waits.
     #[inline]
     pub fn has_ended(&self, op: OpId) -> bool {
@@ -435,7 +446,7 @@ impl Machine {
         events.clear();
     }
 
-    fn drain_dirty(&mut self, io: &mut Io<'_>) {
+    pub(crate) fn drain_dirty(&mut self, io: &mut Io<'_>) {
         // A peer that becomes dirty again meanwhile is served in the next round: no loop without end.
         let mut list = std::mem::take(&mut self.dirty);
         for pi in list.drain(..) {

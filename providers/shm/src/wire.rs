@@ -3,7 +3,7 @@
 use kfab_core::auth::MAX_HANDSHAKE;
 
 /// Raised when the segment's layout or these messages change.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 /// The longest packet.
 pub(crate) const MAX_MSG: usize = MAX_HANDSHAKE + 1;
 const MAGIC: [u8; 4] = *b"kfsh";

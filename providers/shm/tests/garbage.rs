@@ -72,7 +72,7 @@ fn bad_greetings_leave_nothing() {
     let mut port = open(&config);
     let way = port.ways()[0].clone();
     let name = way.rest.split('@').next().unwrap().to_owned();
-    let hello = [2, b'k', b'f', b's', b'h', 1, 0, 1];
+    let hello = [2, b'k', b'f', b's', b'h', 2, 0, 1];
     let (pipe, _other) = rustix::pipe::pipe().unwrap();
     let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
     let blocking = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
@@ -91,7 +91,7 @@ fn bad_greetings_leave_nothing() {
         (&hello, vec![&segment, &blocking, &table]),
         (&hello, vec![&segment, &bell, &small]),
         (&hello, vec![&pipe, &pipe, &pipe]),
-        (&[2, b'k', b'f', b's', b'h', 2, 0, 1], vec![&segment, &bell, &table]),
+        (&[2, b'k', b'f', b's', b'h', 1, 0, 1], vec![&segment, &bell, &table]),
         (&[1, 1, 2, 3], vec![]),
         (&[6; 26], vec![&segment]),
         (&[0; 300], vec![&segment, &segment, &segment, &segment, &segment]),

@@ -1,7 +1,7 @@
 //! The receiving side of a ring.
 
 use super::primitive::{Ordering, copy_out, light_barrier, release};
-use super::shape::{Hostile, Parts};
+use super::shape::{FEW, HALF, Hostile, Line, Parts, SKIPPED};
 use crate::mem::Landing;
 use crate::spi::{HEADER_LEN, INLINE_MAX, Inline, Next, Small};
 
@@ -20,9 +20,11 @@ pub struct Rx {
 #[derive(Debug)]
 pub struct Consumer {
     parts: Parts,
-    /// The position of the next line and of the next byte of data.
-    line: u32,
+    /// The position of the next half of a line and of the next byte of data.
+    at: u32,
     data: u64,
+    /// Halves up to and with the frame that was shown.
+    shown: u32,
     /// The position last told to the producer.
     published: u32,
 }
@@ -36,69 +38,109 @@ impl Consumer {
     /// # Safety
     /// It is the only consumer of this ring. See [`Parts::new`].
     pub unsafe fn new(parts: Parts) -> Consumer {
-        Consumer { parts, line: 0, data: 0, published: 0 }
+        Consumer { parts, at: 0, data: 0, shown: 0, published: 0 }
     }
 
-    /// Lines consumed so far (wrapping).
+    /// How far it has come, in halves of lines (wrapping).
     #[inline(always)]
-    pub fn lines_consumed(&self) -> u32 {
-        self.line
+    pub fn consumed(&self) -> u32 {
+        self.at
     }
 
     /// `true` if no frame waits.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
-        self.parts.line(self.line).stamp.load(Ordering::Acquire) != self.line.wrapping_add(1)
+        !self.has_come(self.at)
     }
 
-    /// The next frame, without consuming it; the line is copied once and checked.
+    /// Acquire: pairs with the release of the stamp, so the half, or the line and its body, is whole.
     #[inline(always)]
-    pub fn peek(&self) -> Result<Option<Rx>, Hostile> {
-        let line = self.parts.line(self.line);
-        // Acquire: pairs with the release of the stamp, so the line and the body are whole.
-        if line.stamp.load(Ordering::Acquire) != self.line.wrapping_add(1) {
-            return Ok(None);
+    fn has_come(&self, at: u32) -> bool {
+        self.parts.half(at).stamp.load(Ordering::Acquire) == at.wrapping_add(1)
+    }
+
+    /// The line of the frame that comes next, if that has a whole one: then it begins there, or in the half before it lies nothing. The
+    /// position after it is in `shown`.
+    #[inline(always)]
+    fn whole(&mut self, lens: u32) -> Option<&Line> {
+        let skipped = self.at & 1;
+        if skipped == 1 && (lens != SKIPPED || !self.has_come(self.at.wrapping_add(1))) {
+            return None;
         }
-        // SAFETY: live by `Parts::new`; an honest producer does not write this line before we have published its consumption.
-        let rest = unsafe { line.rest.get() };
-        let (inline_len, body_len) = ((rest.lens & 0xff) as usize, (rest.lens >> 8) as usize);
-        if inline_len > INLINE_MAX {
-            return Err(Hostile("an inline length above its limit"));
-        }
-        if body_len > self.parts.shape.max_body() {
-            return Err(Hostile("a body length above its limit"));
-        }
-        Ok(Some(Rx { header: rest.header, inline: Inline::from_array(rest.inline, inline_len), body_len }))
+        self.shown = 2 + skipped;
+        Some(self.parts.line(self.at.wrapping_add(skipped)))
+    }
+
+    /// The next frame, without consuming it; it is copied once and checked.
+    #[inline(always)]
+    pub fn peek(&mut self) -> Result<Option<Rx>, Hostile> {
+        let mut small = Small::EMPTY;
+        Ok(match self.look(&mut small)? {
+            true => Some(Rx { header: small.header_bytes(), inline: small.inline, body_len: small.body_len }),
+            false => None,
+        })
     }
 
     /// The next frame, if there is one: what peek does and, for a frame without a body, advance, in one pass.
     #[inline(always)]
     pub fn next_small(&mut self, into: &mut Small) -> Result<Next, Hostile> {
-        let line = self.parts.line(self.line);
-        // Acquire: pairs with the release of the stamp, so the line is whole.
-        if line.stamp.load(Ordering::Acquire) != self.line.wrapping_add(1) {
+        if !self.look(into)? {
             return Ok(Next::Nothing);
         }
-        // SAFETY: live by `Parts::new`; an honest producer does not write this line before we have published its consumption.
-        let (lens, header, words) = unsafe { line.read() };
-        let (len, body_len) = ((lens & 0xff) as usize, (lens >> 8) as usize);
-        if len > INLINE_MAX || body_len > self.parts.shape.max_body() {
-            // Garbage: peek says it.
-            return Ok(Next::Poll);
-        }
-        into.header = header;
-        into.inline = Inline::from_words(words, len);
-        into.body_len = body_len;
-        if body_len == 0 {
+        if into.body_len == 0 {
             self.advance();
         }
         Ok(Next::Frame)
     }
 
+    /// Copies the next frame, if there is one, and checks it.
+    #[inline(always)]
+    fn look(&mut self, into: &mut Small) -> Result<bool, Hostile> {
+        if !self.has_come(self.at) {
+            return Ok(false);
+        }
+        // SAFETY: live by `Parts::new`; an honest producer does not write this half before we have published its consumption.
+        let (lens, header, word) = unsafe { self.parts.half(self.at).read() };
+        if lens & HALF != 0 && lens != SKIPPED {
+            let len = (lens & !HALF) as usize;
+            if len > FEW {
+                return Err(Hostile("half a line with more bytes than it has"));
+            }
+            self.shown = 1;
+            into.header = header;
+            into.inline = Inline::from_words([word, 0, 0, 0, 0], len);
+            into.body_len = 0;
+            return Ok(true);
+        }
+        self.look_at_whole(lens, into)
+    }
+
+    #[inline(always)]
+    fn look_at_whole(&mut self, lens: u32, into: &mut Small) -> Result<bool, Hostile> {
+        let (odd, max_body) = (self.at & 1 == 1, self.parts.shape.max_body());
+        let Some(line) = self.whole(lens) else {
+            let wrong = !odd || lens != SKIPPED;
+            return if wrong { Err(Hostile("a line that begins in its middle")) } else { Ok(false) };
+        };
+        // SAFETY: as in `look`: the stamp of its first half was seen.
+        let (lens, header, words) = unsafe { line.read() };
+        let (len, body_len) = ((lens & 0xff) as usize, (lens >> 8) as usize);
+        if len > INLINE_MAX {
+            return Err(Hostile("an inline length above its limit"));
+        }
+        if body_len > max_body {
+            return Err(Hostile("a body length above its limit"));
+        }
+        into.header = header;
+        into.inline = Inline::from_words(words, len);
+        into.body_len = body_len;
+        Ok(true)
+    }
+
     /// Consumes the frame that [`Consumer::peek`] showed, one without a body.
     #[inline(always)]
     pub fn advance(&mut self) {
-        self.line = self.line.wrapping_add(1);
+        self.at = self.at.wrapping_add(self.shown);
     }
 
     /// Consumes the frame that [`Consumer::peek`] or [`Consumer::next_small`] showed with a body of `body_len` bytes: copies it into `landing`, as much as
@@ -122,13 +164,13 @@ impl Consumer {
     /// caller must ring its bell. Call it once for a batch.
     #[inline(always)]
     pub fn publish(&mut self, asymmetric: bool) -> bool {
-        if self.published == self.line {
+        if self.published == self.at {
             return false;
         }
-        self.published = self.line;
+        self.published = self.at;
         let words = self.parts.words();
         // Release: our reads of lines and bodies come before the producer's next writes there.
-        words.consumed.0.lines.store(self.line, release());
+        words.consumed.0.halves.store(self.at, release());
         words.consumed.0.data.store(self.data, release());
         // The producer asks for room, passes its heavy barrier and looks at the counters; we store them, pass the light one
         // and look whether it asked.
@@ -152,17 +194,17 @@ impl Consumer {
         self.parts.words().armed.0.load(Ordering::Relaxed) != 0
     }
 
-    /// As if so many lines had passed already.
+    /// As if so many halves had passed already.
     #[cfg(all(test, not(loom)))]
-    pub(super) fn start_at(&mut self, line: u32) {
-        (self.line, self.published) = (line, line);
+    pub(super) fn start_at(&mut self, at: u32) {
+        (self.at, self.published) = (at, at);
     }
 
     /// [`Consumer::publish`] with too weak an order: what loom must find out.
     #[cfg(all(test, loom))]
     pub(super) fn publish_weakly(&mut self) {
         let consumed = &self.parts.words().consumed.0;
-        consumed.lines.store(self.line, Ordering::Relaxed);
+        consumed.halves.store(self.at, Ordering::Relaxed);
         consumed.data.store(self.data, Ordering::Relaxed);
     }
 }

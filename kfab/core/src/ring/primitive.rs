@@ -84,20 +84,6 @@ pub(super) struct Cell<T>(core::cell::UnsafeCell<T>);
 
 #[cfg(not(loom))]
 impl<T: Copy> Cell<T> {
-    /// A copy of the contents. The fence keeps the compiler from reading the source again later instead of the copy: bytes that
-    /// the other process may change are read once and then checked. (A volatile read of a struct would do the same, byte by byte.)
-    ///
-    /// # Safety
-    /// The cell lies in live, initialised memory.
-    #[inline(always)]
-    pub(super) unsafe fn get(&self) -> T {
-        // SAFETY: live and initialised by the caller's word, aligned as a field of a placed struct. `T` is plain bytes, any
-        // pattern is a value.
-        let copy = unsafe { self.0.get().read() };
-        core::sync::atomic::compiler_fence(Ordering::SeqCst);
-        copy
-    }
-
     /// Where the contents lie.
     #[inline(always)]
     pub(super) fn as_ptr(&self) -> *mut T {
@@ -116,7 +102,7 @@ impl<T: Copy> Cell<T> {
     }
 
     /// # Safety
-    /// As for the real one.
+    /// The cell lies in live, initialised memory.
     pub(super) unsafe fn get(&self) -> T {
         // SAFETY: loom checks that nobody writes meanwhile; the memory is live by the caller's word.
         self.0.with(|p| unsafe { p.read() })

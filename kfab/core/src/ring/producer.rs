@@ -1,18 +1,18 @@
 //! The sending side of a ring.
 
 use super::primitive::{Ordering, copy_in, light_barrier, release};
-use super::shape::{Hostile, Parts};
+use super::shape::{FEW, HALF, Hostile, Parts, SKIPPED};
 use crate::spi::{Body, HEADER_LEN, INLINE_MAX, Inline};
 
 /// Writes frames into a ring. One thread at a time.
 #[derive(Debug)]
 pub struct Producer {
     parts: Parts,
-    /// The position of the next line and of the next byte of data.
-    line: u32,
+    /// The position of the next half of a line and of the next byte of data.
+    at: u32,
     data: u64,
     /// The consumer's counters as last read.
-    freed_line: u32,
+    freed: u32,
     freed_data: u64,
 }
 
@@ -25,7 +25,7 @@ impl Producer {
     /// # Safety
     /// It is the only producer of this ring. See [`Parts::new`].
     pub unsafe fn new(parts: Parts) -> Producer {
-        Producer { parts, line: 0, data: 0, freed_line: 0, freed_data: 0 }
+        Producer { parts, at: 0, data: 0, freed: 0, freed_data: 0 }
     }
 
     /// Copies a frame into the ring: `false` if there is no room now. A body longer than the shape's `max_body` never fits.
@@ -47,6 +47,14 @@ impl Producer {
     /// are at most [`INLINE_MAX`], else as the body. `false` if there is no room now.
     #[inline(always)]
     pub fn push_bytes(&mut self, header: u128, bytes: &[u8]) -> Result<bool, Hostile> {
+        if bytes.len() <= FEW {
+            // The first half's frame writes the other's stamp too.
+            let room = self.has_halves(2 - (self.at & 1))?;
+            if room {
+                self.commit_half(header, bytes, bytes.len() as u32 | HALF);
+            }
+            return Ok(room);
+        }
         if bytes.len() > INLINE_MAX {
             return self.push_body(header, &[], &Body::Borrowed(bytes));
         }
@@ -88,25 +96,52 @@ impl Producer {
         Ok(true)
     }
 
+    /// Takes a whole line, for which [`Producer::has_line`] found room. The rest of one that was begun is passed over.
     #[inline(always)]
     fn commit(&mut self, header: u128, inline: &[u8], body_len: usize) {
-        let line = self.parts.line(self.line);
+        if self.at & 1 == 1 {
+            self.commit_half(0, &[], SKIPPED);
+        }
+        let line = self.parts.line(self.at);
         // SAFETY: live by `Parts::new`; the consumer has freed this line (`has_line`) and will not read it before the stamp; the
         // bytes are those of an `Inline`, or at most INLINE_MAX (`push_bytes`).
         unsafe { line.fill(header, inline, body_len as u32) };
-        self.line = self.line.wrapping_add(1);
         // Release: whoever sees this stamp sees the line and the body.
-        line.stamp.store(self.line, release());
+        line.stamp().store(self.at.wrapping_add(1), release());
+        self.at = self.at.wrapping_add(2);
     }
 
-    /// `true` if a line is free.
+    /// Takes half a line, which is free.
+    #[inline(always)]
+    fn commit_half(&mut self, header: u128, bytes: &[u8], lens: u32) {
+        let half = self.parts.half(self.at);
+        if self.at & 1 == 0 {
+            // The consumer will look at the other half's stamp, where bytes of a whole line may lie: no news. It looks there after it has
+            // seen this half's stamp.
+            self.parts.half(self.at | 1).stamp.store(self.at, Ordering::Relaxed);
+        }
+        // SAFETY: live by `Parts::new`; the consumer has freed this half (`has_halves`) and will not read it before the stamp; the
+        // bytes are at most FEW (`push_bytes`, `commit`).
+        unsafe { half.fill(header, bytes, lens) };
+        self.at = self.at.wrapping_add(1);
+        // Release: whoever sees this stamp sees the half.
+        half.stamp.store(self.at, release());
+    }
+
+    /// `true` if a whole line is free, and the half before it if that is to be passed over.
     #[inline(always)]
     fn has_line(&mut self) -> Result<bool, Hostile> {
-        if self.line.wrapping_sub(self.freed_line) < self.parts.shape.lines() {
+        self.has_halves(2 + (self.at & 1))
+    }
+
+    #[inline(always)]
+    fn has_halves(&mut self, n: u32) -> Result<bool, Hostile> {
+        let most = self.parts.shape.halves() - n;
+        if self.at.wrapping_sub(self.freed) <= most {
             return Ok(true);
         }
         self.reread()?;
-        Ok(self.line.wrapping_sub(self.freed_line) < self.parts.shape.lines())
+        Ok(self.at.wrapping_sub(self.freed) <= most)
     }
 
     /// Reads the consumer's counters again. They may not be ahead of what was produced, nor more than a ring behind.
@@ -115,21 +150,21 @@ impl Producer {
     fn reread(&mut self) -> Result<(), Hostile> {
         let consumed = &self.parts.words().consumed.0;
         // Acquire: the consumer's reads of what it freed come before our next writes there.
-        let (line, data) = (consumed.lines.load(Ordering::Acquire), consumed.data.load(Ordering::Acquire));
-        if self.line.wrapping_sub(line) > self.parts.shape.lines() {
+        let (at, data) = (consumed.halves.load(Ordering::Acquire), consumed.data.load(Ordering::Acquire));
+        if self.at.wrapping_sub(at) > self.parts.shape.halves() {
             return Err(Hostile("the peer consumed lines that were not sent"));
         }
         if data > self.data || self.data - data > self.parts.shape.data {
             return Err(Hostile("the peer consumed data that was not sent"));
         }
-        (self.freed_line, self.freed_data) = (line, data);
+        (self.freed, self.freed_data) = (at, data);
         Ok(())
     }
 
-    /// Lines pushed so far (wrapping).
+    /// How far it has come, in halves of lines (wrapping).
     #[inline(always)]
-    pub fn lines_pushed(&self) -> u32 {
-        self.line
+    pub fn pushed(&self) -> u32 {
+        self.at
     }
 
     /// After pushes: `true` if the consumer sleeps and this caller must ring its bell. `asymmetric`: both processes take part
@@ -148,7 +183,7 @@ impl Producer {
         self.reread()?;
         let shape = self.parts.shape;
         let (_, end) = shape.place(self.data, shape.max_body());
-        let lines = self.line.wrapping_sub(self.freed_line) <= shape.lines() / 2;
+        let lines = self.at.wrapping_sub(self.freed) <= shape.halves() / 2;
         Ok(lines && end - self.freed_data <= shape.data)
     }
 
@@ -157,10 +192,10 @@ impl Producer {
         self.parts.words().wants_room.0.store(1, Ordering::Relaxed);
     }
 
-    /// As if so many lines had passed already.
+    /// As if so many halves had passed already.
     #[cfg(all(test, not(loom)))]
-    pub(super) fn start_at(&mut self, line: u32) {
-        (self.line, self.freed_line) = (line, line);
+    pub(super) fn start_at(&mut self, at: u32) {
+        (self.at, self.freed) = (at, at);
     }
 
     /// [`Producer::take_bell`] without its barrier: what loom must find out.

@@ -13,25 +13,110 @@ pub struct Hostile(
     pub &'static str,
 );
 
-/// What a line holds beside its stamp.
+/// Bytes of a frame that has half a line.
+pub(super) const FEW: usize = 8;
+
+/// What a half holds beside its stamp. A frame that has the whole line goes on with its bytes over the other half.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Rest {
-    /// Inline length in the low 8 bits, body length above.
+    /// Length of the bytes in the low 7 bits, [`HALF`] or not, the body's length above.
     pub(super) lens: u32,
     pub(super) header: [u8; HEADER_LEN],
-    pub(super) inline: [u8; INLINE_MAX],
+    pub(super) bytes: [u8; FEW],
+    /// What the real one writes over the stamp and everything.
+    #[cfg(loom)]
+    pub(super) over: [u8; INLINE_MAX - FEW],
 }
 
-/// One frame's line: 64 bytes, on a cache line of its own. All zeros is an empty line.
+impl Rest {
+    #[cfg(loom)]
+    pub(super) const ZERO: Rest =
+        Rest { lens: 0, header: [0; HEADER_LEN], bytes: [0; FEW], over: [0; INLINE_MAX - FEW] };
+}
+
+/// In [`Rest::lens`]: the frame has half a line, and at most [`FEW`] bytes.
+pub(super) const HALF: u32 = 0x80;
+/// The lens of a second half that holds nothing, because the frame after it takes a whole line.
+pub(super) const SKIPPED: u32 = 0xff;
+
+/// Half a line: the stamp of its position, and a frame of few bytes.
 #[derive(Debug)]
-#[repr(C, align(64))]
-pub struct Line {
+#[repr(C, align(32))]
+pub(super) struct Half {
     pub(super) stamp: AtomicU32,
     pub(super) rest: Cell<Rest>,
 }
 
+impl Half {
+    /// Writes everything but the stamp. What lies behind the bytes stays as it was.
+    ///
+    /// # Safety
+    /// The half is live, and it is this side's turn to write it; at most [`FEW`] bytes.
+    #[inline(always)]
+    pub(super) unsafe fn fill(&self, header: u128, bytes: &[u8], lens: u32) {
+        debug_assert!(bytes.len() <= FEW);
+        #[cfg(not(loom))]
+        // SAFETY: live and this side's turn by the caller's word; the fields lie inside the cell, the bytes fit by that word too.
+        unsafe {
+            let p = self.rest.as_ptr();
+            (&raw mut (*p).lens).write(lens);
+            (&raw mut (*p).header).cast::<u128>().write_unaligned(header.to_le());
+            copy_small(bytes, (&raw mut (*p).bytes).cast());
+        }
+        #[cfg(loom)]
+        // SAFETY: by the caller's word.
+        unsafe {
+            let mut rest = Rest { lens, header: header.to_le_bytes(), ..Rest::ZERO };
+            rest.bytes[..bytes.len()].copy_from_slice(bytes);
+            self.rest.set(rest);
+        }
+    }
+
+    /// Reads what [`Half::fill`] wrote, each word once: lens (unchecked), header, bytes.
+    ///
+    /// # Safety
+    /// The half lies in live, initialised memory.
+    #[inline(always)]
+    pub(super) unsafe fn read(&self) -> (u32, [u64; 2], u64) {
+        #[cfg(not(loom))]
+        // SAFETY: live and initialised by the caller's word. A half is 32-aligned and `rest` lies 4 bytes in, so header and bytes are
+        // aligned to 8 (asserted below). Volatile: each word is read once, whatever the other process does meanwhile.
+        unsafe {
+            let p = self.rest.as_ptr().cast_const();
+            let header = (&raw const (*p).header).cast::<u64>();
+            let lens = (&raw const (*p).lens).read_volatile();
+            let bytes = (&raw const (*p).bytes).cast::<u64>().read_volatile();
+            (lens, [header.read_volatile(), header.add(1).read_volatile()], bytes)
+        }
+        #[cfg(loom)]
+        {
+            // SAFETY: by the caller's word.
+            let rest = unsafe { self.rest.get() };
+            (rest.lens, [word(&rest.header, 0), word(&rest.header, 1)], word(&rest.bytes, 0))
+        }
+    }
+}
+
+#[cfg(loom)]
+fn word(b: &[u8], i: usize) -> u64 {
+    u64::from_ne_bytes(std::array::from_fn(|n| b[i * 8 + n]))
+}
+
+/// A cache line: two frames of few bytes, or one of more. All zeros is an empty line.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Line {
+    pub(super) halves: [Half; 2],
+}
+
 impl Line {
+    /// The stamp of the whole line.
+    #[inline(always)]
+    pub(super) fn stamp(&self) -> &AtomicU32 {
+        &self.halves[0].stamp
+    }
+
     /// Writes everything but the stamp: a header, few bytes, and a number of 24 bits where a body's length would be. What lies
     /// behind the bytes stays as it was.
     ///
@@ -42,52 +127,56 @@ impl Line {
         debug_assert!(bytes.len() <= INLINE_MAX && number < 1 << 24);
         let lens = bytes.len() as u32 | number << 8;
         #[cfg(not(loom))]
-        // SAFETY: live and this side's turn by the caller's word; the fields lie inside the cell, the bytes fit by that word too.
+        // SAFETY: live and this side's turn by the caller's word. The pointer is that of the whole line, which is atomics and cells:
+        // open to change everywhere. The other half's stamp is looked at only after frames of half a line, which set it anew. The
+        // bytes end with the line at the latest, by the caller's word.
         unsafe {
-            let p = self.rest.as_ptr();
-            (&raw mut (*p).lens).write(lens);
-            (&raw mut (*p).header).cast::<u128>().write_unaligned(header.to_le());
-            copy_small(bytes, (&raw mut (*p).inline).cast());
+            let p = (&raw const *self).cast_mut().cast::<u8>().add(std::mem::offset_of!(Half, rest));
+            p.cast::<u32>().write(lens);
+            p.add(std::mem::offset_of!(Rest, header)).cast::<u128>().write_unaligned(header.to_le());
+            copy_small(bytes, p.add(std::mem::offset_of!(Rest, bytes)));
         }
         #[cfg(loom)]
         // SAFETY: by the caller's word.
         unsafe {
-            let mut inline = [0; INLINE_MAX];
-            inline[..bytes.len()].copy_from_slice(bytes);
-            self.rest.set(Rest { lens, header: header.to_le_bytes(), inline });
+            let mut all = [0; INLINE_MAX];
+            all[..bytes.len()].copy_from_slice(bytes);
+            let (mut rest, mut other) =
+                (Rest { lens, header: header.to_le_bytes(), ..Rest::ZERO }, Rest::ZERO);
+            rest.bytes.copy_from_slice(&all[..FEW]);
+            other.over.copy_from_slice(&all[FEW..]);
+            self.halves[0].rest.set(rest);
+            self.halves[1].rest.set(other);
         }
     }
 
     /// Reads what [`Line::fill`] wrote, each word once: the bytes' length as found (unchecked), header, bytes in whole words.
     ///
     /// # Safety
-    /// As for [`Cell::get`].
-    #[cfg(not(loom))]
+    /// As for [`Half::read`].
     #[inline(always)]
-    pub(super) unsafe fn read(&self) -> (u32, [u64; 2], [u64; 5]) {
-        let p = self.rest.as_ptr().cast_const();
-        // SAFETY: live and initialised by the caller's word. Line is 64-aligned and `rest` lies 4 bytes in, so header and bytes
-        // are aligned to 8 (asserted below). Volatile: each word is read once, whatever the other process does meanwhile.
-        unsafe {
-            let lens = (&raw const (*p).lens).read_volatile();
-            let header = (&raw const (*p).header).cast::<u64>();
-            let bytes = (&raw const (*p).inline).cast::<u64>();
-            let header = [header.read_volatile(), header.add(1).read_volatile()];
-            (lens, header, std::array::from_fn(|i| bytes.add(i).read_volatile()))
-        }
-    }
-
-    /// The same under loom.
-    ///
-    /// # Safety
-    /// As for [`Cell::get`].
-    #[cfg(loom)]
-    pub(super) unsafe fn read(&self) -> (u32, [u64; 2], [u64; 5]) {
+    pub(super) unsafe fn read(&self) -> (u32, [u64; 2], [u64; INLINE_MAX / 8]) {
         // SAFETY: by the caller's word.
-        let rest = unsafe { self.rest.get() };
-        let word = |b: &[u8], i: usize| u64::from_ne_bytes(std::array::from_fn(|n| b[i * 8 + n]));
-        let header = std::array::from_fn(|i| word(&rest.header, i));
-        (rest.lens, header, std::array::from_fn(|i| word(&rest.inline, i)))
+        let (lens, header, first) = unsafe { self.halves[0].read() };
+        let mut words = [first; INLINE_MAX / 8];
+        #[cfg(not(loom))]
+        // SAFETY: the second half is live and initialised by the caller's word, and aligned to 8; the pointer is that of the whole
+        // line (see `fill`). Volatile as in `Half::read`.
+        unsafe {
+            let over = (&raw const *self).cast::<u64>().add(size_of::<Half>() / 8);
+            for (i, w) in words[1..].iter_mut().enumerate() {
+                *w = over.add(i).read_volatile();
+            }
+        }
+        #[cfg(loom)]
+        {
+            // SAFETY: by the caller's word.
+            let rest = unsafe { self.halves[1].rest.get() };
+            for (i, w) in words[1..].iter_mut().enumerate() {
+                *w = word(&rest.over, i);
+            }
+        }
+        (lens, header, words)
     }
 }
 
@@ -100,7 +189,7 @@ pub(super) struct Padded<T>(pub(super) T);
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Consumed {
-    pub(super) lines: AtomicU32,
+    pub(super) halves: AtomicU32,
     pub(super) data: AtomicU64,
 }
 
@@ -117,10 +206,9 @@ pub struct Words {
 
 #[cfg(not(loom))]
 const _: () = {
-    assert!(size_of::<Line>() == 64 && size_of::<Rest>() == 60);
+    assert!(size_of::<Line>() == 64 && size_of::<Half>() == 32 && size_of::<Rest>() == 28);
     assert!(
-        (4 + std::mem::offset_of!(Rest, header)) % 8 == 0
-            && (4 + std::mem::offset_of!(Rest, inline)) % 8 == 0
+        (4 + std::mem::offset_of!(Rest, header)) % 8 == 0 && (4 + std::mem::offset_of!(Rest, bytes)) % 8 == 0
     );
     assert!(size_of::<Words>() == Shape::WORDS_BYTES && align_of::<Words>() == 128);
     assert!(size_of::<Block>() == BLOCK);
@@ -139,10 +227,10 @@ impl Shape {
     /// Bytes of [`Words`].
     pub const WORDS_BYTES: usize = 384;
 
-    /// A shape; `None` unless `lines` and `data` are powers of two, `lines` at least 2 and at most 2^24, `data` from 64 to
+    /// A shape; `None` unless `lines` and `data` are powers of two, `lines` at least 2 and at most 2^23, `data` from 64 to
     /// 2^30, and `max_body` at most half of `data` (so that a body fits wherever the end of the ring is) and below 2^24.
     pub const fn new(lines: u32, data: usize, max_body: usize) -> Option<Shape> {
-        let lines_ok = lines.is_power_of_two() && lines >= 2 && lines <= 1 << 24;
+        let lines_ok = lines.is_power_of_two() && lines >= 2 && lines <= 1 << 23;
         let data_ok = data.is_power_of_two() && data >= BLOCK && data <= 1 << 30;
         if lines_ok && data_ok && max_body <= data / 2 && max_body < 1 << 24 {
             Some(Shape { lines, data: data as u64, max_body: max_body as u32 })
@@ -186,9 +274,10 @@ impl Shape {
         (at & (self.data - 1)) as usize
     }
 
+    /// Halves of lines: what positions count.
     #[inline(always)]
-    pub(super) fn slot(&self, at: u32) -> usize {
-        (at & (self.lines - 1)) as usize
+    pub(super) fn halves(&self) -> u32 {
+        2 * self.lines
     }
 }
 
@@ -221,11 +310,19 @@ impl Parts {
         unsafe { self.words.as_ref() }
     }
 
-    /// The line of a position. It holds an atomic and a cell, both open to change from outside.
+    /// The line that a position is in. It holds atomics and cells, open to change from outside.
     #[inline(always)]
     pub(super) fn line(&self, at: u32) -> &Line {
-        // SAFETY: `slot` is below the number of lines; live, aligned and initialised by `new`; interior is atomics and an
-        // UnsafeCell, for which a shared reference claims nothing about the bytes.
-        unsafe { &*self.lines.as_ptr().add(self.shape.slot(at)) }
+        let i = (at >> 1 & (self.shape.lines - 1)) as usize;
+        // SAFETY: `i` is below the number of lines; live, aligned and initialised by `new`; interior is atomics and
+        // UnsafeCells, for which a shared reference claims nothing about the bytes.
+        unsafe { &*self.lines.as_ptr().add(i) }
+    }
+
+    /// The half at a position.
+    #[inline(always)]
+    pub(super) fn half(&self, at: u32) -> &Half {
+        // SAFETY: as in `line`: the position modulo the number of halves is inside. A line is its two halves and nothing else.
+        unsafe { &*self.lines.as_ptr().cast::<Half>().add((at & (self.shape.halves() - 1)) as usize) }
     }
 }

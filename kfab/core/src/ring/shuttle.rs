@@ -6,7 +6,7 @@
 //!
 //! - The stamp counts the journeys. From an even stamp the first side may send, from an odd one the other; whoever has sent must
 //!   wait for the other's journey and uses its ring meanwhile. So a frame is never overwritten before it was taken.
-//! - Each frame says how many lines its sender had put into its ring before it. The receiver takes it exactly there, so frames keep
+//! - Each frame says how far its sender had come in its ring before it. The receiver takes it exactly there, so frames keep
 //!   their order: the stamp is stored (release) before any later line, hence whoever sees the later line sees the shuttle too.
 //! - The other side is not trusted: see [`super`].
 
@@ -15,7 +15,7 @@ use super::shape::{Hostile, Line};
 use crate::spi::{INLINE_MAX, Inline, Small};
 use std::ptr::NonNull;
 
-/// The order of a frame among the lines of a ring travels modulo this: rings are shorter.
+/// The place of a frame in a ring, in halves of lines, travels modulo this: no ring has more.
 const PLACES: u32 = 1 << 24;
 
 /// One side of the line. One thread at a time.
@@ -58,7 +58,7 @@ impl Shuttle {
         self.stamp & 1 == self.side
     }
 
-    /// Sends a frame without a body: `before` lines of our ring come before it. Only where [`Shuttle::is_here`]; else it panics, and
+    /// Sends a frame without a body: our ring has come to `before` ([`Producer::pushed`](super::Producer::pushed)). Only where [`Shuttle::is_here`]; else it panics, and
     /// so it does for more than [`INLINE_MAX`] bytes.
     #[inline(always)]
     pub fn send(&mut self, header: u128, bytes: &[u8], before: u32) {
@@ -67,27 +67,27 @@ impl Shuttle {
         unsafe { self.line().fill(header, bytes, before % PLACES) };
         self.stamp = self.stamp.wrapping_add(1);
         // Release: whoever sees the stamp sees the frame.
-        self.line().stamp.store(self.stamp, release());
+        self.line().stamp().store(self.stamp, release());
     }
 
     /// `true` if a frame of the other side waits.
     #[inline(always)]
     pub fn has_come(&self) -> bool {
         // Acquire: pairs with the release of the stamp.
-        !self.is_here() && self.line().stamp.load(Ordering::Acquire) == self.stamp.wrapping_add(1)
+        !self.is_here() && self.line().stamp().load(Ordering::Acquire) == self.stamp.wrapping_add(1)
     }
 
-    /// The frame that waits ([`Shuttle::has_come`]), if it is its turn when `line` lines of the other side's ring have been taken.
-    /// `Ok(false)`: lines that come before it have yet to be taken.
+    /// The frame that waits ([`Shuttle::has_come`]), if it is its turn when the other side's ring has been taken up to `at`.
+    /// `Ok(false)`: frames that come before it have yet to be taken.
     #[inline(always)]
-    pub fn take(&mut self, line: u32, into: &mut Small) -> Result<bool, Hostile> {
+    pub fn take(&mut self, at: u32, into: &mut Small) -> Result<bool, Hostile> {
         // SAFETY: live by `new`; the other side sent it and does not write before our answer, if it is honest.
         let (lens, header, words) = unsafe { self.line().read() };
         let (len, before) = (lens & 0xff, lens >> 8);
         if len as usize > INLINE_MAX {
             return Err(Hostile("an inline length above its limit"));
         }
-        if before != line % PLACES {
+        if before != at % PLACES {
             return Ok(false);
         }
         into.header = header;

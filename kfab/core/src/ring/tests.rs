@@ -113,7 +113,7 @@ mod plain {
             let mut m = memory(8, 512, 256);
             let (mut p, mut c) = m.ends();
             let mut queue = VecDeque::new();
-            let mut unpublished = 0;
+            let (mut pushed, mut taken, mut published) = (0usize, 0usize, 0usize);
             for (i, s) in steps.into_iter().enumerate() {
                 match s {
                     Step::Push(inline, body) => {
@@ -121,21 +121,29 @@ mod plain {
                         let inline = vec![i as u8; inline];
                         let b = if body == 0 { Body::Empty } else { Body::Borrowed(&bytes) };
                         let went = p.push(&[i as u8; 16], &Inline::new(&inline).unwrap(), &b).unwrap();
+                        // Two small frames share a line; a larger one begins its own.
+                        let small = inline.len() <= 8 && body == 0;
+                        let after = pushed + if small { 1 } else { 2 + pushed % 2 };
                         if went {
-                            queue.push_back((i as u8, inline, bytes));
-                            prop_assert!(queue.len() + unpublished <= 8);
+                            pushed = after;
+                            queue.push_back((i as u8, inline, bytes, after));
+                            prop_assert!(pushed - published <= 16);
+                        } else if body == 0 {
+                            // A line is begun when all of it is free.
+                            prop_assert!(after.next_multiple_of(2) - published > 16, "full while there is room");
                         } else {
-                            prop_assert!(!queue.is_empty() || unpublished > 0, "full while empty");
+                            prop_assert!(!queue.is_empty() || taken > published, "full while empty");
                         }
                     }
                     Step::Take => match (c.peek().unwrap(), queue.pop_front()) {
                         (None, None) => prop_assert!(c.is_empty()),
-                        (Some(rx), Some((h, inline, body))) => {
+                        (Some(rx), Some((h, inline, body, after))) => {
                             prop_assert_eq!(rx.header, [h; 16]);
                             prop_assert_eq!(rx.inline.as_slice(), &inline[..]);
                             prop_assert_eq!(rx.body_len, body.len());
                             if body.is_empty() { c.advance() } else { prop_assert_eq!(take(&mut c, body.len()), body) }
-                            unpublished += 1;
+                            taken = after;
+                            prop_assert_eq!(c.consumed() as usize, taken);
                         }
                         (got, want) => prop_assert!(false, "{:?} instead of {:?}", got, want),
                     },
@@ -143,19 +151,19 @@ mod plain {
                         let mut small = Small::EMPTY;
                         match (c.next_small(&mut small).unwrap(), queue.pop_front()) {
                             (Next::Nothing, None) => {}
-                            (Next::Frame, Some((h, inline, body))) => {
+                            (Next::Frame, Some((h, inline, body, after))) => {
                                 prop_assert_eq!(small.header_bytes(), [h; 16]);
                                 prop_assert_eq!(small.inline.as_slice(), &inline[..]);
                                 prop_assert_eq!(small.body_len, body.len());
                                 if !body.is_empty() { prop_assert_eq!(take(&mut c, body.len()), body) }
-                                unpublished += 1;
+                                taken = after;
                             }
                             (got, want) => prop_assert!(false, "{:?} instead of {:?}", got, want),
                         }
                     }
                     Step::Publish => {
                         c.publish(false);
-                        unpublished = 0;
+                        published = taken;
                     }
                 }
             }
@@ -165,15 +173,15 @@ mod plain {
         #[test]
         fn garbage_is_hostile_or_within_limits(
             words in proptest::collection::vec(any::<u32>(), 8),
-            stamps in proptest::collection::vec((0u32..12, any::<u32>()), 8),
+            stamps in proptest::collection::vec((0u32..20, prop_oneof![any::<u32>(), 0u32..256]), 16),
         ) {
             let mut m = memory(8, 512, 256);
-            for (line, (stamp, lens)) in m.lines.iter_mut().zip(&stamps) {
-                line.stamp = (*stamp).into();
-                // SAFETY: nobody else has the line.
-                unsafe { line.rest.as_ptr().write(shape::Rest { lens: *lens, header: [9; 16], inline: [8; 40] }) };
+            for (half, (stamp, lens)) in m.lines.iter_mut().flat_map(|l| &mut l.halves).zip(&stamps) {
+                half.stamp = (*stamp).into();
+                // SAFETY: nobody else has the half.
+                unsafe { half.rest.as_ptr().write(shape::Rest { lens: *lens, header: [9; 16], bytes: [8; 8] }) };
             }
-            let counters = Consumed { lines: words[0].into(), data: (u64::from(words[1]) << (words[2] & 31)).into() };
+            let counters = Consumed { halves: words[0].into(), data: (u64::from(words[1]) << (words[2] & 31)).into() };
             m.words.consumed.0 = counters;
             let (mut p, mut c) = m.ends();
             let mut small = Small::EMPTY;
@@ -211,14 +219,15 @@ mod plain {
         let start = u32::MAX - 5;
         p.start_at(start);
         c.start_at(start);
-        m.words.consumed.0.lines = start.into();
-        for (i, l) in m.lines.iter_mut().enumerate() {
+        m.words.consumed.0.halves = start.into();
+        for (i, h) in m.lines.iter_mut().flat_map(|l| &mut l.halves).enumerate() {
             // As the lap before left them.
-            l.stamp = (start - 3 + (i as u32 + 4 - (start & 3)) % 4).wrapping_sub(3).into();
+            h.stamp = (start - ((start - 1 - i as u32) & 7)).into();
         }
-        for i in 0..20u8 {
+        for i in 0..40u8 {
             assert!(c.peek().unwrap().is_none(), "{i}: old bytes are no news");
-            assert!(p.push(&[i; 16], &Inline::EMPTY, &Body::Empty).unwrap());
+            let inline = Inline::new(&[i; 9][..if i % 5 < 3 { 1 } else { 9 }]).unwrap();
+            assert!(p.push(&[i; 16], &inline, &Body::Empty).unwrap());
             assert_eq!(c.peek().unwrap().unwrap().header, [i; 16]);
             c.advance();
             c.publish(false);
@@ -226,16 +235,31 @@ mod plain {
     }
 
     #[test]
+    fn bytes_of_a_whole_line_are_no_stamp_of_a_half() {
+        let mut m = memory(2, 64, 32);
+        let (mut p, mut c) = m.ends();
+        // Over the second half of the first line lie bytes that are its stamp one lap later.
+        let bytes = [0u32, 0, 6, 6, 6, 6, 6, 6, 6, 6].map(u32::to_ne_bytes).concat();
+        for inline in [&bytes[..], &bytes, &[]] {
+            assert!(p.push(&[1; 16], &Inline::new(inline).unwrap(), &Body::Empty).unwrap());
+            assert_eq!(c.peek().unwrap().unwrap().inline.as_slice(), inline);
+            c.advance();
+            c.publish(false);
+        }
+        assert!(c.consumed() == 5 && c.is_empty() && c.peek().unwrap().is_none());
+    }
+
+    #[test]
     fn counters_ahead_of_what_was_sent_are_hostile() {
-        for (lines, data) in [(5, 0), (u32::MAX, 0), (0, 64), (4, 1 << 40)] {
+        for (halves, data) in [(9, 0), (u32::MAX, 0), (0, 64), (8, 1 << 40)] {
             let mut m = memory(4, 128, 64);
             let (mut p, _) = m.ends();
-            for _ in 0..4 {
+            for _ in 0..8 {
                 assert!(p.push(&[0; 16], &Inline::EMPTY, &Body::Empty).unwrap());
             }
             assert!(!p.push(&[0; 16], &Inline::EMPTY, &Body::Empty).unwrap());
-            m.words.consumed.0 = Consumed { lines: lines.into(), data: data.into() };
-            assert!(p.push(&[0; 16], &Inline::EMPTY, &Body::Empty).is_err(), "{lines} {data}");
+            m.words.consumed.0 = Consumed { halves: halves.into(), data: data.into() };
+            assert!(p.push(&[0; 16], &Inline::EMPTY, &Body::Empty).is_err(), "{halves} {data}");
         }
     }
 
@@ -246,13 +270,15 @@ mod plain {
         let mut m = memory(16, 4096, 1024);
         let (mut p, mut c) = m.ends();
         let len = |i: usize| if i.is_multiple_of(4) { 1 + i * 131 % 1024 } else { 0 };
+        // Half a line, or a whole one whose bytes lie where stamps of halves do.
+        let inline = |i: usize| [i.to_le_bytes(); 5].concat()[..if i % 7 < 4 { 8 } else { 40 }].to_vec();
         std::thread::scope(|s| {
             s.spawn(move || {
                 let mut i = 0;
                 while i < N {
                     let bytes = vec![i as u8; len(i)];
                     let b = if bytes.is_empty() { Body::Empty } else { Body::Borrowed(&bytes) };
-                    if p.push(&[i as u8; 16], &Inline::new(&i.to_le_bytes()).unwrap(), &b).unwrap() {
+                    if p.push(&[i as u8; 16], &Inline::new(&inline(i)).unwrap(), &b).unwrap() {
                         i += 1;
                     } else {
                         std::thread::yield_now();
@@ -264,7 +290,7 @@ mod plain {
                 match c.peek().unwrap() {
                     None => std::thread::yield_now(),
                     Some(rx) => {
-                        assert_eq!((rx.header, rx.inline.as_slice()), ([i as u8; 16], &i.to_le_bytes()[..]));
+                        assert_eq!((rx.header, rx.inline.as_slice()), ([i as u8; 16], &inline(i)[..]));
                         assert_eq!(rx.body_len, len(i));
                         match rx.body_len {
                             0 => c.advance(),
@@ -282,18 +308,19 @@ mod plain {
 #[cfg(loom)]
 mod model {
     use super::super::primitive::{AtomicU32, AtomicU64, Cell, Ordering, WEAK};
-    use super::super::shape::{Consumed, Padded, Rest};
+    use super::super::shape::{Consumed, Half, Padded, Rest};
     use super::*;
     use crate::mem::{Buffer, Landing};
     use crate::spi::{Body, Inline, Next, Small};
 
+    fn line() -> Line {
+        let half = || Half { stamp: AtomicU32::new(0), rest: Cell::new(Rest::ZERO) };
+        Line { halves: [half(), half()] }
+    }
+
     fn memory(lines: u32, data: usize, max_body: usize) -> Memory {
-        let line = || Line {
-            stamp: AtomicU32::new(0),
-            rest: Cell::new(Rest { lens: 0, header: [0; 16], inline: [0; 40] }),
-        };
         let words = Words {
-            consumed: Padded(Consumed { lines: AtomicU32::new(0), data: AtomicU64::new(0) }),
+            consumed: Padded(Consumed { halves: AtomicU32::new(0), data: AtomicU64::new(0) }),
             armed: Padded(AtomicU32::new(0)),
             wants_room: Padded(AtomicU32::new(0)),
         };
@@ -311,9 +338,14 @@ mod model {
         b.check(f);
     }
 
+    /// Frame `n` in a ring of many: every third has half a line, and the rest of one is used and passed over in turn.
+    fn inline(n: u8) -> Vec<u8> {
+        vec![n; if n % 3 == 1 { 2 } else { 12 }]
+    }
+
     fn read(c: &mut Consumer, want: u8, body: usize) -> bool {
         let Some(rx) = c.peek().unwrap() else { return false };
-        assert_eq!((rx.header, rx.inline.as_slice(), rx.body_len), ([want; 16], &[want, want][..], body));
+        assert_eq!((rx.header, rx.inline.as_slice(), rx.body_len), ([want; 16], &inline(want)[..], body));
         if body == 0 {
             c.advance();
         } else {
@@ -327,7 +359,7 @@ mod model {
     fn write(p: &mut Producer, n: u8, body: usize) -> bool {
         let bytes = vec![n; body];
         let b = if body == 0 { Body::Empty } else { Body::Borrowed(&bytes) };
-        p.push(&[n; 16], &Inline::new(&[n, n]).unwrap(), &b).unwrap()
+        p.push(&[n; 16], &Inline::new(&inline(n)).unwrap(), &b).unwrap()
     }
 
     /// `n` frames through a ring of two lines and two blocks: publish, consume, full, wrap of lines and of data.
@@ -427,10 +459,6 @@ mod model {
 
     /// The shuttle goes to and fro, and a frame in the ring that was sent after it is taken after it.
     fn to_and_fro() {
-        let line = || Line {
-            stamp: AtomicU32::new(0),
-            rest: Cell::new(Rest { lens: 0, header: [0; 16], inline: [0; 40] }),
-        };
         let shared: &'static mut Line = Box::leak(Box::new(line()));
         let at = NonNull::from(shared).cast::<u8>();
         let mut m = memory(2, 128, 64);
@@ -438,7 +466,7 @@ mod model {
         // SAFETY: the line is leaked, of loom's own type, and has one value of each side.
         let (mut first, mut second) = unsafe { (Shuttle::new(at, 0), Shuttle::new(at, 1)) };
         let t = loom::thread::spawn(move || {
-            first.send(1, &[1], p.lines_pushed());
+            first.send(1, &[1], p.pushed());
             assert!(!first.is_here() && p.push_bytes(2, &[2]) == Ok(true));
             let mut small = Small::EMPTY;
             while !first.has_come() {
@@ -453,7 +481,7 @@ mod model {
             loom::thread::yield_now();
         }
         assert!(second.has_come());
-        assert_eq!(second.take(c.lines_consumed(), &mut small), Ok(true));
+        assert_eq!(second.take(c.consumed(), &mut small), Ok(true));
         assert_eq!((small.header[0], small.inline.as_slice()), (1, &[1][..]));
         second.send(3, &[3], 0);
         assert_eq!(c.next_small(&mut small), Ok(Next::Frame));

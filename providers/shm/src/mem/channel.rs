@@ -123,7 +123,7 @@ impl Channel {
     #[inline(always)]
     pub(crate) fn push_bytes(&mut self, header: u128, bytes: &[u8]) -> Result<bool, Hostile> {
         if bytes.len() <= INLINE_MAX && self.shuttle.is_here() {
-            self.shuttle.send(header, bytes, self.tx.lines_pushed());
+            self.shuttle.send(header, bytes, self.tx.pushed());
             return Ok(true);
         }
         self.tx.push_bytes(header, bytes)
@@ -138,7 +138,7 @@ impl Channel {
         // The ring first: when its line is seen, so is a shuttle that left before it.
         let ring_empty = self.rx.is_empty();
         if self.shuttle.has_come() {
-            if self.shuttle.take(self.rx.lines_consumed(), into)? {
+            if self.shuttle.take(self.rx.consumed(), into)? {
                 return Ok(Next::Frame);
             }
             if self.rx.is_empty() {
@@ -182,7 +182,7 @@ impl Channel {
 
     fn peek_shuttle(&mut self) -> Result<Option<Rx>, Hostile> {
         let mut small = Small::EMPTY;
-        if !self.shuttle.take(self.rx.lines_consumed(), &mut small)? {
+        if !self.shuttle.take(self.rx.consumed(), &mut small)? {
             let rx = self.rx.peek()?;
             return if rx.is_some() { Ok(rx) } else { Err(OUT_OF_ORDER) };
         }
