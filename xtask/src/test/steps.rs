@@ -12,6 +12,9 @@ use crate::{apt, fuzz as fuzzing, tidy as tidying};
 /// Optional features that are linted and tested: package, feature, and the native package it needs.
 const FEATURES: &[(&str, &str, &str)] = &[("kfab-topo", "hwloc", "libhwloc-dev")];
 
+/// Packages outside the workspace: that their lock files fit is seen by no other step.
+const APART: [&str; 2] = ["fuzz/Cargo.toml", "benches/rpc-peers/Cargo.toml"];
+
 /// Seeds for each scenario of a simulator.
 const SEEDS: &str = "200";
 
@@ -31,6 +34,9 @@ pub(super) fn fmt(_: &Options) -> anyhow::Result<Outcome> {
 
 pub(super) fn tidy(_: &Options) -> anyhow::Result<Outcome> {
     tidying::check()?;
+    for manifest in APART {
+        Sh::line("cargo update --workspace --locked --quiet --manifest-path").args([manifest]).run()?;
+    }
     Ok(Outcome::Passed)
 }
 
