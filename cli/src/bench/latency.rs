@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 const QUICK_NS: f64 = 3000.0;
 /// Round trips per reading of the clock then.
 pub(crate) const BATCH: u64 = 16;
+/// Readings that are put into the histogram at once.
+const AT_ONCE: usize = 4096;
 /// Every so manieth message is compared whole.
 const SAMPLE: u64 = 1024;
 
@@ -57,12 +59,18 @@ impl Pair<'_> {
         self.incoming.reuse(m)
     }
 
-    /// A round: the histogram gets half round trips, `batch` of them in one reading, when all are done: what a reading costs beyond its
-    /// `price` is not in the next one. Returns the time of the whole.
+    /// A round: the histogram gets half round trips, `batch` of them in one reading, many readings at once: what it costs to put them there
+    /// is in none. Returns the time of the whole.
     fn round(&mut self, count: u64, batch: u64, price: f64, into: &mut Histogram) -> Result<Duration> {
         let load = self.load;
         self.client.prepare(Request::Echo { size: load.size, count, check: load.check })?;
-        let mut readings = Vec::with_capacity((count / batch) as usize + 1);
+        let mut record = |readings: &[Instant]| {
+            for two in readings.windows(2) {
+                let ns = (two[1].duration_since(two[0]).as_nanos() as f64 - price).max(1.0);
+                into.record(ns / (2 * batch) as f64);
+            }
+        };
+        let mut readings = Vec::with_capacity(AT_ONCE);
         let start = Instant::now();
         readings.push(start);
         for _ in 0..count / batch {
@@ -70,15 +78,17 @@ impl Pair<'_> {
                 self.round_trip()?;
             }
             readings.push(Instant::now());
+            if readings.len() == AT_ONCE {
+                record(&readings);
+                readings.clear();
+                readings.push(Instant::now());
+            }
         }
         for _ in 0..count % batch {
             self.round_trip()?;
         }
         let took = start.elapsed();
-        for two in readings.windows(2) {
-            let ns = (two[1].duration_since(two[0]).as_nanos() as f64 - price).max(1.0);
-            into.record(ns / (2 * batch) as f64);
-        }
+        record(&readings);
         match self.client.reply()? {
             Reply::Counted { damaged: 0, .. } if self.damaged == 0 => Ok(took),
             Reply::Counted { damaged, .. } => {

@@ -226,7 +226,10 @@ impl Machine {
     /// between ([`Polled::Due`] says when at the latest). Ports other than the one of the last frame are not looked at.
     #[inline]
     pub fn poll_for(&mut self, io: &mut Io<'_>, op: OpId, out: &mut Direct) -> Polled {
-        if !self.is_calm(io) {
+        if !self.dirty.is_empty() && self.drain_memory(io) {
+            return Polled::Busy;
+        }
+        if !self.is_calm(io.now) {
             return Polled::Due;
         }
         self.next_small(io, Taker::Op(op), out)
@@ -239,30 +242,32 @@ impl Machine {
         if !self.matcher.none_waits(want) {
             return out.body.is_none() && self.take_waiting(want, out);
         }
-        self.is_calm(io)
+        (self.dirty.is_empty() || self.drain_memory(io))
+            && self.is_calm(io.now)
             && self.matcher.is_idle(want)
             && self.next_small(io, Taker::Anyone(want), out) == Polled::Here
     }
 
     /// Nothing waits to be done but what ports may bring.
     #[inline(always)]
-    fn is_calm(&mut self, io: &mut Io<'_>) -> bool {
+    fn is_calm(&self, now: u64) -> bool {
         !self.unflushed
             && !self.closed
+            && self.dirty.is_empty()
             && self.parked.is_empty()
-            && io.now < self.next_tick
-            && (self.dirty.is_empty() || self.drain_memory(io))
+            && now < self.next_tick
     }
 
     /// Sends what is to be sent, if it all goes over memory, where no frame waits for company: credit above all. (A whole round would take
-    /// all frames that have come the long way.) `false` if anything is left to do.
+    /// all frames that have come the long way.) `false`: a whole round is needed.
     #[inline(never)]
     fn drain_memory(&mut self, io: &mut Io<'_>) -> bool {
-        if self.dirty.iter().any(|pi| self.peers[*pi as usize].keep) {
+        let needs_round = |p: &Peer| p.keep || !p.rx.held.is_empty();
+        if self.closed || self.dirty.iter().any(|pi| needs_round(&self.peers[*pi as usize])) {
             return false;
         }
         self.drain_dirty(io);
-        self.dirty.is_empty() && !self.unflushed
+        self.dirty.is_empty()
     }
 
     /// The short way up: one frame, if the port has one and nothing else is due. A message that `taker` wants goes into `out` and

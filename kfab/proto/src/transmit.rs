@@ -333,6 +333,7 @@ impl Machine {
         let (next, consumed) = (p.rx.dedup.next(), p.rx.consumed);
         h.ack = next as u16;
         h.credit = consumed as u16;
+        let mut twin_left = false;
         if !self.faults.is_empty()
             && let Some(Strike { action, rule, hits }) = self.faults.strike(p.name, c.port)
         {
@@ -348,7 +349,7 @@ impl Machine {
                 }
                 FaultAction::Duplicate => {
                     let f = Frame { header: h.to_bytes(), inline: out.inline, body, more: true };
-                    io.ports[c.port].post(c.conn, &[f]);
+                    twin_left = io.ports[c.port].post(c.conn, &[f]) == 1;
                 }
                 _ => {
                     p.struck = true;
@@ -367,10 +368,12 @@ impl Machine {
         let frame = Frame { header: h.to_bytes(), inline: out.inline, body, more };
         if io.ports[c.port].post(c.conn, std::slice::from_ref(&frame)) == 0 {
             c.blocked = true;
-            return false;
+            if !twin_left {
+                return false;
+            }
         }
         p.tx.round = self.round;
-        self.unflushed |= more;
+        self.unflushed |= more | twin_left;
         p.rx.told(next, consumed);
         c.tx_frames += 1;
         if len > 0 {
