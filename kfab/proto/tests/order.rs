@@ -214,6 +214,40 @@ fn control_frames_leave_before_messages_and_messages_before_pieces() {
     p.until(|p| (p.a.machine.has_ended(sent) && p.b.machine.has_ended(promised)).then_some(()));
 }
 
+/// A rule doubles a frame, and the port takes only the first of the two: it has left, and nothing else may have its number.
+#[test]
+fn a_doubled_frame_has_left_when_one_of_the_two_has() {
+    let mut p = Pair::new();
+    let (first, there) = (vec![1; 3000], vec![9; 2 << 20]);
+    p.a.takes(Some(1));
+    let now = p.world.now();
+    let rule = FaultRule { peer: None, port: None, action: FaultAction::Duplicate, chance: 1.0, seed: 1 };
+    let rule = p.a.with(now, |m, io| m.add_fault(io, rule)).unwrap();
+    p.a.send(now, p.to_b, &first);
+    assert_eq!((p.a.takes(Some(0)), p.a.machine.remove_fault(rule)), (vec![MESSAGE], Some(1)));
+    // The answer to a promise is a control frame, which goes before messages that wait.
+    let at_a = p.a.recv(now);
+    p.b.send(now, p.to_a, &there).expect("a promise");
+    p.pass(50);
+    p.a.takes(None);
+    let got = p.until(|p| p.a.taken(at_a));
+    assert!(got.bytes() == there);
+    // Nothing came twice.
+    for want in [&first[..], b"second"] {
+        let now = p.world.now();
+        if want != first {
+            p.a.send(now, p.to_b, want);
+            p.pass(50);
+        }
+        let Started::Done(Outcome::Message(m)) =
+            p.b.with(now, |m, io| m.recv(io, Want { tag: None, from: None }, None)).unwrap()
+        else {
+            panic!("{} bytes did not come", want.len())
+        };
+        assert!(m.bytes() == want, "{} bytes instead of {}", m.bytes().len(), want.len());
+    }
+}
+
 /// Messages to and fro, one after the other: frames with nothing but an acknowledgement or credit, by both.
 fn bare(both_ways: bool) -> usize {
     let mut p = Pair::new();
