@@ -208,11 +208,8 @@ impl VerbsPort {
             l.waiting = Some((slot, body_at, into.body_len));
             return Next::Frame;
         }
-        // As `emptied` does.
-        l.owed += 1;
-        let many = l.owed >= RETURN_AT;
         self.memory.recycle(slot);
-        if many {
+        if l.owes_one_more() {
             self.list(conn);
         }
         Next::Frame
@@ -289,11 +286,10 @@ impl VerbsPort {
     /// A frame was used up: its receive is posted again, and the peer owed a credit.
     fn emptied(&mut self, conn: Conn, slot: Slot) {
         self.memory.recycle(slot);
-        if let Some(l) = self.links.get(conn).filter(|l| l.phase == Phase::Up) {
-            l.owed += 1;
-            if l.owed >= RETURN_AT {
-                self.list(conn);
-            }
+        if let Some(l) = self.links.get(conn).filter(|l| l.phase == Phase::Up)
+            && l.owes_one_more()
+        {
+            self.list(conn);
         }
     }
 
@@ -429,6 +425,13 @@ impl VerbsPort {
 }
 
 impl Link {
+    /// The peer is owed one credit more: whether they are so many that it is told by a message of its own.
+    #[inline]
+    fn owes_one_more(&mut self) -> bool {
+        self.owed += 1;
+        self.owed >= RETURN_AT
+    }
+
     /// Whether the next frame can be reported as soon as it is here.
     #[inline]
     fn reports(&self) -> bool {
