@@ -86,8 +86,8 @@ struct Sleeper {
     /// Until this time, lane clock.
     until: u64,
     number: u64,
-    /// The helper: it makes way for a caller.
-    helper: bool,
+    /// A caller's operation. `None`: it is the helper, which makes way for a caller.
+    waits_for: Option<OpId>,
 }
 
 /// One lane. Named in a sealed trait's signature, hence `pub`; its module is private.
@@ -232,10 +232,27 @@ impl Lane {
         r
     }
 
+    /// An operation that nobody watches any more: what it has got goes to others.
+    #[inline(never)]
+    pub(crate) fn let_go(&self, op: OpId) {
+        self.with(|m, io| m.detach(io, op));
+        self.lock().tell_loop();
+    }
+
+    /// What an operation ended with and nobody took: it goes to others.
+    #[cold]
+    pub(crate) fn give_back(&self, outcome: Outcome) {
+        self.with(|m, _| m.give_back(outcome));
+        self.lock().tell_loop();
+    }
+
     #[cold]
     fn after_verb(&self, s: &mut State) {
-        let due = s.machine.deadline(&s.ports).unwrap_or(u64::MAX);
-        if s.asleep.is_some_and(|a| due < a.until) || s.machine.wants_poll() {
+        let Some(Sleeper { until, waits_for, .. }) = s.asleep else { return };
+        let sooner = s.machine.deadline(&s.ports).is_some_and(|due| due < until);
+        // A verb may end another's operation: a message is given back, a window closed.
+        let ended = waits_for.is_some_and(|op| s.machine.has_ended(op));
+        if sooner || ended || s.machine.wants_poll() {
             self.wake_sleeper(s);
         }
     }
@@ -447,14 +464,14 @@ impl Lane {
         deadline: Option<Instant>,
     ) -> Option<Result<Outcome>> {
         match s.asleep {
-            Some(Sleeper { helper: false, .. }) => {
+            Some(Sleeper { waits_for: Some(_), .. }) => {
                 self.sleep_beside(s, op, deadline);
                 return None;
             }
             Some(_) => self.wake_sleeper(&mut s),
             None => {}
         }
-        self.sleep_on_ports(s, deadline, false);
+        self.sleep_on_ports(s, deadline, Some(op));
         let mut s = self.lock();
         s.poll();
         s.arm_for_loop();
@@ -502,7 +519,7 @@ impl Lane {
         &self,
         mut s: LaneGuard<'_, State>,
         deadline: Option<Instant>,
-        helper: bool,
+        waits_for: Option<OpId>,
     ) {
         s.read_clock();
         if !s.arm() {
@@ -519,7 +536,7 @@ impl Lane {
         }
         s.sleeps += 1;
         let number = s.sleeps;
-        s.asleep = Some(Sleeper { until, number, helper });
+        s.asleep = Some(Sleeper { until, number, waits_for });
         let wait = Duration::from_nanos(until - s.now);
         drop(s);
         self.doors.sleep(wait);

@@ -3,7 +3,7 @@
 use crate::endpoint::Message;
 use crate::lane::Lane;
 use crate::letter::Letter;
-use crate::op::sealed::Hold as _;
+use crate::op::sealed::{Ended as _, Hold as _};
 use crate::share::Share;
 use crate::window::Notice;
 use kfab_core::mem::Buffer;
@@ -48,6 +48,10 @@ pub(crate) mod sealed {
         #[doc(hidden)]
         type Hold: Hold;
 
+        /// The value while nobody has taken it from its operation: [`Untaken`] where dropping it must lose nothing.
+        #[doc(hidden)]
+        type Ended: Ended<Self> + Unpin;
+
         /// The value. Only those that keep a hold ask for it.
         #[doc(hidden)]
         fn finish(outcome: Outcome, hold: impl FnOnce() -> Self::Hold) -> Result<Self>;
@@ -62,12 +66,77 @@ pub(crate) mod sealed {
         }
     }
 
+    /// A value in an operation that has ended, until somebody takes it. Not for others to implement.
+    pub trait Ended<T> {
+        /// In the operation.
+        #[doc(hidden)]
+        fn hold(value: T) -> Self;
+
+        /// Out of it.
+        #[doc(hidden)]
+        fn take(self) -> T;
+    }
+
+    /// One with which nothing is lost.
+    macro_rules! held_as_it_is {
+        ($($value:ty),*) => {$(
+            impl Ended<$value> for $value {
+                #[inline(always)]
+                fn hold(value: $value) -> $value {
+                    value
+                }
+
+                #[inline(always)]
+                fn take(self) -> $value {
+                    self
+                }
+            }
+        )*};
+    }
+
+    held_as_it_is!((), Buffer, Vec<Buffer>);
+
+    /// What came from a peer. Not for others to implement.
+    pub trait GiveBack {
+        /// Puts it in front of the queue that it came from.
+        #[doc(hidden)]
+        fn give_back(self);
+    }
+
+    /// Such a value: dropped before it is taken it goes back. Named in a sealed trait's signature, hence `pub`.
+    pub struct Untaken<T: GiveBack>(
+        /// `None` once it has been taken.
+        Option<T>,
+    );
+
+    impl<T: GiveBack> Ended<T> for Untaken<T> {
+        #[inline(always)]
+        fn hold(value: T) -> Untaken<T> {
+            Untaken(Some(value))
+        }
+
+        #[inline(always)]
+        fn take(mut self) -> T {
+            self.0.take().expect("whole until it is taken")
+        }
+    }
+
+    impl<T: GiveBack> Drop for Untaken<T> {
+        #[inline(always)]
+        fn drop(&mut self) {
+            if let Some(value) = self.0.take() {
+                value.give_back();
+            }
+        }
+    }
+
     pub(crate) fn unexpected() -> Error {
         Error::new(Kind::Protocol, "operation", "ended with a value of another operation")
     }
 
     impl Finish for () {
         type Hold = Share;
+        type Ended = ();
 
         #[inline(always)]
         fn wait_shortly(hold: Share, op: OpId) -> std::result::Result<(), Share> {
@@ -85,6 +154,7 @@ pub(crate) mod sealed {
 
     impl Finish for Message {
         type Hold = Letter;
+        type Ended = Untaken<Message>;
 
         fn finish(outcome: Outcome, hold: impl FnOnce() -> Letter) -> Result<Message> {
             match outcome {
@@ -104,8 +174,17 @@ pub(crate) mod sealed {
         }
     }
 
+    impl GiveBack for Message {
+        #[inline(never)]
+        fn give_back(mut self) {
+            let (lane, place) = self.0.split();
+            lane.give_back(Outcome::Message(place.take()));
+        }
+    }
+
     impl Finish for Buffer {
         type Hold = Share;
+        type Ended = Buffer;
 
         #[inline(always)]
         fn finish(outcome: Outcome, _: impl FnOnce() -> Share) -> Result<Buffer> {
@@ -118,6 +197,7 @@ pub(crate) mod sealed {
 
     impl Finish for Notice {
         type Hold = Share;
+        type Ended = Untaken<Notice>;
 
         #[inline(always)]
         fn finish(outcome: Outcome, lane: impl FnOnce() -> Share) -> Result<Notice> {
@@ -132,7 +212,7 @@ pub(crate) mod sealed {
 /// Two words for an operation that hands nothing over: it goes up in registers. Handed up in memory, its narrow stores would be read
 /// back by one wide load, which waits until the processor has written all that came before: the message's line too.
 enum State<T: Finish> {
-    Ready(Result<T>),
+    Ready(Result<T::Ended>),
     Pending(Watch<T>),
 }
 
@@ -161,7 +241,7 @@ impl<T: Finish> Drop for Watch<T> {
     #[inline(always)]
     fn drop(&mut self) {
         if let Some(lane) = self.hold.lane() {
-            let_go(lane, self.id);
+            lane.let_go(self.id);
         }
     }
 }
@@ -170,8 +250,9 @@ impl<T: Finish> Drop for Watch<T> {
 ///
 /// * [`Op::wait`]: block until it ends. * `.await`: in any async runtime. * [`Op::try_take`]: poll.
 /// * [`Op::within`]: give it a deadline. * [`Op::cancel`]: end it early.
-/// * Dropping it: a receive is withdrawn (a message it had got goes back to the head of the queue); everything else goes
-///   on to its end unwatched, and keeps its memory until then.
+/// * Dropping it: a receive is withdrawn. A message that it had got goes back to the head of the queue, one that is still being
+///   fetched when it has come: a branch that `select!` does not take loses nothing. Everything else goes on to its end unwatched, and
+///   keeps its memory until then.
 ///
 /// ```
 /// # fn main() -> kfab::Result<()> {
@@ -196,7 +277,7 @@ pub struct Op<T: Finish> {
 impl<T: Finish> Op<T> {
     #[inline(always)]
     pub(crate) fn ready(r: Result<T>) -> Op<T> {
-        Op { state: State::Ready(r) }
+        Op { state: State::Ready(r.map(T::Ended::hold)) }
     }
 
     #[inline(always)]
@@ -204,7 +285,7 @@ impl<T: Finish> Op<T> {
         Op { state: State::Pending(Watch { hold: lane, id }) }
     }
 
-    /// `true` once it has ended. Makes progress. From then on this handle has the result, and a message goes with it when it is dropped.
+    /// `true` once it has ended. Makes progress.
     pub fn is_done(&mut self) -> bool {
         if let State::Pending(watch) = &self.state
             && let Some(lane) = watch.hold.lane()
@@ -230,7 +311,7 @@ impl<T: Finish> Op<T> {
     #[inline(always)]
     pub fn wait(self) -> Result<T> {
         match self.state {
-            State::Ready(r) => r,
+            State::Ready(r) => r.map(T::Ended::take),
             State::Pending(watch) => {
                 let (lane, id) = watch.end().ok_or_else(Lane::closed)?;
                 T::wait_shortly(lane, id).or_else(|lane| wait_long(lane, id))
@@ -243,7 +324,7 @@ impl<T: Finish> Op<T> {
     #[inline(always)]
     pub fn wait_timeout(self, limit: Duration) -> Result<T> {
         match self.state {
-            State::Ready(r) => r,
+            State::Ready(r) => r.map(T::Ended::take),
             State::Pending(watch) => {
                 let (lane, id) = watch.end().ok_or_else(Lane::closed)?;
                 if limit < SHORT_LIMIT {
@@ -273,7 +354,7 @@ impl<T: Finish> Op<T> {
     /// Ends the operation now, as `Canceled` unless it has ended already: the result tells which.
     pub fn cancel(self) -> Result<T> {
         match self.state {
-            State::Ready(r) => r,
+            State::Ready(r) => r.map(T::Ended::take),
             State::Pending(watch) => {
                 let (lane, id) = watch.end().ok_or_else(Lane::closed)?;
                 end_early(&lane, id, Kind::Canceled).and_then(|o| T::finish(o, || lane))
@@ -290,7 +371,7 @@ impl<T: Finish> Op<T> {
         if let State::Pending(watch) = self.take()
             && let Some((lane, _)) = watch.end()
         {
-            self.state = State::Ready(r.and_then(|o| T::finish(o, || lane)));
+            self.state = State::Ready(r.and_then(|o| T::finish(o, || lane)).map(T::Ended::hold));
         }
     }
 }
@@ -341,15 +422,10 @@ impl<T: Finish + Unpin> Future for Op<T> {
             }
         }
         match self.take() {
-            State::Ready(r) => Poll::Ready(r),
+            State::Ready(r) => Poll::Ready(r.map(T::Ended::take)),
             State::Pending(_) => Poll::Ready(Err(Lane::closed())),
         }
     }
-}
-
-#[inline(never)]
-fn let_go(lane: &Lane, id: OpId) {
-    lane.with(|m, io| m.detach(io, id));
 }
 
 impl<T: Finish> std::fmt::Debug for Op<T> {

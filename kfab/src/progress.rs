@@ -65,7 +65,7 @@ fn help(lane: &Weak<Lane>) {
             for _ in 0..4 {
                 s.poll();
             }
-            lane.sleep_on_ports(s, None, true);
+            lane.sleep_on_ports(s, None, None);
         } else {
             drop(s);
             lane.rest(Some(LOOK_IN));

@@ -290,8 +290,17 @@ impl Drop for Place {
 
 impl Finish for Pooled {}
 
+impl sealed::GiveBack for Pooled {
+    fn give_back(mut self) {
+        if let Some(message) = self.message.take() {
+            message.give_back();
+        }
+    }
+}
+
 impl sealed::Finish for Pooled {
     type Hold = Place;
+    type Ended = sealed::Untaken<Pooled>;
 
     fn finish(outcome: Outcome, hold: impl FnOnce() -> Place) -> Result<Pooled> {
         let mut place = hold();

@@ -86,6 +86,7 @@ impl Finish for Vec<Buffer> {}
 
 impl sealed::Finish for Parts {
     type Hold = Share;
+    type Ended = sealed::Untaken<Parts>;
 
     fn finish(outcome: Outcome, lane: impl FnOnce() -> Share) -> Result<Parts> {
         match outcome {
@@ -95,8 +96,15 @@ impl sealed::Finish for Parts {
     }
 }
 
+impl sealed::GiveBack for Parts {
+    fn give_back(self) {
+        self.lane.give_back(Outcome::Parts(self.inner));
+    }
+}
+
 impl sealed::Finish for Vec<Buffer> {
     type Hold = Share;
+    type Ended = Vec<Buffer>;
 
     fn finish(outcome: Outcome, _: impl FnOnce() -> Share) -> Result<Vec<Buffer>> {
         match outcome {

@@ -3,12 +3,12 @@
 use crate::endpoint::Peer;
 use crate::lane::Lane;
 use crate::op::Op;
-use crate::op::sealed::Finish;
+use crate::op::sealed::{Finish, GiveBack};
 use crate::share::Share;
 use kfab_core::Result;
 use kfab_core::mem::{Buffer, WindowMem};
 use kfab_core::spi::Rights;
-use kfab_proto::{Started, WindowId, WindowKey, WindowMemory};
+use kfab_proto::{Outcome, Started, WindowId, WindowKey, WindowMemory};
 use std::sync::Arc;
 
 /// Memory opened to peers. Send [`Window::key`] to those who may use it. Dropping it closes it: when the drop returns, no peer
@@ -173,6 +173,12 @@ impl Notice {
     /// Which of the two: [`Rights::READ`] or [`Rights::WRITE`].
     pub fn access(&self) -> Rights {
         self.inner.access
+    }
+}
+
+impl GiveBack for Notice {
+    fn give_back(self) {
+        self.lane.give_back(Outcome::Notice(self.inner));
     }
 }
 

@@ -71,3 +71,108 @@ fn after_the_last_of_two_who_waited_the_helper_polls() {
         drop(a);
     });
 }
+
+/// A receive dropped with its message, as `select!` does with the branch it does not take, loses nothing: neither one that found its
+/// message waiting nor one that was seen to be done.
+#[test]
+fn a_receive_dropped_with_its_message_gives_it_back_in_its_place() {
+    on_all("given back", |s| {
+        let (_a, b, to_b) = pair(s);
+        let options = kfab::SendOptions { tag: Some(7), ordered: true, ..Default::default() };
+        for (i, len) in [0, 10, 5000, 300_000].into_iter().enumerate() {
+            let want = [pattern(len, 2 * i), pattern(len, 2 * i + 1)];
+            for seen in [false, true] {
+                let sent = want.each_ref().map(|w| to_b.send_with(&w[..], options));
+                while b.peek(Some((7, 0))).is_none() {
+                    b.progress();
+                }
+                let mut op = b.recv_tagged(7, 0);
+                while seen && !op.is_done() {}
+                drop(op);
+                let mut got = want.each_ref().map(|_| {
+                    let m = b.recv_tagged(7, 0).wait_timeout(Duration::from_secs(5));
+                    m.unwrap_or_else(|e| panic!("{len} bytes over {s}, seen {seen}: {e:?}")).to_vec()
+                });
+                // One that was still being fetched goes back when it has come.
+                if len == 300_000 && !seen && got[0] == want[1] {
+                    got.swap(0, 1);
+                }
+                assert!(got == want, "{len} bytes over {s}, seen {seen}");
+                sent.into_iter().for_each(|s| s.wait().unwrap());
+            }
+        }
+        assert_eq!(b.stats().pool.in_use, 0);
+    });
+}
+
+/// Who waits for a message gets one that another has let go of, although it sleeps by then.
+#[test]
+fn what_is_given_back_wakes_who_waits_for_it() {
+    on_all("given on", |s| {
+        let (_a, b, to_b) = pair(s);
+        to_b.send("mine").wait().unwrap();
+        let mut op = b.recv();
+        while !op.is_done() {}
+        std::thread::scope(|threads| {
+            let other = threads.spawn(|| b.recv().wait_timeout(Duration::from_secs(5)));
+            std::thread::sleep(Duration::from_millis(20));
+            let dropped = Instant::now();
+            drop(op);
+            assert_eq!(&other.join().unwrap().unwrap()[..], b"mine");
+            assert!(dropped.elapsed() < Duration::from_secs(4), "woken by its deadline only");
+        });
+    });
+}
+
+/// The same of notices, of vectors and of pools.
+#[test]
+fn notices_vectors_and_pooled_messages_are_given_back() {
+    on_all("given back, others", |s| {
+        let (_a, b, to_b) = pair(s);
+        let within = Duration::from_secs(5);
+
+        let window = b.window(64, kfab::Rights::WRITE).unwrap();
+        to_b.write_notify(window.key(), 0, b"first", 1).wait().unwrap();
+        to_b.write_notify(window.key(), 0, b"second", 2).wait().unwrap();
+        let mut op = window.notice();
+        while !op.is_done() {}
+        let value = op.wait().unwrap().value();
+        // This one finds it waiting.
+        b.progress();
+        drop(window.notice());
+        assert_eq!(window.notice().wait_timeout(within).unwrap().value(), 3 - value);
+
+        let parts = || b.recv_with().post_all(vec![b.buffer(4).unwrap(), b.buffer(60).unwrap()]);
+        let mut op = parts();
+        to_b.send("in two buffers").wait().unwrap();
+        while !op.is_done() {}
+        drop(op);
+        assert_eq!(&b.recv().wait_timeout(within).unwrap()[..], b"in two buffers");
+
+        let pool = b.recv_with().pool(2, 64).unwrap();
+        let mut op = pool.next();
+        to_b.send("in a pool").wait().unwrap();
+        while !op.is_done() {}
+        drop(op);
+        assert_eq!(&pool.next().wait_timeout(within).unwrap()[..], b"in a pool");
+        assert_eq!(pool.free(), 2);
+    });
+}
+
+/// Who waits for a notice is told at once that its window is gone.
+#[test]
+fn a_closed_window_wakes_who_waits_for_its_notices() {
+    on_all("closed window", |s| {
+        let b = open(s);
+        let window = b.window(64, kfab::Rights::WRITE).unwrap();
+        let waits = window.notice();
+        std::thread::scope(|threads| {
+            let other = threads.spawn(|| waits.wait_timeout(Duration::from_secs(5)).unwrap_err());
+            std::thread::sleep(Duration::from_millis(20));
+            let dropped = Instant::now();
+            drop(window);
+            assert_eq!(other.join().unwrap().kind(), kfab::Kind::Closed);
+            assert!(dropped.elapsed() < Duration::from_secs(4), "woken by its deadline only");
+        });
+    });
+}

@@ -371,11 +371,19 @@ impl Machine {
         if self.ops.proto(op).is_some_and(waits) {
             self.withdraw(io, op);
         }
-        match self.ops.detach(op) {
-            Some(Ok(Outcome::Message(m))) => self.give_again(m),
-            Some(Ok(Outcome::Parts(p))) => self.give_again(p.gathered()),
-            Some(Ok(Outcome::Notice(n))) => self.notice_again(n),
-            _ => {}
+        if let Some(Ok(outcome)) = self.ops.detach(op) {
+            self.give_back(outcome);
+        }
+    }
+
+    /// The user lets go of the value of an operation that it never looked at: what came from a peer goes to the next that waits for it, or
+    /// to the head of its queue.
+    pub fn give_back(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Message(m) => self.give_again(m),
+            Outcome::Parts(p) => self.give_again(p.gathered()),
+            Outcome::Notice(n) => self.notice_again(n),
+            Outcome::Unit | Outcome::Buffer(_) | Outcome::Buffers(_) => {}
         }
     }
 

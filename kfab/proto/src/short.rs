@@ -59,6 +59,15 @@ impl Direct {
         }
     }
 
+    /// Takes the message out of here.
+    pub fn take(&mut self) -> Message {
+        let data = match self.body.take() {
+            None => Data::Inline(self.small.inline),
+            Some(buffer) => Data::Buffer { buffer, len: self.small.body_len },
+        };
+        Message { from: self.from, tag: self.tag, data }
+    }
+
     /// The bytes.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
