@@ -48,6 +48,8 @@ pub(crate) struct State {
     followers: Vec<Thread>,
     /// Counts the callers' turns, for the helper to see whether they are active.
     pub(crate) turns: u64,
+    /// Counts rounds of the machine.
+    pub(crate) rounds: u64,
     /// Somebody asked to be woken by an operation's end: the helper must poll.
     pub(crate) watched: bool,
     /// The helper waits to be told that no caller sleeps on the descriptors any more.
@@ -123,6 +125,7 @@ impl State {
             self.clock_age = BATCH / 2;
         }
         self.clock_age -= 1;
+        self.rounds += 1;
         let (machine, mut io) = self.split();
         let moved = machine.poll(&mut io);
         if moved {
@@ -186,6 +189,7 @@ impl Lane {
             sleeps: 0,
             followers: Vec::new(),
             turns: 0,
+            rounds: 0,
             watched: false,
             helper_idle: false,
             looped: false,
@@ -277,8 +281,19 @@ impl Lane {
     #[inline(always)]
     pub(crate) fn send_now(&self, to: PeerId, bytes: &[u8], in_slab: bool, options: SendOptions) -> bool {
         let mut s = self.lock();
+        if s.asleep.is_some() {
+            drop(s);
+            return self.send_beside_sleeper(to, bytes, in_slab, options);
+        }
         let (machine, mut io) = s.split();
         machine.send_now(&mut io, to, bytes, in_slab, options)
+    }
+
+    /// The same while somebody sleeps: the clock is old, and what is sent may need a timer.
+    #[cold]
+    #[inline(never)]
+    fn send_beside_sleeper(&self, to: PeerId, bytes: &[u8], in_slab: bool, options: SendOptions) -> bool {
+        self.with(|machine, io| machine.send_now(io, to, bytes, in_slab, options))
     }
 
     /// A round, if that may bring what keeps a first message to a peer from leaving. Who only sends never looks, and else would find

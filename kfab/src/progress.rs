@@ -45,7 +45,7 @@ fn spin(lane: &Weak<Lane>) {
 }
 
 fn help(lane: &Weak<Lane>) {
-    let mut seen = 0;
+    let (mut seen, mut rounds) = (0, 0);
     while let Some(lane) = lane.upgrade() {
         let mut s = lane.lock();
         if s.ports.is_empty() || s.machine.is_closed() {
@@ -58,8 +58,8 @@ fn help(lane: &Weak<Lane>) {
             lane.rest(None);
             continue;
         }
-        let silent = s.turns == seen;
-        seen = s.turns;
+        let (silent, short) = (s.turns == seen, s.rounds == rounds);
+        (seen, rounds) = (s.turns, s.rounds);
         if silent || s.watched {
             s.watched = false;
             for _ in 0..4 {
@@ -67,6 +67,11 @@ fn help(lane: &Weak<Lane>) {
             }
             lane.sleep_on_ports(s, None, None);
         } else {
+            if short {
+                // They find what they want by the short way, which looks at nothing else.
+                s.poll();
+                lane.leave(&mut s);
+            }
             drop(s);
             lane.rest(Some(LOOK_IN));
         }

@@ -294,23 +294,24 @@ impl Machine {
         let owed_since =
             if p.expects > 0 { p.expect_since } else { p.tx.unacked.front().map_or(io.now, |u| u.sent_at) };
         let since = p.last_heard.max(owed_since);
-        if io.now >= since + limit {
-            self.lose_peer(
-                io,
-                pi,
-                &format!("silent for {} ms although probed", limit / 1_000_000),
-                Fate::Unknown,
-            );
-            return u64::MAX;
-        }
         if io.now < since + after {
             return since + after;
         }
+        // However late we come to ask: an answer has as long as it has when we are in time.
+        let asked = if p.asked_at < since { io.now } else { p.asked_at };
+        let give_up = asked + limit.saturating_sub(after);
+        if asked < io.now && give_up <= io.now {
+            let why = format!("silent for {} ms although probed", (io.now - since) / 1_000_000);
+            self.lose_peer(io, pi, &why, Fate::Unknown);
+            return u64::MAX;
+        }
+        let p = &mut self.peers[pi as usize];
+        p.asked_at = asked;
         if io.now >= p.last_probe + after {
-            self.peers[pi as usize].last_probe = io.now;
+            p.last_probe = io.now;
             self.send_bare(io, pi, FrameKind::Probe, 0);
         }
-        (self.peers[pi as usize].last_probe + after).min(since + limit)
+        (self.peers[pi as usize].last_probe + after).min(give_up)
     }
 
     /// Nothing to do: close connections that nobody has used for long. But not one that cannot be made again by who has something to

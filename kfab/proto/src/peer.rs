@@ -308,6 +308,8 @@ pub(crate) struct Peer {
     pub(crate) expect_since: u64,
     pub(crate) last_heard: u64,
     pub(crate) last_probe: u64,
+    /// When it was first asked whether it lives, in its last silence.
+    pub(crate) asked_at: u64,
     /// Since when there is work and no connection.
     pub(crate) cut_since: Option<u64>,
     /// We have called it with success.
@@ -353,6 +355,7 @@ impl Peer {
             expect_since: 0,
             last_heard: 0,
             last_probe: 0,
+            asked_at: 0,
             cut_since: None,
             called: false,
             calls_us: false,

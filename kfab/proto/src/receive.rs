@@ -632,10 +632,11 @@ impl Machine {
     /// A body has been taken (`ok`) or its connection broke before it was whole.
     pub(crate) fn taken(&mut self, io: &mut Io<'_>, ci: u32, t: Taking, landing: Option<Landing>, ok: bool) {
         let Some(pi) = self.conns[ci as usize].peer else {
-            if let (Taking::Hello { hello, len }, true) = (t, ok) {
-                self.finish_hello(io, ci, &hello, landing, len);
-            }
-            return;
+            // A stranger's hello, or what a peer had begun to say that is lost by now.
+            return match t {
+                Taking::Hello { hello, len } if ok => self.finish_hello(io, ci, &hello, landing, len),
+                t => self.take_failed(io, t, landing),
+            };
         };
         if !ok {
             return self.take_failed(io, t, landing);

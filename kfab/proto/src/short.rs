@@ -257,7 +257,7 @@ impl Machine {
             && self.next_small(io, Taker::Anyone(want), out) == Polled::Here
     }
 
-    /// Nothing waits to be done but what ports may bring.
+    /// Nothing waits to be done but what ports may bring, and they have all been asked not long ago.
     #[inline(always)]
     fn is_calm(&self, now: u64) -> bool {
         !self.unflushed
@@ -265,6 +265,7 @@ impl Machine {
             && self.dirty.is_empty()
             && self.parked.is_empty()
             && now < self.next_tick
+            && self.round < self.short_until
     }
 
     /// Sends what is to be sent, if it all goes over memory, where no frame waits for company: credit above all. (A whole round would take

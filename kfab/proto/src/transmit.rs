@@ -401,21 +401,26 @@ impl Machine {
             return;
         }
         self.report(io, pi, Pace::is_due);
-        if !self.resend_lost(io, pi) {
-            return;
+        if self.resend_lost(io, pi) && self.drain_control(io, pi) {
+            self.drain_deferred(io, pi);
+            self.drain_streams(io, pi);
         }
-        while let Some(out) = self.peers[pi as usize].tx.control.pop_front() {
-            if !self.transmit_owned(io, pi, &out) {
-                self.peers[pi as usize].tx.control.push_front(out);
-                return;
-            }
-        }
-        self.drain_deferred(io, pi);
-        self.drain_streams(io, pi);
+        // Whatever else has to wait: the peer may be waiting for this.
         let p = &self.peers[pi as usize];
         if p.rx.ack_now && p.rx.untold() != (0, 0) {
             self.send_ack(io, pi);
         }
+    }
+
+    /// The protocol's own frames. `false` if some have to wait.
+    fn drain_control(&mut self, io: &mut Io<'_>, pi: u32) -> bool {
+        while let Some(out) = self.peers[pi as usize].tx.control.pop_front() {
+            if !self.transmit_owned(io, pi, &out) {
+                self.peers[pi as usize].tx.control.push_front(out);
+                return false;
+            }
+        }
+        true
     }
 
     /// Posts frames whose connection is gone over another. `false` if no rail takes more.

@@ -16,6 +16,7 @@ use kfab_core::spi::{
     Caps, Conn, DownReason, Event, Exposure, Frame, Next, Port, PortConfig, RemoteKey, Rights, Rma,
     RmaStarted, RmaToken, Small, Way,
 };
+use kfab_core::sys::heavy_barrier;
 use kfab_core::{Error, Kind, Result};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
@@ -24,8 +25,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Frames that one poll reports at most.
 const BATCH: usize = 64;
-/// The short way up looks at so many links at most, always in the same order: the full poll, which takes turns, comes in between.
+/// The short way up looks at so many links at most.
 const SHORT_SCAN: usize = 4;
+/// Frames that it takes from one link while others may have some too.
+const SHORT_TURN: u32 = 64;
 /// A look at epoll at least so often, by the caller's clock: bounds how late a death is seen.
 const CONTROL_NS: u64 = 30_000;
 /// The same by polls, for a clock that stands still.
@@ -57,6 +60,9 @@ pub(crate) struct ShmPort {
     pub(crate) hot: Vec<Conn>,
     /// Where the next scan of the hot links starts.
     turn: usize,
+    /// Where the next look of the short way starts, and how many frames the link there may still give before it is another's turn.
+    short_turn: usize,
+    short_left: u32,
     /// Links whose caller waits for room.
     pub(crate) blocked: Vec<Conn>,
     /// Links that are ending: drained, then reported down.
@@ -112,6 +118,8 @@ impl ShmPort {
             attempts: Vec::new(),
             hot: Vec::new(),
             turn: 0,
+            short_turn: 0,
+            short_left: SHORT_TURN,
             blocked: Vec::new(),
             ending: Vec::new(),
             lingering: Vec::new(),
@@ -468,6 +476,47 @@ impl ShmPort {
         }
     }
 
+    /// There is no room for what the caller wants to send: `Event::Writable` will follow.
+    #[cold]
+    fn refuse(&mut self, conn: Conn) {
+        let Some(link) = self.conns.link(conn).filter(|l| !l.refused) else { return };
+        link.refused = true;
+        if self.armed {
+            // Somebody sleeps, and was promised to be woken for room. As in `prepare_sleep`.
+            link.channel.want_room();
+            heavy_barrier();
+            if link.channel.has_room() != Ok(false) {
+                let _ = rustix::io::write(&self.doorbell, &1u64.to_ne_bytes());
+            }
+        }
+        self.blocked.push(conn);
+        self.poll_first();
+    }
+
+    /// The short way up from one link.
+    #[inline(always)]
+    fn next_of(&mut self, conn: Conn, into: &mut Small) -> Next {
+        into.conn = conn;
+        self.conns.link(conn).map_or(Next::Nothing, |link| link.next_small(into))
+    }
+
+    /// The same from several: one that always has a frame keeps the others waiting for so many only.
+    #[inline(never)]
+    fn next_in_turn(&mut self, into: &mut Small) -> Next {
+        for i in 0..self.hot.len() {
+            let next = self.next_of(self.hot[(self.short_turn + i) % self.hot.len()], into);
+            if next != Next::Nothing {
+                self.short_left -= 1;
+                if self.short_left == 0 {
+                    self.short_left = SHORT_TURN;
+                    self.short_turn = (self.short_turn + 1) % self.hot.len();
+                }
+                return next;
+            }
+        }
+        Next::Nothing
+    }
+
     /// Fails a connection attempt outside a poll.
     fn fail_attempt(&mut self, conn: Conn, end: End) {
         if let Some(State::Attempt(a)) = self.conns.state(conn) {
@@ -533,11 +582,7 @@ impl Port for ShmPort {
         match link.post(frames) {
             Posted::All => frames.len(),
             Posted::Some(n) => {
-                if !link.refused {
-                    link.refused = true;
-                    self.blocked.push(conn);
-                    self.poll_first();
-                }
+                self.refuse(conn);
                 n
             }
             Posted::Failed(end) => {
@@ -555,12 +600,7 @@ impl Port for ShmPort {
         {
             match link.post_small(header, bytes) {
                 Ok(true) => return true,
-                Ok(false) if !link.refused => {
-                    link.refused = true;
-                    self.blocked.push(conn);
-                    self.poll_first();
-                }
-                Ok(false) => {}
+                Ok(false) => self.refuse(conn),
                 Err(end) => {
                     self.end(conn, end);
                     return true;
@@ -576,15 +616,12 @@ impl Port for ShmPort {
         if now_ns >= self.short_until_ns {
             return Next::Poll;
         }
-        for conn in &self.hot {
-            let Some(link) = self.conns.link(*conn) else { continue };
-            match link.next_small(into) {
-                Next::Nothing => {}
-                next => {
-                    into.conn = *conn;
-                    return next;
-                }
-            }
+        let next = match self.hot[..] {
+            [conn] => self.next_of(conn, into),
+            _ => self.next_in_turn(into),
+        };
+        if next != Next::Nothing {
+            return next;
         }
         // Not for politeness: loads that come less often let the peer's line arrive in one journey.
         std::hint::spin_loop();

@@ -59,16 +59,19 @@ impl Consumer {
         self.parts.half(at).stamp.load(Ordering::Acquire) == at.wrapping_add(1)
     }
 
-    /// The line of the frame that comes next, if that has a whole one: then it begins there, or in the half before it lies nothing. The
-    /// position after it is in `shown`.
+    /// The line of the frame that comes next, if that has a whole one: then it begins here, or this half is passed over and it has come
+    /// behind it. The position after it is in `shown`.
     #[inline(always)]
-    fn whole(&mut self, lens: u32) -> Option<&Line> {
+    fn whole(&mut self, lens: u32) -> Result<&Line, Hostile> {
         let skipped = self.at & 1;
-        if skipped == 1 && (lens != SKIPPED || !self.has_come(self.at.wrapping_add(1))) {
-            return None;
+        if (lens == SKIPPED) != (skipped == 1) {
+            return Err(Hostile("a line that begins in its middle"));
+        }
+        if skipped == 1 && !self.has_come(self.at.wrapping_add(1)) {
+            return Err(Hostile("half a line passed over for nothing"));
         }
         self.shown = 2 + skipped;
-        Some(self.parts.line(self.at.wrapping_add(skipped)))
+        Ok(self.parts.line(self.at.wrapping_add(skipped)))
     }
 
     /// The next frame, without consuming it; it is copied once and checked.
@@ -112,16 +115,14 @@ impl Consumer {
             into.body_len = 0;
             return Ok(true);
         }
-        self.look_at_whole(lens, into)
+        self.look_at_whole(lens, into)?;
+        Ok(true)
     }
 
     #[inline(always)]
-    fn look_at_whole(&mut self, lens: u32, into: &mut Small) -> Result<bool, Hostile> {
-        let (odd, max_body) = (self.at & 1 == 1, self.parts.shape.max_body());
-        let Some(line) = self.whole(lens) else {
-            let wrong = !odd || lens != SKIPPED;
-            return if wrong { Err(Hostile("a line that begins in its middle")) } else { Ok(false) };
-        };
+    fn look_at_whole(&mut self, lens: u32, into: &mut Small) -> Result<(), Hostile> {
+        let max_body = self.parts.shape.max_body();
+        let line = self.whole(lens)?;
         // SAFETY: as in `look`: the stamp of its first half was seen.
         let (lens, header, words) = unsafe { line.read() };
         let (len, body_len) = ((lens & 0xff) as usize, (lens >> 8) as usize);
@@ -134,7 +135,7 @@ impl Consumer {
         into.header = header;
         into.inline = Inline::from_words(words, len);
         into.body_len = body_len;
-        Ok(true)
+        Ok(())
     }
 
     /// Consumes the frame that [`Consumer::peek`] showed, one without a body.

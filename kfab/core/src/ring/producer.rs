@@ -99,16 +99,19 @@ impl Producer {
     /// Takes a whole line, for which [`Producer::has_line`] found room. The rest of one that was begun is passed over.
     #[inline(always)]
     fn commit(&mut self, header: u128, inline: &[u8], body_len: usize) {
-        if self.at & 1 == 1 {
-            self.commit_half(0, &[], SKIPPED);
-        }
-        let line = self.parts.line(self.at);
+        let begun = self.at & 1;
+        let at = self.at.wrapping_add(begun);
+        let line = self.parts.line(at);
         // SAFETY: live by `Parts::new`; the consumer has freed this line (`has_line`) and will not read it before the stamp; the
         // bytes are those of an `Inline`, or at most INLINE_MAX (`push_bytes`).
         unsafe { line.fill(header, inline, body_len as u32) };
         // Release: whoever sees this stamp sees the line and the body.
-        line.stamp().store(self.at.wrapping_add(1), release());
-        self.at = self.at.wrapping_add(2);
+        line.stamp().store(at.wrapping_add(1), release());
+        if begun == 1 {
+            // Last: whoever sees that this half is passed over finds the line behind it.
+            self.commit_half(0, &[], SKIPPED);
+        }
+        self.at = at.wrapping_add(2);
     }
 
     /// Takes half a line, which is free.

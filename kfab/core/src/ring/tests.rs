@@ -250,6 +250,23 @@ mod plain {
     }
 
     #[test]
+    fn half_a_line_is_passed_over_for_a_whole_one_only() {
+        let mut m = memory(4, 64, 32);
+        let (mut p, mut c) = m.ends();
+        assert!(p.push(&[1; 16], &Inline::new(&[1]).unwrap(), &Body::Empty).unwrap());
+        let mut small = Small::EMPTY;
+        assert_eq!(c.next_small(&mut small), Ok(Next::Frame));
+        let half = &mut m.lines[0].halves[1];
+        half.stamp = 2.into();
+        // SAFETY: nobody else has the half.
+        unsafe {
+            half.rest.as_ptr().write(shape::Rest { lens: shape::SKIPPED, header: [0; 16], bytes: [0; 8] })
+        };
+        // Nothing to wait for: else a peer could keep its reader awake for ever.
+        assert!(!c.is_empty() && c.next_small(&mut small).is_err() && c.peek().is_err());
+    }
+
+    #[test]
     fn counters_ahead_of_what_was_sent_are_hostile() {
         for (halves, data) in [(9, 0), (u32::MAX, 0), (0, 64), (8, 1 << 40)] {
             let mut m = memory(4, 128, 64);

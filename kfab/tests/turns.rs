@@ -1,0 +1,127 @@
+//! Everybody's turn comes: whoever is busy with one peer, has slept, or only sends, forgets nobody.
+
+mod common;
+
+use common::*;
+use kfab::{Kind, SendOptions};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const TOLD: SendOptions = SendOptions { tag: None, ordered: false, delivered: true };
+
+/// Lets time pass without giving up the processor.
+fn spin(d: Duration) {
+    let until = Instant::now() + d;
+    while Instant::now() < until {
+        std::hint::spin_loop();
+    }
+}
+
+/// A server that always finds a message of one client waiting, and so never has to look further, serves the others too: who is there,
+/// who has yet to come, and whose time is up.
+#[test]
+fn one_that_floods_does_not_keep_the_others_out() {
+    for progress in [kfab::Progress::Inline, Default::default()] {
+        on_all("flood", move |s| {
+            let mut c = config(s);
+            c.progress = progress;
+            let server = fabric().open(c).unwrap();
+            let address = server.address().to_string();
+            let over = AtomicBool::new(false);
+            std::thread::scope(|threads| {
+                let flood = threads.spawn(|| {
+                    let client = open(s);
+                    let to = client.peer(&address).unwrap();
+                    while !over.load(Ordering::Relaxed) {
+                        let sends: Vec<_> = (0..64).map(|_| to.send(b"flood")).collect();
+                        sends.into_iter().for_each(|s| drop(s.wait()));
+                    }
+                });
+                let other = threads.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(300));
+                    let client = open(s);
+                    let to = client.peer(&address).unwrap();
+                    to.send_with("other", TOLD).wait_timeout(Duration::from_secs(8))
+                });
+                // A time that ends while the flood lasts.
+                let never = server.recv_tagged(1, 0).within(Duration::from_millis(500));
+                let begun = Instant::now();
+                let (mut all, mut others) = (0u64, 0);
+                while !other.is_finished() {
+                    let m = server.recv().wait().unwrap();
+                    others += u32::from(&m[..] == b"other");
+                    all += 1;
+                    spin(Duration::from_micros(5));
+                    assert!(begun.elapsed() < Duration::from_secs(20));
+                }
+                assert!(all > 1000, "no flood: {all}");
+                other.join().unwrap().unwrap_or_else(|e| panic!("over {s}, {progress:?}: {e}"));
+                while others == 0 {
+                    others += u32::from(&server.recv().wait().unwrap()[..] == b"other");
+                }
+                let left = Duration::from_secs(1).saturating_sub(begun.elapsed());
+                std::thread::sleep(left);
+                assert_eq!(never.wait().unwrap_err().kind(), Kind::TimedOut);
+                over.store(true, Ordering::Relaxed);
+                while !flood.is_finished() {
+                    drop(server.recv().wait_timeout(Duration::from_millis(10)));
+                }
+            });
+        });
+    }
+}
+
+/// A peer that was left in peace for longer than `peer_timeout` is not given up when it is spoken to again: it has not been asked yet.
+#[test]
+fn a_question_after_a_long_pause_is_answered() {
+    for progress in [kfab::Progress::Inline, Default::default()] {
+        on_all("pause", move |s| {
+            let mut c = config(s);
+            (c.limits.probe_after, c.limits.peer_timeout) =
+                (Duration::from_millis(100), Duration::from_millis(300));
+            c.progress = progress;
+            let (a, b) = (fabric().open(c).unwrap(), open(s));
+            let to_b = a.peer(&b.address().to_string()).unwrap();
+            std::thread::scope(|threads| {
+                threads.spawn(|| {
+                    for _ in 0..4 {
+                        let m = b.recv().wait().unwrap();
+                        // Not at once: it is the probe that tells that somebody is there.
+                        std::thread::sleep(Duration::from_millis(50));
+                        m.from().send(&m).wait().unwrap();
+                    }
+                });
+                for i in 0..4u8 {
+                    to_b.send(&[i]).wait().unwrap_or_else(|e| panic!("{i} over {s}, {progress:?}: {e}"));
+                    let m = a.recv().wait_timeout(Duration::from_secs(2));
+                    assert_eq!(m.unwrap_or_else(|e| panic!("{i} over {s}, {progress:?}: {e}"))[..], [i]);
+                    std::thread::sleep(Duration::from_millis(700));
+                }
+            });
+        });
+    }
+}
+
+/// Who only sends, and looks at none of its operations, sends all the same: the thread that sleeps for it is woken when there is room.
+#[test]
+fn what_found_no_room_goes_when_there_is_room() {
+    on_all("room", |s| {
+        let (a, b, to_b) = pair(s);
+        to_b.send_with("hello", TOLD).wait().unwrap();
+        b.recv().wait().unwrap();
+        for (count, len) in [(60, 7168), (60, 6144), (100, 3072), (700, 16)] {
+            // The helper is asleep by now.
+            std::thread::sleep(Duration::from_millis(50));
+            let body = pattern(len, count);
+            (0..count).for_each(|_| drop(to_b.send(&body[..])));
+            let begun = Instant::now();
+            for i in 0..count {
+                let m = b.recv().wait_timeout(Duration::from_secs(5));
+                let m = m.unwrap_or_else(|e| panic!("{i} of {count} of {len} bytes over {s}: {e}"));
+                assert!(m[..] == body[..]);
+            }
+            assert!(begun.elapsed() < Duration::from_secs(4), "{count} of {len} bytes over {s}");
+        }
+        drop(a);
+    });
+}
