@@ -34,26 +34,44 @@ impl End {
     }
 }
 
+fn buffers(a: usize, b: usize) -> Vec<Buffer> {
+    vec![Buffer::adopt(vec![0; a]), Buffer::adopt(vec![0; b])]
+}
+
 /// Time passes until something is so.
 fn until(world: &World, ends: &mut [End], what: &str, so: impl Fn(&mut [End]) -> bool) {
-    for _ in 0..100_000 {
+    for _ in 0..1_000_000 {
         for e in ends.iter_mut() {
             e.with(world, |m, io| m.poll(io));
         }
         if so(ends) {
             return;
         }
-        world.advance(10_000);
+        world.advance(100_000);
     }
     panic!("{what}: {:?}", ends[0].machine);
 }
 
-/// What a receive with this room gets, when the first whose message was for it dies on the way.
-fn second_serves(post: impl FnOnce(&mut Machine, &mut Io<'_>) -> kfab_core::Result<Started>) -> Vec<u8> {
-    let world = World::new(
-        1,
-        WorldConfig { late_take: 1.0, late_ns: 200_000_000, ..WorldConfig::new(Delivery::Process) },
-    );
+/// How the first sender is lost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Loss {
+    /// It dies: its connection ends, and with it the body.
+    Dies,
+    /// It says nothing any more and is given up; its connection, which ends after that, has the body still.
+    IsSilent,
+}
+
+/// What a receive with this room gets, when the first whose message was for it is lost on the way.
+fn second_serves(
+    loss: Loss,
+    post: impl FnOnce(&mut Machine, &mut Io<'_>) -> kfab_core::Result<Started>,
+) -> Vec<u8> {
+    let delivery = match loss {
+        Loss::Dies => Delivery::Process,
+        Loss::IsSilent => Delivery::Connection,
+    };
+    let late_ns = 200_000_000;
+    let world = World::new(1, WorldConfig { late_take: 1.0, late_ns, ..WorldConfig::new(delivery) });
     let mut ends: Vec<End> = (0..3).map(|h| End::new(&world, h)).collect();
     // They know each other first: hellos have bodies, which are late too.
     for sender in [1, 2] {
@@ -62,14 +80,37 @@ fn second_serves(post: impl FnOnce(&mut Machine, &mut Io<'_>) -> kfab_core::Resu
         ends[0].with(&world, |m, io| m.recv(io, Want::default(), None)).unwrap();
     }
     let Started::Pending(op) = ends[0].with(&world, post).unwrap() else { panic!("nobody has sent") };
+    if loss == Loss::IsSilent {
+        // Longer than the peer is waited for.
+        world.set_late_ns(600_000_000_000);
+    }
     ends[1].send(&world, &[1; 4000]);
     until(&world, &mut ends, "the body is on its way", |e| e[0].machine.stats().posted == 0);
     ends[2].send(&world, b"second");
     let dying = ends.remove(1);
     // The body is late; the other message is not, and finds no receive.
     until(&world, &mut ends, "the other message waits", |e| e[0].machine.stats().unexpected == 1);
-    world.crash(1);
-    drop(dying);
+    match loss {
+        Loss::Dies => {
+            world.crash(1);
+            drop(dying);
+        }
+        Loss::IsSilent => {
+            let address: Address = "sim:1.0".parse().unwrap();
+            let lost = ends[0].with(&world, |m, io| {
+                let to = m.peer(io, &address)?;
+                m.send(
+                    io,
+                    to,
+                    b"are you there"[..].into(),
+                    SendOptions { delivered: true, ..Default::default() },
+                )
+            });
+            let lost = lost.unwrap().expect("nobody has answered");
+            until(&world, &mut ends, "it is given up", |e| e[0].machine.has_ended(lost));
+            assert_eq!(ends[0].machine.take(lost).unwrap().unwrap_err().kind(), kfab_core::Kind::PeerLost);
+        }
+    }
     until(&world, &mut ends, "the receive ends", |e| e[0].machine.has_ended(op));
     match ends[0].machine.take(op).unwrap().unwrap() {
         Outcome::Message(m) => m.bytes().to_vec(),
@@ -79,14 +120,18 @@ fn second_serves(post: impl FnOnce(&mut Machine, &mut Io<'_>) -> kfab_core::Resu
 }
 
 #[test]
-fn a_receive_whose_sender_dies_gets_what_has_come_meanwhile() {
-    let vector = || vec![Buffer::adopt(vec![0; 2]), Buffer::adopt(vec![0; 9000])];
-    assert_eq!(second_serves(|m, io| m.recv(io, Want::default(), None)), b"second");
-    assert_eq!(
-        second_serves(|m, io| m.recv(io, Want::default(), Some(Buffer::adopt(vec![0; 5000])))),
-        b"second"
-    );
-    assert_eq!(second_serves(|m, io| m.recv_all(io, Want::default(), vector())), b"second");
-    let large_first = || vec![Buffer::adopt(vec![0; 5000]), Buffer::adopt(vec![0; 3])];
-    assert_eq!(second_serves(|m, io| m.recv_all(io, Want::default(), large_first())), b"second");
+fn a_receive_whose_sender_is_lost_gets_what_has_come_meanwhile() {
+    type Post = fn(&mut Machine, &mut Io<'_>) -> kfab_core::Result<Started>;
+    let posts: [Post; 4] = [
+        |m, io| m.recv(io, Want::default(), None),
+        |m, io| m.recv(io, Want::default(), Some(Buffer::adopt(vec![0; 5000]))),
+        |m, io| m.recv_all(io, Want::default(), buffers(2, 9000)),
+        |m, io| m.recv_all(io, Want::default(), buffers(5000, 3)),
+    ];
+    for loss in [Loss::Dies, Loss::IsSilent] {
+        for (i, post) in posts.into_iter().enumerate() {
+            let got = second_serves(loss, post);
+            assert!(got == b"second", "{loss:?}, {i}: {} bytes", got.len());
+        }
+    }
 }

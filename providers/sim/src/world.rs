@@ -109,6 +109,11 @@ impl World {
         true
     }
 
+    /// From now on a late `take` takes up to this long ([`WorldConfig::late_ns`]).
+    pub fn set_late_ns(&self, ns: u64) {
+        self.lock().config.late_ns = ns;
+    }
+
     // ---- links ----
 
     /// From now on links that match `path` behave like this. Of several rules that match, the one set last wins.
