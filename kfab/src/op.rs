@@ -320,7 +320,7 @@ impl<T: Finish> Op<T> {
     }
 
     /// Waits for at most `limit`; then the operation is ended as `TimedOut`, and the error's fate tells whether the peer may
-    /// have seen it.
+    /// have seen it. A receive's message is not lost, also when it is large and half of it is here: it waits for the next receive.
     #[inline(always)]
     pub fn wait_timeout(self, limit: Duration) -> Result<T> {
         match self.state {
@@ -351,7 +351,8 @@ impl<T: Finish> Op<T> {
         self
     }
 
-    /// Ends the operation now, as `Canceled` unless it has ended already: the result tells which.
+    /// Ends the operation now, as `Canceled` unless it has ended already: the result tells which. A receive's message is not lost, as with
+    /// [`Op::wait_timeout`].
     pub fn cancel(self) -> Result<T> {
         match self.state {
             State::Ready(r) => r.map(T::Ended::take),

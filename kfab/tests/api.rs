@@ -148,6 +148,20 @@ fn a_receive_times_out_is_cancelled_or_dropped_and_loses_nothing() {
         drop(dropped);
         assert_eq!(&b.recv().wait().unwrap()[..], b"one");
         assert_eq!(b.stats().lane.ops, 0);
+        // A large one that takes longer than each of the waits for it.
+        let large = pattern(32 << 20, 1);
+        let sent = to_b.send(&large[..]);
+        let (end, mut waits) = (Instant::now() + Duration::from_secs(60), 0);
+        let m = loop {
+            assert!(Instant::now() < end, "{waits} waits over {s}");
+            waits += 1;
+            match b.recv().wait_timeout(Duration::from_micros(300)) {
+                Ok(m) => break m,
+                Err(e) => assert_eq!((e.kind(), e.fate()), (Kind::TimedOut, kfab::Fate::NotSent), "over {s}"),
+            }
+        };
+        assert!(m[..] == large[..], "over {s}");
+        sent.wait().unwrap();
     });
 }
 

@@ -372,14 +372,6 @@ impl Machine {
         }
     }
 
-    /// The user gave up a transfer whose pieces are arriving: tell the sender. Pieces still on their way are discarded; memory that
-    /// a port is filling is freed when the port gives it back.
-    pub(crate) fn abandon_pieces(&mut self, io: &mut Io<'_>, op: OpId) {
-        if let Proto::Pieces { peer, sender, read: false, .. } = self.end_op(op) {
-            self.send_done(io, peer.index, sender, Status::Canceled);
-        }
-    }
-
     pub(crate) fn send_done(&mut self, io: &mut Io<'_>, pi: u32, op: u64, status: Status) {
         let d = Done { op: op.into(), status: (status as u32).into(), reserved: 0.into() };
         self.send_control(io, pi, FrameKind::Done, 0, d.as_bytes());

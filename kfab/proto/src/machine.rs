@@ -292,7 +292,7 @@ impl Machine {
     }
 
     /// Ends an operation early, as `Canceled` or `TimedOut`. `false` if it has ended already. What the peer may have seen is in
-    /// the error's fate; memory still lent to a transport is freed when it comes back.
+    /// the error's fate; memory still lent to a transport is freed when it comes back. A receive's message is not lost: another gets it.
     pub fn cancel(&mut self, io: &mut Io<'_>, op: OpId, kind: Kind) -> bool {
         if !self.ops.is_waiting(op) {
             return false;
@@ -329,8 +329,11 @@ impl Machine {
                     }
                 }
             }
+            // Its message goes on coming, and then waits for the next receive.
+            Some(Proto::Fetch { .. } | Proto::Pieces { read: false, .. }) => Fate::NotSent,
+            // Pieces still on their way are discarded; memory that a port is filling is freed when the port gives it back.
             Some(Proto::Pieces { .. }) => {
-                self.abandon_pieces(io, op);
+                self.end_op(op);
                 Fate::Unknown
             }
             Some(Proto::Notice { .. }) => {
