@@ -21,8 +21,9 @@ impl Answer {
 
 #[derive(Debug)]
 enum State {
-    /// Not begun: sent back with "retry after", or the slot was never used.
-    Unseen,
+    /// Sent back with "retry after", or never used: no call of this number is begun any more. A copy of the packet that comes late must
+    /// not run what the client is about to send again, under the next number.
+    Refused,
     Running,
     Done(Answer),
     /// Done, and the client has said that it has the answer.
@@ -58,8 +59,8 @@ pub(crate) enum Admission {
     Stale,
     /// No such slot.
     NoSlot,
-    /// The cache is full of large replies that the client has not confirmed.
-    Full,
+    /// It is not begun and never will be: sent back before, or the cache is full of large replies that the client has not confirmed.
+    Refused,
 }
 
 /// One client's slots.
@@ -86,7 +87,7 @@ impl Session {
             if id.slot >= self.slots_max {
                 return Admission::NoSlot;
             }
-            self.slots.resize_with(at + 1, || Slot { seq: 0, state: State::Unseen });
+            self.slots.resize_with(at + 1, || Slot { seq: 0, state: State::Refused });
         }
         let slot = &mut self.slots[at];
         match (id.seq.cmp(&slot.seq), &slot.state) {
@@ -95,6 +96,7 @@ impl Session {
             }
             (std::cmp::Ordering::Equal, State::Running) => return Admission::Running,
             (std::cmp::Ordering::Equal, State::Done(answer)) => return Admission::Again(answer.clone()),
+            (std::cmp::Ordering::Equal, State::Refused) => return Admission::Refused,
             _ => {}
         }
         let running = matches!(slot.state, State::Running);
@@ -102,9 +104,9 @@ impl Session {
         if let State::Done(answer) = &slot.state {
             self.cached -= answer.body.len();
         }
-        *slot = Slot { seq: id.seq, state: State::Unseen };
+        *slot = Slot { seq: id.seq, state: State::Refused };
         if self.cached > self.cache_max {
-            return Admission::Full;
+            return Admission::Refused;
         }
         slot.state = State::Running;
         Admission::New { abandoned }
@@ -122,10 +124,10 @@ impl Session {
         }
     }
 
-    /// A call was not begun after all: it may come again.
-    pub(crate) fn forget(&mut self, id: CallId) -> bool {
+    /// A call is not begun after all.
+    pub(crate) fn refuse(&mut self, id: CallId) -> bool {
         let Some(slot) = self.running(id) else { return false };
-        slot.state = State::Unseen;
+        slot.state = State::Refused;
         true
     }
 
@@ -195,11 +197,12 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_was_not_begun_may_come_again() {
+    fn a_call_that_was_not_begun_comes_again_under_another_number() {
         let mut s = Session::new(1, 1000, 0);
         assert!(matches!(s.admit(id(0, 5)), Admission::New { .. }));
-        assert!(s.forget(id(0, 5)));
-        assert!(matches!(s.admit(id(0, 5)), Admission::New { abandoned: None }));
+        assert!(s.refuse(id(0, 5)));
+        assert!(matches!(s.admit(id(0, 5)), Admission::Refused));
+        assert!(matches!(s.admit(id(0, 6)), Admission::New { abandoned: None }));
     }
 
     #[test]
@@ -210,23 +213,26 @@ mod tests {
             s.finish(id(slot, 1), ok(&[7; 80]));
         }
         assert_eq!(s.cached(), 160);
-        assert!(matches!(s.admit(id(2, 1)), Admission::Full));
+        assert!(matches!(s.admit(id(2, 1)), Admission::Refused));
         s.known(id(0, 1));
-        assert!(matches!(s.admit(id(2, 1)), Admission::New { .. }));
+        assert!(matches!(s.admit(id(2, 2)), Admission::New { .. }));
         assert!(matches!(s.admit(id(1, 2)), Admission::New { .. }));
         assert_eq!(s.cached(), 0);
     }
 
     proptest! {
-        /// Whatever order packets come in, and however often: each call begins at most once.
+        /// Whatever order packets come in, and however often: each call begins at most once, and not after it was refused.
         #[test]
-        fn never_twice(packets in proptest::collection::vec((0u16..3, 1u64..6, any::<bool>()), 0..200)) {
+        fn never_twice(packets in proptest::collection::vec((0u16..3, 1u64..6, any::<bool>(), 0..4), 0..200)) {
             let mut s = Session::new(3, 1 << 20, 0);
             let mut begun = std::collections::HashSet::new();
-            for (slot, seq, finish) in packets {
+            for (slot, seq, finish, refuse) in packets {
                 let id = id(slot, seq);
                 if let Admission::New { .. } = s.admit(id) {
                     prop_assert!(begun.insert(id), "{id:?} began twice");
+                    if refuse == 0 {
+                        prop_assert!(s.refuse(id));
+                    }
                 }
                 if finish {
                     s.finish(id, ok(&seq.to_le_bytes()));

@@ -290,24 +290,28 @@ fn overload_delays_calls_and_loses_none() {
 
 #[test]
 fn a_call_that_a_restart_makes_uncertain_fails_and_never_runs_twice() {
-    for seed in 1..=seeds() {
-        let mut play = Play::new(seed, 2, lossy(), ServerLimits { slots: 64, ..Default::default() });
-        let ended = run(&mut play, 1500, Replay::Never, |play, n| {
-            if n % 400 == 0 {
-                play.restart(n);
+    // Enough room, and so little that calls are refused, some of whose other tries run.
+    let little = ServerLimits { slots: 64, queue: 4, queue_high: 2, ..Default::default() };
+    for (limits, every) in [(ServerLimits { slots: 64, ..Default::default() }, 400), (little, 100)] {
+        for seed in 1..=seeds() {
+            let mut play = Play::new(seed, 2, lossy(), limits.clone());
+            let ended = run(&mut play, 1500, Replay::Never, |play, n| {
+                if n % every == 0 {
+                    play.restart(n);
+                }
+            });
+            let mut restarted = 0;
+            for (number, result) in ended {
+                let ran = play.hands.ran.get(&number).copied().unwrap_or(0);
+                assert!(ran <= 1, "seed {seed}: call {number} ran {ran} times");
+                match result {
+                    Ok(_) => assert_eq!(ran, 1),
+                    Err(e) if e.kind() == Kind::Restarted => restarted += 1,
+                    Err(e) => panic!("seed {seed}, call {number}: {e}"),
+                }
             }
-        });
-        let mut restarted = 0;
-        for (number, result) in ended {
-            let ran = play.hands.ran.get(&number).copied().unwrap_or(0);
-            assert!(ran <= 1, "seed {seed}: call {number} ran {ran} times");
-            match result {
-                Ok(_) => assert_eq!(ran, 1),
-                Err(e) if e.kind() == Kind::Restarted => restarted += 1,
-                Err(e) => panic!("seed {seed}, call {number}: {e}"),
-            }
+            assert!(restarted > 0, "seed {seed}");
         }
-        assert!(restarted > 0, "seed {seed}");
     }
 }
 

@@ -15,7 +15,7 @@
 use kfab::WindowKey;
 
 /// The version of this protocol.
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
 /// Bytes of a packet's head.
 pub(crate) const HEAD: usize = 24;
 /// Bytes of a call's head, and of a reply's.
@@ -193,7 +193,7 @@ pub(crate) enum Status {
     Ok = 0,
     /// The handler said no; argument = its code, payload = its words.
     Failed = 1,
-    /// Not begun: try again after argument us.
+    /// Not begun, and never under this number: try again with the slot's next, after argument us.
     RetryAfter = 2,
     /// Still at it; argument = us more that it may take.
     Early = 3,
@@ -425,7 +425,7 @@ pub(crate) mod tests {
     fn golden_bytes() {
         let packet = calls();
         let head =
-            [1, 3, 2, 0, 0, 0, 0, 0, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 9, 0, 0, 0, 0, 0, 0, 0];
+            [2, 3, 2, 0, 0, 0, 0, 0, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 9, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(packet[..HEAD], head);
         let call = [3, 0, 4, 3, 2, 1, 0, 0, 5, 0, 0, 0, 6, 1, 9, 0, 0xe8, 3, 0, 0, 0, 0, 0, 0];
         assert_eq!(packet[HEAD..HEAD + RECORD], call);

@@ -679,10 +679,11 @@ impl Core {
             Status::Expired => not_begun(Failure::TimedOut, "its time was up before the server began it"),
             Status::RetryAfter => {
                 self.counts.retry_after += 1;
-                call.phase = Phase::Held;
-                if call.tries == 1 {
-                    call.tries = 0;
-                }
+                // None of its tries was begun or will be: the next has a number of its own.
+                let slot = &mut self.slots[usize::from(reply.id.slot)];
+                slot.seq += 1;
+                call.slot = Some(CallId { slot: reply.id.slot, seq: slot.seq });
+                (call.phase, call.tries, call.doubtful) = (Phase::Held, 0, false);
                 // Not all at the same time.
                 let wait = u64::from(reply.arg).max(1) * 1000;
                 call.due = now() + wait + wait * (key as u64 % 16) / 16;

@@ -506,7 +506,7 @@ impl Queues {
             }
             Admission::Stale => self.counts.stale += 1,
             Admission::NoSlot => self.counts.damaged += 1,
-            Admission::Full => self.say_retry(door, t, post),
+            Admission::Refused => self.say_retry(door, t, post),
         }
         None
     }
@@ -542,10 +542,10 @@ impl Queues {
         extension
     }
 
-    /// A call is not begun: it may come again.
+    /// A call is not begun: it may come again, under another number.
     #[cold]
     fn send_back<P: Post>(&mut self, door: &mut Door<'_, P::To>, t: Ticket, post: &mut P) {
-        if door.session.forget(t.id) {
+        if door.session.refuse(t.id) {
             self.say_retry(door, t, post);
         }
     }

@@ -114,11 +114,19 @@ impl Lane {
                 self.receive = Some(op);
                 return Ok(n);
             }
-            let message = op.wait()?;
-            if n == 0 {
-                self.floor.now = self.floor.clock();
+            match op.wait() {
+                Ok(message) => {
+                    if n == 0 {
+                        self.floor.now = self.floor.clock();
+                    }
+                    self.packet(message);
+                }
+                Err(e) if e.kind() == kfab::Kind::Closed => return Err(e),
+                // One client's packet, lost with it or larger than our memory. The others are still there.
+                Err(e) => {
+                    tracing::debug!(target: "kfab", "lane {}: a packet was lost: {e}", self.view.number)
+                }
             }
-            self.packet(message);
         }
         Ok(PACKETS)
     }
@@ -160,6 +168,8 @@ impl Lane {
     fn tick(&mut self) {
         let now = self.floor.now;
         self.next_tick = now + TICK;
+        // It may be getting a large packet of a slow client. That comes all the same; the others are not to wait for it.
+        self.receive = None;
         self.out.tick(now);
         for (ticket, us) in self.desk.impatient(now) {
             self.desk.early(ticket, us, 0, &mut self.out);
