@@ -119,7 +119,7 @@ impl Lane {
         up: &mut Vec<Upcall>,
     ) {
         let Reading { fetch, direct } = reading;
-        s.reading = s.reading.saturating_sub(1);
+        s.reads.end(pull.peer.id());
         let fetched = match result {
             Ok(buffer) if direct => {
                 fetch.memory.restore(buffer);

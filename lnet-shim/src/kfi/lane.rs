@@ -106,6 +106,36 @@ impl Bound {
     }
 }
 
+/// Fetches under way. Nobody may have all of them: a peer that serves none would keep everybody from theirs.
+#[derive(Default)]
+pub(super) struct Reads {
+    all: usize,
+    of_peer: HashMap<PeerId, usize>,
+}
+
+impl Reads {
+    /// Another of this peer's may begin where there are `most` in all: one has half of them.
+    fn may_begin(&self, peer: PeerId, most: usize) -> bool {
+        let mine = self.of_peer.get(&peer).copied().unwrap_or(0);
+        self.all < most && mine < most.div_ceil(2)
+    }
+
+    fn begin(&mut self, peer: PeerId) {
+        self.all += 1;
+        *self.of_peer.entry(peer).or_default() += 1;
+    }
+
+    pub(super) fn end(&mut self, peer: PeerId) {
+        self.all = self.all.saturating_sub(1);
+        if let Some(n) = self.of_peer.get_mut(&peer) {
+            *n -= 1;
+            if *n == 0 {
+                self.of_peer.remove(&peer);
+            }
+        }
+    }
+}
+
 /// A payload of ours that a peer is to fetch.
 pub(super) struct Offer {
     pub(super) peer: PeerId,
@@ -136,7 +166,7 @@ pub(super) struct State {
     pub(super) offers: HashMap<u64, Offer>,
     pub(super) pulls: HashMap<u64, Pull>,
     pub(super) queue: VecDeque<(Fetch, Pull)>,
-    pub(super) reading: usize,
+    pub(super) reads: Reads,
     next_offer: u64,
     next_via: u64,
 }
@@ -172,7 +202,7 @@ impl Lane {
             offers: HashMap::new(),
             pulls: HashMap::new(),
             queue: VecDeque::new(),
-            reading: 0,
+            reads: Reads::default(),
             next_offer: 0,
             next_via: 0,
         };
@@ -327,15 +357,18 @@ impl Lane {
     pub(super) fn fetch(&self, s: &mut State, fetch: Fetch, up: &mut Vec<Upcall>) {
         match take_pull(s, fetch.via) {
             None => up.push(Upcall::Fetched(fetch.op, Err(Failure::RemoteError))),
-            Some(pull) if s.reading >= self.params.max_reads => s.queue.push_back((fetch, pull)),
+            Some(pull) if !s.reads.may_begin(pull.peer.id(), self.params.max_reads) => {
+                s.queue.push_back((fetch, pull));
+            }
             Some(pull) => self.read(s, fetch, pull, up),
         }
     }
 
     /// Begins those fetches whose turn it is.
     pub(super) fn read_queued(&self, s: &mut State, up: &mut Vec<Upcall>) {
-        while s.reading < self.params.max_reads {
-            let Some((fetch, pull)) = s.queue.pop_front() else { return };
+        let most = self.params.max_reads;
+        while let Some(at) = s.queue.iter().position(|(_, pull)| s.reads.may_begin(pull.peer.id(), most)) {
+            let Some((fetch, pull)) = s.queue.remove(at) else { return };
             self.read(s, fetch, pull, up);
         }
     }
@@ -346,8 +379,10 @@ impl Lane {
         let direct = lent.is_some();
         match lent.map_or_else(|| self.endpoint.buffer(len), Ok) {
             Ok(buffer) => {
-                s.reading += 1;
+                s.reads.begin(pull.peer.id());
                 let op = pull.peer.read_notify(&pull.key, 0, buffer, Outcome::Taken.value());
+                // Its owner waits no longer either.
+                let op = op.within(self.params.bulk_timeout);
                 self.follow(s, Task::Read(op, Reading { fetch, direct }, pull), up);
             }
             Err(error) => {
@@ -426,4 +461,30 @@ fn take_pull(s: &mut State, via: u64) -> Option<Pull> {
         bound.pulls = bound.pulls.saturating_sub(1);
     }
     Some(pull)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_has_all_reads() {
+        let fabric = kfab::Fabric::new((kfab_shm::Shm,));
+        let ends: Vec<_> = (0..3).map(|_| fabric.endpoint().unwrap()).collect();
+        let id = |i: usize| ends[0].peer(&ends[i].address().to_string()).unwrap().id();
+        let (greedy, other, most) = (id(1), id(2), 5);
+        let mut reads = Reads::default();
+        while reads.may_begin(greedy, most) {
+            reads.begin(greedy);
+        }
+        assert_eq!(reads.all, 3);
+        while reads.may_begin(other, most) {
+            reads.begin(other);
+        }
+        assert_eq!(reads.all, 5);
+        reads.end(greedy);
+        assert!(reads.may_begin(other, most) && reads.may_begin(greedy, most) && reads.may_begin(greedy, 6));
+        (0..2).for_each(|_| reads.end(greedy));
+        assert_eq!((reads.all, reads.of_peer.len()), (2, 1));
+    }
 }

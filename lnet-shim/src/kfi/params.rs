@@ -9,9 +9,9 @@ use kfab::topo::Partition;
 pub struct KfiParams {
     /// Payloads up to this many bytes travel with their message (kfilnd: a message has 4096 bytes).
     pub immediate_max: u32,
-    /// How long a peer may take to fetch a payload we offered (kfilnd: 125 s).
+    /// How long a peer may take to fetch a payload we offered, or to let us fetch one of its own (kfilnd: 125 s).
     pub bulk_timeout: Duration,
-    /// Payloads fetched at a time; more wait their turn.
+    /// Payloads fetched at a time, at most half of them from one peer; more wait their turn.
     pub max_reads: usize,
     /// Offers of one peer that may wait here; more are sent back to be tried again.
     pub max_offers: usize,
