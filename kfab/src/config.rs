@@ -122,6 +122,12 @@ pub fn fixed_limits() -> Vec<ProviderLimit> {
             "kept for readers; the oldest go, and each reader is told how many",
         ),
         n("max_rules", MAX_RULES, "rules", "for faults at once on an endpoint; more are refused"),
+        n(
+            "max_control",
+            kfab_proto::MAX_CONTROL,
+            "frames",
+            "of the protocol's own that wait for one peer; above that it is given up",
+        ),
         n("max_ways", Address::MAX_WAYS, "ways", "of an address; the worst beyond are left out"),
         n("max_address", Address::MAX_LEN, "bytes", "of an address as text"),
     ];

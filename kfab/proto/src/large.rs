@@ -290,6 +290,9 @@ impl Machine {
         if piece == 0 || !fits || cts.pieces.get() as usize != source.len().div_ceil(piece) {
             return self.hostile(io, ci, "a clear to send that does not fit the message");
         }
+        if self.peers[pi as usize].tx.streams.iter().any(|s| s.op == Some(op)) {
+            return self.hostile(io, ci, "a second clear to send for the same message");
+        }
         self.drop_exposure(io, op);
         let stream =
             Stream { sink: cts.sink.get(), source, piece, next: 0, end: cts.pieces.get(), op: Some(op) };

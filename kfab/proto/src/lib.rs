@@ -46,7 +46,7 @@ pub use message::{Data, Message, OpId, Outcome, Payload, Peeked, PeerId, SendOpt
 pub use notice::Notice;
 pub use onesided::{WindowId, WindowKey, WindowMemory};
 pub use parts::Parts;
-pub use peer::PeerCounters;
+pub use peer::{MAX_CONTROL, PeerCounters};
 pub use short::{Direct, Polled};
 pub use stats::{LaneStats, PeerInfo, RailHealth, RailInfo};
 pub use wire::VERSION;

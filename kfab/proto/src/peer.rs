@@ -65,6 +65,10 @@ pub(crate) struct Stream {
     pub(crate) op: Option<OpId>,
 }
 
+/// Frames of the protocol's own that may wait for one peer. Each answers one of its frames, of which an honest one has no more than 16,384
+/// unacknowledged ([`Limits::max_unacked`](crate::Limits::max_unacked)); one that makes us answer and acknowledges nothing is given up.
+pub const MAX_CONTROL: usize = 65_536;
+
 /// The sending half.
 #[derive(Debug, Default)]
 pub(crate) struct Tx {

@@ -7,6 +7,7 @@ use kfab_sim::{World, WorldConfig};
 
 const EAGER: u8 = 1;
 const HELLO: u8 = 0;
+const READ: u8 = 10;
 
 /// A header: kind, sequence number.
 fn header(kind: u8, seq: u32) -> [u8; 16] {
@@ -33,8 +34,17 @@ fn post(port: &mut dyn Port, conn: Conn, header: [u8; 16], inline: Inline, body:
     port.post(conn, &[Frame { header, inline, body, more: false }]) == 1
 }
 
-/// Messages of this many bytes without end; how many waited at most, and why the peer was given up.
-fn lie(len: usize) -> (usize, String) {
+/// What a liar sends.
+struct Lie {
+    kind: u8,
+    inline: Inline,
+    body: Vec<u8>,
+    /// Frames in a step of 5 us.
+    at_once: usize,
+}
+
+/// Such frames without end, none of theirs acknowledged; how many messages waited at most, and why the peer was given up.
+fn lie(lie: Lie) -> (usize, String) {
     let world = World::new(3, WorldConfig::new(Delivery::Connection));
     let mut ports = vec![world.port(0, 0)];
     let mut liar = world.port(1, 0);
@@ -42,10 +52,6 @@ fn lie(len: usize) -> (usize, String) {
     let mut machine = Machine::new(Limits::default(), 1, false);
     machine.set_address(&Address::new(ports[0].ways()));
     let conn = liar.connect(&ports[0].ways()[0]).unwrap();
-    let (inline, body) = match Inline::new(&vec![7; len]) {
-        Some(few) => (few, Vec::new()),
-        None => (Inline::EMPTY, vec![7; len]),
-    };
     let (mut greeted, mut seq, mut most) = (false, 0, 0);
     for _ in 0..20_000 {
         let now = world.now() + 1;
@@ -63,8 +69,10 @@ fn lie(len: usize) -> (usize, String) {
                 _ => {}
             }
         }
-        if greeted && post(&mut *liar, conn, header(EAGER, seq), inline, &body) {
-            seq += 1;
+        for _ in 0..lie.at_once {
+            if greeted && post(&mut *liar, conn, header(lie.kind, seq), lie.inline, &lie.body) {
+                seq = (seq + 1) % (1 << 24);
+            }
         }
         machine.poll(&mut Io { ports: &mut ports, now, pool: &pool });
         most = most.max(machine.stats().unexpected);
@@ -78,15 +86,27 @@ fn lie(len: usize) -> (usize, String) {
         }
         world.advance(5_000);
     }
-    panic!("{seq} messages of {len} bytes, {most} wait, and nobody minds");
+    panic!("{seq} frames, {most} messages wait, and nobody minds");
 }
 
 #[test]
 fn who_sends_without_credit_is_given_up() {
     let limits = Limits::default();
     for len in [8, 8192] {
-        let (most, why) = lie(len);
+        let (inline, body) = match Inline::new(&vec![7; len]) {
+            Some(few) => (few, Vec::new()),
+            None => (Inline::EMPTY, vec![7; len]),
+        };
+        let (most, why) = lie(Lie { kind: EAGER, inline, body, at_once: 1 });
         assert!(why.contains("credit"), "{why}");
         assert_eq!(most as u32, limits.credits / limits.units(len), "{len} bytes");
     }
+}
+
+#[test]
+fn who_wants_answers_and_acknowledges_none_is_given_up() {
+    // A window that there is not, length 0: each is denied.
+    let inline = Inline::new(&[3; 32]).unwrap();
+    let (_, why) = lie(Lie { kind: READ, inline, body: Vec::new(), at_once: 32 });
+    assert!(why.contains("acknowledges"), "{why}");
 }
