@@ -34,6 +34,8 @@ use zerocopy::IntoBytes;
 /// Attempts of ours that are under way at once, whatever the configuration allows: making queue pairs keeps the processor busy, not
 /// the wire, so more at once would only make each take longer.
 const DIALS_MAX: usize = 8;
+/// Without a descriptor for who came the listener is looked at again after this time.
+const LISTEN_AGAIN: Duration = Duration::from_millis(100);
 /// How long we wait for the peer's goodbye after ours.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -62,8 +64,13 @@ impl VerbsPort {
 
     /// Starts attempts up to the storm bound.
     fn dial_queued(&mut self) {
-        while self.running < self.config.max_connecting.clamp(1, DIALS_MAX) {
-            let Some(conn) = self.queue.pop_front() else { return };
+        // One that fails at once asks for the next: this loop has it, not a call within a call for each.
+        if std::mem::replace(&mut self.dialing, true) {
+            return;
+        }
+        while self.running < self.config.max_connecting.clamp(1, DIALS_MAX)
+            && let Some(conn) = self.queue.pop_front()
+        {
             let Some(l) = self.links.get(conn).filter(|l| l.phase == Phase::Queued) else { continue };
             let Some(to) = l.to else { continue };
             l.phase = Phase::Dialing;
@@ -85,6 +92,7 @@ impl VerbsPort {
                 Err(e) => self.end(conn, DownReason::Refused, format!("{to}: {e}")),
             }
         }
+        self.dialing = false;
     }
 
     /// A link that was on its way up is so no more.
@@ -96,11 +104,16 @@ impl VerbsPort {
             }
             Phase::Greeting => {
                 self.heard -= 1;
-                if !self.listening {
-                    self.listening = watch_listener(&self.epoll, &self.listener, true).is_ok();
-                }
+                self.listen_again();
             }
             _ => {}
+        }
+    }
+
+    fn listen_again(&mut self) {
+        self.listen_at = None;
+        if !self.listening {
+            self.listening = watch_listener(&self.epoll, &self.listener, true).is_ok();
         }
     }
 
@@ -116,6 +129,9 @@ impl VerbsPort {
                 Ok(None) => return,
                 Err(e) => {
                     tracing::warn!(%e, "a connection cannot be accepted (`ulimit -n`?)");
+                    // It stays there, and would be reported again at once.
+                    self.listening = watch_listener(&self.epoll, &self.listener, false).is_err();
+                    self.listen_at = (!self.listening).then(|| Instant::now() + LISTEN_AGAIN);
                     return;
                 }
             }
@@ -422,7 +438,7 @@ impl VerbsPort {
         let watch = std::mem::take(&mut self.watch);
         let ends = watch.iter().any(|c| {
             let Some(l) = self.links.get(*c) else { return false };
-            let drained = l.qp.as_ref().is_none_or(|q| q.flying() == 0) && !l.dying;
+            let drained = l.qp.as_ref().is_none_or(|q| !q.awaits()) && !l.dying;
             l.phase == Phase::Ending && drained && (l.qp.is_some() || l.waiting.is_none())
         });
         self.watch = watch;
@@ -432,6 +448,9 @@ impl VerbsPort {
     /// Looks at links with a deadline or an end; `true` if anything came of it.
     pub(crate) fn watched(&mut self, now: Instant, events: &mut Vec<Event>) -> bool {
         let had = events.len();
+        if self.listen_at.is_some_and(|at| at <= now) {
+            self.listen_again();
+        }
         let mut watch = std::mem::take(&mut self.watch);
         watch.sort_unstable();
         watch.dedup();
@@ -480,7 +499,8 @@ impl VerbsPort {
     /// Goes on with an end: drains the queue pair, hands out what is left, reports. `true` when the link is gone.
     fn finish(&mut self, conn: Conn, now: Instant, events: &mut Vec<Event>) -> bool {
         let Some(l) = self.links.get(conn) else { return true };
-        if l.qp.as_ref().is_some_and(|q| q.flying() > 0) && l.deadline.is_some_and(|d| now < d) {
+        // Requests that ask for no completion hold nothing. Those of them that went well before the end are never told of.
+        if l.qp.as_ref().is_some_and(|q| q.awaits()) && l.deadline.is_some_and(|d| now < d) {
             return false;
         }
         self.end_queue_pair(conn, events);
@@ -522,24 +542,25 @@ impl VerbsPort {
         }
         let Some(l) = self.links.get(conn) else { return };
         let Some(mut qp) = l.qp.take() else { return };
-        let under_way = qp.flying() > 0;
-        l.dying = under_way && !well;
         self.by_qpn.remove(qp.number());
         if well {
+            let n = qp.staged() + qp.flying();
             let keeps = qp.destroy();
-            self.lost(keeps, events);
+            self.lost(n, keeps, events);
             self.memory.withdraw(PROVIDE, true);
         } else {
+            let n = qp.staged();
             let keeps = qp.unstage();
-            self.lost(keeps, events);
+            l.dying = qp.holds();
+            self.lost(n, keeps, events);
             self.reaper.take(conn, qp);
         }
         self.wake_starved();
     }
 
-    /// Requests of a queue pair that is no more.
-    fn lost(&mut self, keeps: Vec<Keep>, events: &mut Vec<Event>) {
-        self.requests = self.requests.saturating_sub(keeps.len());
+    /// So many requests are no more, with their queue pair, and this is the memory of some.
+    fn lost(&mut self, n: usize, keeps: Vec<Keep>, events: &mut Vec<Event>) {
+        self.requests = self.requests.saturating_sub(n);
         for keep in keeps {
             let error = Error::new(Kind::PeerLost, "rma", "the connection ended").with_fate(Fate::Unknown);
             self.dispose(keep, Err(error), events);
@@ -548,14 +569,19 @@ impl VerbsPort {
 
     /// Queue pairs that broke are gone.
     pub(crate) fn reaped(&mut self, events: &mut Vec<Event>) {
-        while let Some((conn, keeps)) = self.reaper.next() {
-            self.lost(keeps, events);
+        while let Some((conn, n, keeps)) = self.reaper.next() {
+            self.lost(n, keeps, events);
             self.memory.withdraw(PROVIDE, false);
             if let Some(l) = self.links.get(conn) {
                 l.dying = false;
                 self.watch.push(conn);
             }
         }
+        debug_assert!(
+            self.requests == 0 || !self.reaper.is_idle() || self.links.iter_mut().any(|l| l.qp.is_some()),
+            "{} requests of no queue pair",
+            self.requests
+        );
         self.wake_starved();
     }
 

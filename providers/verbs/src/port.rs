@@ -108,6 +108,10 @@ pub(crate) struct VerbsPort {
     pub(crate) heard: usize,
     pub(crate) listener: OwnedFd,
     pub(crate) listening: bool,
+    /// No descriptor was left for who came: when to try again.
+    pub(crate) listen_at: Option<Instant>,
+    /// Attempts are being started.
+    pub(crate) dialing: bool,
     pub(crate) epoll: Arc<OwnedFd>,
     timer: OwnedFd,
     armed: bool,
@@ -205,6 +209,8 @@ impl VerbsPort {
             heard: 0,
             listener,
             listening: true,
+            listen_at: None,
+            dialing: false,
             epoll,
             timer,
             armed: true,
@@ -413,7 +419,7 @@ impl VerbsPort {
         let first = watch.iter().filter_map(|c| self.links.get(*c)?.next_deadline()).min();
         self.watch = watch;
         let stall = (self.requests > 0).then_some(self.stall_look);
-        first.into_iter().chain(stall).min()
+        first.into_iter().chain(stall).chain(self.listen_at).min()
     }
 
     fn set_timer(&mut self) {

@@ -9,14 +9,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-/// Whose queue pair is gone, and the memory of what never ended on it.
-pub(crate) type Reaped = (Conn, Vec<Keep>);
+/// Whose queue pair is gone, how many requests never ended on it, and their memory.
+pub(crate) type Reaped = (Conn, usize, Vec<Keep>);
 
 /// The thread and the ways to and from it. As many queue pairs are with it as connections have broken: bounded by the port's.
 pub(crate) struct Reaper {
     to: Option<Sender<(Conn, Qp)>>,
     from: Receiver<Reaped>,
     done: Arc<OwnedFd>,
+    /// Queue pairs that are there.
+    has: usize,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -29,25 +31,32 @@ impl Reaper {
         let run = move || {
             for (conn, qp) in work {
                 // A port that is gone hears neither.
-                let _ = tell.send((conn, qp.destroy()));
+                let _ = tell.send((conn, qp.flying(), qp.destroy()));
                 let _ = rustix::io::write(&say, &1u64.to_ne_bytes());
             }
         };
         let thread = std::thread::Builder::new().name("kfab-verbs-reaper".into()).stack_size(128 << 10);
-        Ok(Reaper { to: Some(to), from, done, thread: Some(thread.spawn(run)?) })
+        Ok(Reaper { to: Some(to), from, done, has: 0, thread: Some(thread.spawn(run)?) })
     }
 
     /// Gives a queue pair away.
-    pub(crate) fn take(&self, conn: Conn, qp: Qp) {
+    pub(crate) fn take(&mut self, conn: Conn, qp: Qp) {
         if let Some(to) = &self.to {
-            let _ = to.send((conn, qp));
+            self.has += usize::from(to.send((conn, qp)).is_ok());
         }
     }
 
+    /// `true` if no queue pair is there.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.has == 0
+    }
+
     /// One that is gone since the last call, if there is one; else the descriptor is quiet again.
-    pub(crate) fn next(&self) -> Option<Reaped> {
+    pub(crate) fn next(&mut self) -> Option<Reaped> {
         let _ = rustix::io::read(&self.done, &mut [0; 8]);
-        self.from.try_recv().ok()
+        let reaped = self.from.try_recv().ok()?;
+        self.has -= 1;
+        Some(reaped)
     }
 
     /// Readable when [`Reaper::next`] has something.

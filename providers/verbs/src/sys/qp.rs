@@ -185,6 +185,16 @@ impl Qp {
         self.next.wrapping_sub(self.first) as usize - self.staged
     }
 
+    /// Requests staged and not posted.
+    pub(crate) fn staged(&self) -> usize {
+        self.staged
+    }
+
+    /// `true` if a request is under way that has memory to give back.
+    pub(crate) fn holds(&self) -> bool {
+        !self.flying.is_empty()
+    }
+
     /// `true` if a request that will surely be completed is under way.
     pub(crate) fn awaits(&self) -> bool {
         is_before(self.first, self.signalled)

@@ -164,15 +164,23 @@ pub(crate) fn peers_killed_in_mid_write() {
         until("the peer's key", &mut [&mut a], |n| !n[0].frames.is_empty());
         let key = key_of(&a.frames[0].2);
         a.rma.clear();
-        for i in 0..WRITES {
+        // In some rounds it dies in peace: small frames have arrived, and no completion will ever tell so. (The port's own assertion
+        // that no request is counted for ever.)
+        let writes = if round % 5 == 4 { 0 } else { WRITES };
+        if writes == 0 {
+            (0..7).for_each(|n| drop(a.send(conn, n, &[7], Body::Empty)));
+            let seen = Instant::now() + Duration::from_millis(50);
+            until("they have arrived", &mut [&mut a], |_| Instant::now() > seen);
+        }
+        for i in 0..writes {
             let offset = (i * source.len() as u64) % (WINDOW - source.len()) as u64;
             a.start(conn, Rma::Write { source: source.clone(), key, offset }, i);
         }
-        until("some writes", &mut [&mut a], |n| n[0].rma.len() as u64 > round % 4);
+        until("some writes", &mut [&mut a], |n| writes == 0 || n[0].rma.len() as u64 > round % 4);
         peer.kill();
         let killed = Instant::now();
         until("every operation ends", &mut [&mut a], |n| {
-            n[0].rma.len() as u64 == WRITES && n[0].down.contains_key(&conn)
+            n[0].rma.len() as u64 == writes && n[0].down.contains_key(&conn)
         });
         assert!(killed.elapsed() < Duration::from_secs(100), "the end took {:?}", killed.elapsed());
         let (reason, why) = &a.down[&conn];
