@@ -2,6 +2,8 @@
 
 use super::child;
 use kfab::{Endpoint, EndpointConfig, Fabric, FabricConfig, FabricKey, Peer, Rights, WindowKey};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// A server's address and window.
 #[derive(Clone)]
@@ -33,8 +35,14 @@ pub(crate) fn place(scheme: &str, name: &str) -> String {
     match scheme {
         "shm" => format!("shm:kfab-test.{}.{name}", std::process::id()),
         _ => {
-            let l = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            format!("tcp:{}", l.local_addr().unwrap())
+            // Below those that the kernel gives to connections: a child that is started again must find it free.
+            static NEXT: AtomicU32 = AtomicU32::new(0);
+            let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+            let ports = (0..11_000).map(|_| {
+                let n = std::process::id().wrapping_mul(61).wrapping_add(NEXT.fetch_add(1, Relaxed));
+                21_000 + (n % 11_000) as u16
+            });
+            format!("tcp:127.0.0.1:{}", { ports }.find(free).expect("a free port"))
         }
     }
 }

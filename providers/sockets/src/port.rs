@@ -147,8 +147,13 @@ impl TcpPort {
         if link.is_untaken() || link.dead.is_some() {
             return false;
         }
+        let was_up = matches!(link.phase, Phase::Up);
         match link.pump(&mut self.shared, events, limit) {
             Ok(turn) => {
+                if was_up && matches!(link.phase, Phase::Closing) {
+                    // The peer's goodbye: our last frames have as long as after a goodbye of ours.
+                    self.timers.start(link);
+                }
                 if turn.again {
                     self.make_ready(id);
                 }

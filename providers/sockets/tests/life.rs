@@ -103,6 +103,27 @@ fn an_untaken_body_outlives_even_the_time_limit_of_a_close() {
 }
 
 #[test]
+fn a_peer_that_says_goodbye_and_reads_no_more_is_not_waited_for() {
+    let Pair { mut a, mut b, ab, ba } = Pair::new(&config());
+    // As much as the kernel takes, and more.
+    let body = pattern(60_000, 9);
+    while a.port.post(ab, &[frame(1, b"", Body::Borrowed(&body), false)]) == 1 {
+        a.poll();
+    }
+    b.port.close(ba);
+    let start = Instant::now();
+    let (reason, detail) = loop {
+        assert!(start.elapsed() < Duration::from_secs(20), "no end");
+        match a.next() {
+            Some(Event::Down { reason, detail, .. }) => break (reason, detail),
+            _ => std::thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    assert!(reason == DownReason::Broken && detail.contains("last frames"), "{reason:?} {detail}");
+    drop(b);
+}
+
+#[test]
 fn nobody_there_is_refused() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut a = Side::new(&config());
