@@ -168,7 +168,7 @@ pub(crate) fn peers_killed_in_mid_write() {
         // that no request is counted for ever.)
         let writes = if round % 5 == 4 { 0 } else { WRITES };
         if writes == 0 {
-            (0..7).for_each(|n| drop(a.send(conn, n, &[7], Body::Empty)));
+            (0..7).for_each(|n| assert!(a.send(conn, n, &[7], Body::Empty)));
             let seen = Instant::now() + Duration::from_millis(50);
             until("they have arrived", &mut [&mut a], |_| Instant::now() > seen);
         }
