@@ -126,7 +126,7 @@ pub fn fixed_limits() -> Vec<ProviderLimit> {
             "max_control",
             kfab_proto::MAX_CONTROL,
             "frames",
-            "of the protocol's own that wait for one peer; above that it is given up",
+            "that answer one peer and wait; above that it is given up",
         ),
         n("max_ways", Address::MAX_WAYS, "ways", "of an address; the worst beyond are left out"),
         n("max_address", Address::MAX_LEN, "bytes", "of an address as text"),

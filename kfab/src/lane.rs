@@ -446,6 +446,12 @@ impl Lane {
                     return Some(r);
                 }
             }
+            // A timer ends operations too, in a round that moves nothing.
+            if let Some(r) = s.machine.take(op) {
+                self.leave(&mut s);
+                self.hand_back(s);
+                return Some(r);
+            }
             if spin_until.is_none() && deadline.is_none() && s.asleep.is_none() {
                 drop(s);
                 self.state.make_way();

@@ -125,3 +125,21 @@ fn what_found_no_room_goes_when_there_is_room() {
         drop(a);
     });
 }
+
+/// A message for which there is credit does not wait for one before it that was given up.
+#[test]
+fn who_is_first_after_a_cancelled_one_goes() {
+    on_all("first after", |s| {
+        let (a, b, to_b) = pair(s);
+        for _ in 0..a.limits().credits - 4 {
+            drop(to_b.send("waits"));
+        }
+        let large = to_b.send(&[1; 16 << 10]);
+        let small = to_b.send_tagged(1, "small");
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(large.cancel().unwrap_err().kind(), Kind::Canceled, "over {s}");
+        let m = b.recv_tagged(1, 0).wait_timeout(Duration::from_secs(5));
+        assert_eq!(&m.unwrap_or_else(|e| panic!("over {s}: {e}"))[..], b"small");
+        small.wait().unwrap();
+    });
+}

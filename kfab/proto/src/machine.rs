@@ -317,6 +317,8 @@ impl Machine {
                 match q.iter().position(|d| d.op == op) {
                     Some(at) => {
                         q.remove(at);
+                        // There may be credit for the one behind it.
+                        self.mark_dirty(pi);
                         self.drop_exposure(io, op);
                         self.end_op(op);
                         Fate::NotSent

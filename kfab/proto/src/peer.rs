@@ -65,7 +65,7 @@ pub(crate) struct Stream {
     pub(crate) op: Option<OpId>,
 }
 
-/// Frames of the protocol's own that may wait for one peer. Each answers one of its frames, of which an honest one has no more than 16,384
+/// Answers that may wait for one peer. Each is to one of its frames, of which an honest one has no more than 16,384
 /// unacknowledged ([`Limits::max_unacked`](crate::Limits::max_unacked)); one that makes us answer and acknowledges nothing is given up.
 pub const MAX_CONTROL: usize = 65_536;
 
@@ -109,6 +109,12 @@ impl Tx {
     #[inline]
     pub(crate) fn is_drained(&self) -> bool {
         self.deferred.is_empty() && self.control.is_empty() && self.streams.is_empty()
+    }
+
+    /// More than [`MAX_CONTROL`] answers wait. What we ask for ourselves, parts of writes above all, waits there too and does not count.
+    pub(crate) fn owes_too_many_answers(&self) -> bool {
+        let answers = || self.control.iter().filter(|o| matches!(o.kind, FrameKind::Done | FrameKind::Cts));
+        self.control.len() > MAX_CONTROL && answers().count() > MAX_CONTROL
     }
 
     #[inline]

@@ -7,7 +7,7 @@ use crate::machine::{Io, Machine};
 use crate::message::*;
 use crate::ops::Proto;
 use crate::pace::Pace;
-use crate::peer::{Deferred, MAX_CONTROL, Out, Unacked};
+use crate::peer::{Deferred, Out, Unacked};
 use crate::wire::*;
 use kfab_core::mem::Buffer;
 use kfab_core::spi::{Body, Frame, INLINE_MAX, Inline};
@@ -394,7 +394,7 @@ impl Machine {
 
     /// Sends what waits for a peer, in order of need: lost frames, protocol, messages, pieces, a bare acknowledgement.
     pub(crate) fn drain(&mut self, io: &mut Io<'_>, pi: u32) {
-        if self.peers[pi as usize].tx.control.len() > MAX_CONTROL {
+        if self.peers[pi as usize].tx.owes_too_many_answers() {
             let why = "the peer broke the protocol: it wants to be answered and acknowledges no answer";
             return self.reset_peer(io, pi, None, Kind::Protocol, why);
         }
