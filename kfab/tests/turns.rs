@@ -143,3 +143,31 @@ fn who_is_first_after_a_cancelled_one_goes() {
         small.wait().unwrap();
     });
 }
+
+/// Who waits for an answer in short receives hears of a silent peer's death all the same.
+#[test]
+fn short_receives_do_not_hide_a_silent_peer() {
+    watched("silent", || {
+        let mut c = config("tcp");
+        (c.limits.probe_after, c.limits.peer_timeout) =
+            (Duration::from_millis(100), Duration::from_millis(500));
+        let a = fabric().open(c).unwrap();
+        let b = fabric()
+            .open(kfab::EndpointConfig { progress: kfab::Progress::Inline, ..config("tcp") })
+            .unwrap();
+        let to_b = a.peer(&b.address().to_string()).unwrap();
+        let hello = to_b.send("hello");
+        b.recv().wait().unwrap();
+        hello.wait().unwrap();
+        // From now on nobody makes progress there.
+        to_b.send("are you there").wait().unwrap();
+        let begun = Instant::now();
+        loop {
+            let e = a.recv_with().from(&to_b).post().wait_timeout(Duration::from_millis(50)).unwrap_err();
+            if e.kind() == Kind::PeerLost {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "{e}");
+        }
+    });
+}

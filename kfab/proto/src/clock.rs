@@ -291,8 +291,9 @@ impl Machine {
     fn probe(&mut self, io: &mut Io<'_>, pi: u32) -> u64 {
         let (after, limit) = (ns(self.limits.probe_after), ns(self.limits.peer_timeout));
         let p = &self.peers[pi as usize];
-        let owed_since =
-            if p.expects > 0 { p.expect_since } else { p.tx.unacked.front().map_or(io.now, |u| u.sent_at) };
+        // The older of the two: a receive that was begun just now is no word from the peer.
+        let unacked = p.tx.unacked.front().map_or(io.now, |u| u.sent_at);
+        let owed_since = if p.expects > 0 { p.expect_since.min(unacked) } else { unacked };
         let since = p.last_heard.max(owed_since);
         if io.now < since + after {
             return since + after;
