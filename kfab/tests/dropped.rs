@@ -3,6 +3,7 @@
 mod common;
 
 use common::*;
+use kfab::Buffer;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -174,5 +175,41 @@ fn a_closed_window_wakes_who_waits_for_its_notices() {
             assert_eq!(other.join().unwrap().kind(), kfab::Kind::Closed);
             assert!(dropped.elapsed() < Duration::from_secs(4), "woken by its deadline only");
         });
+    });
+}
+
+/// A pool whose buffers all lie in messages that were given back serves these: no buffer will be free before.
+#[test]
+fn a_pool_serves_what_was_given_back_although_it_has_no_buffer() {
+    on_all("dry pool", |s| {
+        let (_a, b, to_b) = pair(s);
+        let within = Duration::from_secs(5);
+        let pool = b.recv_with().pool(1, 64).unwrap();
+        let mut op = pool.next();
+        to_b.send("once more").wait().unwrap();
+        while !op.is_done() {}
+        // Given back while nobody waits, and while somebody does.
+        drop(op);
+        let mut op = pool.next();
+        while !op.is_done() {}
+        let next = pool.next();
+        drop(op);
+        assert_eq!(&next.wait_timeout(within).unwrap()[..], b"once more");
+        assert_eq!(pool.free(), 1);
+        drop(pool);
+
+        // Large ones, each of which takes longer than a wait for it.
+        const LEN: usize = 8 << 20;
+        let pool = b.recv_with().pool(2, LEN).unwrap();
+        (0..4).for_each(|i| drop(to_b.send(Buffer::adopt(pattern(LEN, i)))));
+        let end = Instant::now() + Duration::from_secs(60);
+        let mut got = 0;
+        while got < 4 {
+            assert!(Instant::now() < end, "{got} over {s}");
+            if let Ok(m) = pool.next().wait_timeout(Duration::from_micros(200)) {
+                assert!((0..4).any(|i| m[..] == pattern(LEN, i)), "over {s}");
+                got += 1;
+            }
+        }
     });
 }

@@ -141,11 +141,17 @@ impl Posted {
 pub(crate) struct Matcher {
     posted: [Posted; 2],
     unexpected: [VecDeque<Unexpected>; 2],
+    /// Receives that have no buffer yet. They get only what has its memory: messages that another receive gave back.
+    dry: VecDeque<(OpId, Want)>,
 }
 
 impl Default for Matcher {
     fn default() -> Matcher {
-        Matcher { posted: [Posted::EMPTY, Posted::EMPTY], unexpected: Default::default() }
+        Matcher {
+            posted: [Posted::EMPTY, Posted::EMPTY],
+            unexpected: Default::default(),
+            dry: VecDeque::new(),
+        }
     }
 }
 
@@ -234,7 +240,29 @@ impl Matcher {
 
     /// A receive is withdrawn; `false` if it was matched already.
     pub(crate) fn withdraw(&mut self, op: OpId) -> bool {
-        self.posted.iter_mut().any(|q| q.take(|r| r.op == op).is_some())
+        self.end_dry(op) || self.posted.iter_mut().any(|q| q.take(|r| r.op == op).is_some())
+    }
+
+    /// A receive that will have its buffer later. Gives a message that waits for it and brings its own memory, if there is one.
+    pub(crate) fn post_dry(&mut self, op: OpId, want: Want) -> Option<Unexpected> {
+        let given_back = |u: &Unexpected| u.units == 0 && matches!(u.what, Arrived::Whole(_));
+        let u = self.take_unexpected_if(&want, given_back);
+        if u.is_none() {
+            self.dry.push_back((op, want));
+        }
+        u
+    }
+
+    /// The first of those that wants this message.
+    pub(crate) fn take_dry(&mut self, from: PeerId, tag: Option<u64>) -> Option<OpId> {
+        let at = self.dry.iter().position(|(_, want)| want.accepts(from, tag))?;
+        self.dry.remove(at).map(|(op, _)| op)
+    }
+
+    /// It has its buffer, or is over; `true` if it was one.
+    pub(crate) fn end_dry(&mut self, op: OpId) -> bool {
+        let at = self.dry.iter().position(|(o, _)| *o == op);
+        at.and_then(|at| self.dry.remove(at)).is_some()
     }
 
     /// A message waits.
@@ -260,6 +288,8 @@ impl Matcher {
     /// A peer has got another name.
     pub(crate) fn rename_peer(&mut self, old: PeerId, new: PeerId) {
         self.unexpected.iter_mut().flatten().filter(|u| u.from == old).for_each(|u| u.from = new);
+        let dry = self.dry.iter_mut().filter(|(_, want)| want.from == Some(old));
+        dry.for_each(|(_, want)| want.from = Some(new));
         self.posted
             .iter_mut()
             .flat_map(Posted::iter_mut)

@@ -41,7 +41,8 @@ impl Machine {
         Ok(Started::Pending(op))
     }
 
-    /// A receive whose buffer comes later, with [`Machine::supply`]: until then no message is for it. Ends early as others do.
+    /// A receive whose buffer comes later, with [`Machine::supply`]: until then it gets only what another receive gave back, which brings
+    /// its memory. Ends early as others do.
     pub fn reserve_recv(&mut self, io: &mut Io<'_>, want: Want) -> Result<OpId> {
         if self.is_closed() {
             return Err(Error::new(Kind::Closed, "recv", "the endpoint is closed"));
@@ -54,6 +55,9 @@ impl Machine {
         if let Some(from) = from {
             self.expect(io.now, from.index);
         }
+        if let Some(u) = self.matcher.post_dry(op, Want { from, ..want }) {
+            self.deliver(io, op, u, None);
+        }
         Ok(op)
     }
 
@@ -62,6 +66,7 @@ impl Machine {
         let Some(Proto::Recv { from }) = self.ops.proto(op) else { return Some(into) };
         // The peer may have got another name.
         let want = Want { from: *from, ..want };
+        self.matcher.end_dry(op);
         match self.matcher.take_unexpected(&want) {
             Some(u) => self.deliver(io, op, u, Some(Room::One(into))),
             None => self.matcher.post(op, &want, &mut Some(into)),

@@ -395,11 +395,14 @@ impl Machine {
 
     /// A whole message whose receive was withdrawn goes to the next that waits for it, or to the head of the queue.
     pub(crate) fn give_again(&mut self, m: Message) {
-        let Some(Receive { op, into, .. }) = self.matcher.take_posted(m.from, m.tag) else {
-            let what = Arrived::Whole(m.data);
-            return self.matcher.push_back_first(Unexpected { from: m.from, tag: m.tag, what, units: 0 });
-        };
-        self.hand_down(op, m, into);
+        if let Some(Receive { op, into, .. }) = self.matcher.take_posted(m.from, m.tag) {
+            return self.hand_down(op, m, into);
+        }
+        if let Some(op) = self.matcher.take_dry(m.from, m.tag) {
+            return self.hand_down(op, m, None);
+        }
+        let what = Arrived::Whole(m.data);
+        self.matcher.push_back_first(Unexpected { from: m.from, tag: m.tag, what, units: 0 });
     }
 
     /// A receive that finds its message waiting.
