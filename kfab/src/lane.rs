@@ -438,15 +438,11 @@ impl Lane {
             s.clock_age = 0;
             for _ in 0..polls {
                 // No pause between polls: on some processors it takes longer than the message does.
-                if s.poll_again()
-                    && let Some(r) = s.machine.take(op)
-                {
-                    self.leave(&mut s);
-                    self.hand_back(s);
-                    return Some(r);
+                if s.poll_again() && s.machine.has_ended(op) {
+                    break;
                 }
             }
-            // A timer ends operations too, in a round that moves nothing.
+            // Also one that a timer ended, in a round that moved nothing.
             if let Some(r) = s.machine.take(op) {
                 self.leave(&mut s);
                 self.hand_back(s);

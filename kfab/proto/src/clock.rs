@@ -5,8 +5,8 @@ use crate::machine::{Io, Machine};
 use crate::peer::Dial;
 use crate::transmit::NOWHERE;
 use crate::wire::FrameKind;
+use kfab_core::Kind;
 use kfab_core::spi::Delivery;
-use kfab_core::{Fate, Kind};
 use std::cmp::Reverse;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const RESEND_BURST: usize = 64;
 /// The longest resend timer, ns.
 const RESEND_MAX: u64 = 1_000_000_000;
 
-fn ns(d: Duration) -> u64 {
+pub(crate) fn ns(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -67,7 +67,7 @@ impl Machine {
             }
         }
         self.free_idle_peers();
-        due = due.min(self.see_to_greetings(io));
+        due = due.min(self.see_to_greetings(io)).min(self.see_to_orphans(io));
         self.next_tick = self.next_tick.min(due.max(io.now + GRAIN)).min(self.expire(io));
     }
 
@@ -303,7 +303,7 @@ impl Machine {
         let give_up = asked + limit.saturating_sub(after);
         if asked < io.now && give_up <= io.now {
             let why = format!("silent for {} ms although probed", (io.now - since) / 1_000_000);
-            self.lose_peer(io, pi, &why, Fate::Unknown);
+            self.reset_peer(io, pi, None, Kind::PeerLost, &why);
             return u64::MAX;
         }
         let p = &mut self.peers[pi as usize];

@@ -439,7 +439,7 @@ impl Machine {
         self.refresh_rails(pi);
         self.stream.push(FabricEvent::RailDown { peer: name, rail: ci, reason: text.clone(), resent });
         if reason == DownReason::PeerDead || (process && reason != DownReason::Closed) {
-            return self.lose_peer(io, pi, &text, Fate::Unknown);
+            return self.reset_peer(io, pi, None, Kind::PeerLost, &text);
         }
         let idle = ours && !self.faults.cuts(name, port);
         let p = &mut self.peers[pi as usize];
@@ -493,7 +493,7 @@ impl Machine {
         let patience = self.limits.rail_timeout.as_nanos() as u64;
         let waits = !p.called && p.cut_since.is_none_or(|since| io.now < since + patience);
         if p.ever_up && all_refused && p.is_busy() && !waits {
-            return self.lose_peer(io, pi, "nobody listens at its address any more", Fate::Unknown);
+            return self.reset_peer(io, pi, None, Kind::PeerLost, "nobody listens at its address any more");
         }
         self.dial(io, pi);
         // The timer was set for an answer; now the next try is due sooner.
@@ -593,10 +593,6 @@ impl Machine {
     }
 
     // ---- the loss of a peer ----
-
-    pub(crate) fn lose_peer(&mut self, io: &mut Io<'_>, pi: u32, why: &str, _fate: Fate) {
-        self.reset_peer(io, pi, None, Kind::PeerLost, why);
-    }
 
     /// Ends everything with a peer: operations, queues, connections (but `spare`). A peer the user named can be reached again at once;
     /// another is forgotten.

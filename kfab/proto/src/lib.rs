@@ -25,6 +25,7 @@ mod message;
 mod notice;
 mod onesided;
 mod ops;
+mod orphans;
 mod pace;
 mod pairs;
 mod parts;

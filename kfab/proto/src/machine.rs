@@ -137,6 +137,8 @@ pub struct Machine {
     pub(crate) dirty: Vec<u32>,
     /// Rails that were given up in the middle of a body, until their ports say that they are down.
     pub(crate) leaving: Vec<u32>,
+    /// Large messages whose receive is over.
+    pub(crate) orphans: Vec<crate::orphans::Orphan>,
     /// Frames that wait: for the end of a twin on a dying connection, or of a fault rule that stalls their sender.
     pub(crate) parked: Vec<crate::receive::Parked>,
     /// Counts polls, and frames that came by the short way.
@@ -189,6 +191,7 @@ impl Machine {
             timed: Vec::new(),
             dirty: Vec::new(),
             leaving: Vec::new(),
+            orphans: Vec::new(),
             parked: Vec::new(),
             round: 1,
             short_until: SHORT_ROUNDS,
@@ -332,7 +335,10 @@ impl Machine {
                 }
             }
             // Its message goes on coming, and then waits for the next receive.
-            Some(Proto::Fetch { .. } | Proto::Pieces { read: false, .. }) => Fate::NotSent,
+            Some(Proto::Fetch { .. } | Proto::Pieces { read: false, .. }) => {
+                self.orphan(io.now, op);
+                Fate::NotSent
+            }
             // Pieces still on their way are discarded; memory that a port is filling is freed when the port gives it back.
             Some(Proto::Pieces { .. }) => {
                 self.end_op(op);
@@ -381,6 +387,8 @@ impl Machine {
             |p: &mut Proto| matches!(p, Proto::Recv { .. } | Proto::RecvAll { .. } | Proto::Notice { .. });
         if self.ops.proto(op).is_some_and(waits) {
             self.withdraw(io, op);
+        } else {
+            self.orphan(io.now, op);
         }
         if let Some(Ok(outcome)) = self.ops.detach(op) {
             self.give_back(outcome);
@@ -644,7 +652,9 @@ impl Machine {
         if p.expects == 0 {
             p.expect_since = now;
             // Nobody has waited for a connection until now, whenever one was last missed.
-            p.cut_since = None;
+            if p.tx.unacked.is_empty() && p.tx.is_drained() {
+                p.cut_since = None;
+            }
         }
         p.expects += 1;
         // Where the port itself sees a death, nobody has to be probed.

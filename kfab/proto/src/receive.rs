@@ -218,7 +218,9 @@ impl Machine {
                 self.conns[ci as usize].pace.confirm(h.tag, io.now);
                 self.mark_dirty(pi);
             }
-            FrameKind::Bye => self.lose_peer(io, pi, "the peer closed its endpoint", Fate::Unknown),
+            FrameKind::Bye => {
+                self.reset_peer(io, pi, None, Kind::PeerLost, "the peer closed its endpoint");
+            }
             _ => {}
         }
     }

@@ -200,6 +200,11 @@ impl Assembly {
         self.pieces.len()
     }
 
+    /// Pieces that have yet to arrive.
+    pub fn missing(&self) -> u32 {
+        self.missing
+    }
+
     /// `true` when every piece has arrived.
     pub fn is_whole(&self) -> bool {
         self.missing == 0
