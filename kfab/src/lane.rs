@@ -493,10 +493,6 @@ impl Lane {
         s.poll();
         s.arm_for_loop();
         let r = s.machine.take(op);
-        // Whoever waits beside us takes over the sleeping.
-        if let Some(t) = s.followers.pop() {
-            t.unpark();
-        }
         if r.is_some() {
             self.hand_back(s);
         }
@@ -516,10 +512,16 @@ impl Lane {
         self.lock().followers.retain(|t| t.id() != me);
     }
 
-    /// The caller goes: unless another sleeps on the descriptors, the helper looks after the lane again.
+    /// The caller goes: unless another sleeps on the descriptors, one that waits beside it does from now on, or the helper looks after the
+    /// lane again.
     #[inline]
     fn hand_back(&self, mut s: LaneGuard<'_, State>) {
-        if s.helper_idle && s.asleep.is_none() {
+        if s.asleep.is_some() {
+            return;
+        }
+        if let Some(t) = s.followers.pop() {
+            t.unpark();
+        } else if s.helper_idle {
             s.helper_idle = false;
             // Not at once: a caller that comes back soon needs it no more, and the message is the caller's first.
             self.doors.alarm(LOOK_IN);

@@ -171,3 +171,38 @@ fn short_receives_do_not_hide_a_silent_peer() {
         }
     });
 }
+
+/// Two who wait on one endpoint sleep, both: neither wakes the other for nothing.
+#[test]
+fn two_who_wait_on_an_idle_endpoint_sleep() {
+    on_all("two sleep", |s| {
+        let (a, b, to_b) = pair(s);
+        to_b.send_with("hello", TOLD).wait().unwrap();
+        b.recv().wait().unwrap();
+        let switches = |thread: &str| -> u64 {
+            let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
+            let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+            line.trim().parse().unwrap()
+        };
+        std::thread::scope(|threads| {
+            let (tell, told) = std::sync::mpsc::channel();
+            for _ in 0..2 {
+                let tell = tell.clone();
+                let b = &b;
+                threads.spawn(move || {
+                    let me = std::fs::read_link("/proc/thread-self").unwrap();
+                    tell.send(me.file_name().unwrap().to_str().unwrap().to_owned()).unwrap();
+                    assert_eq!(b.recv().wait().unwrap()[..], b"wake"[..]);
+                });
+            }
+            let waiting = [told.recv().unwrap(), told.recv().unwrap()];
+            std::thread::sleep(Duration::from_millis(100));
+            let before: u64 = waiting.iter().map(|t| switches(t)).sum();
+            std::thread::sleep(Duration::from_millis(500));
+            let n = waiting.iter().map(|t| switches(t)).sum::<u64>() - before;
+            (0..2).for_each(|_| to_b.send("wake").wait().unwrap());
+            assert!(n < 200, "they slept {n} times in half a second over {s}");
+        });
+        drop(a);
+    });
+}
