@@ -12,7 +12,9 @@ use kfab_proto::{Outcome, Started, WindowId, WindowKey, WindowMemory};
 use std::sync::Arc;
 
 /// Memory opened to peers. Send [`Window::key`] to those who may use it. Dropping it closes it: when the drop returns, no peer
-/// can reach the memory any more and none is in the middle of it.
+/// can reach the memory any more and none is in the middle of it. A read that goes by messages (tcp) ends there, with what has left
+/// by then. The one thing that goes on is a frame of a write by messages whose bytes are just being received: they end in memory that you
+/// hold on to with [`Window::memory`].
 ///
 /// Reads and writes by the owner are copies; one that races with a peer's may be torn. Agree on an order with messages or notices.
 ///
@@ -123,7 +125,7 @@ impl Window {
         }
     }
 
-    /// The window's shared memory, if peers may write it.
+    /// The window's shared memory, if peers may write it. It may outlive the window.
     pub fn memory(&self) -> Option<&WindowMem> {
         match &self.memory {
             WindowMemory::Shared(m) => Some(m),

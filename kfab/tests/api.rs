@@ -165,6 +165,44 @@ fn a_receive_times_out_is_cancelled_or_dropped_and_loses_nothing() {
     });
 }
 
+/// The owner serves a read by messages, piece by piece, and closes the window in the middle of it: no more of the memory leaves.
+#[test]
+fn a_window_that_closes_ends_a_read_that_is_being_served() {
+    on_all("served", |s| {
+        const LEN: usize = 64 << 20;
+        let still = EndpointConfig { progress: Progress::Inline, ..config(s) };
+        let (a, b) = (open(s), fabric().open(still).unwrap());
+        let to_b = a.peer(&b.address().to_string()).unwrap();
+        let hello = to_b.send("hello");
+        b.recv().wait().unwrap();
+        hello.wait().unwrap();
+        let mut memory = b.buffer(LEN).unwrap();
+        memory.get_mut().unwrap().fill(7);
+        let window = b.window_of(memory).unwrap();
+        let mut read = to_b.read(window.key(), 0, a.buffer(LEN).unwrap());
+        let end = Instant::now() + Duration::from_secs(20);
+        // Where it is a copy within the call it has ended; else it needs the owner.
+        while !read.is_done() && b.stats().lane.unacked == 0 {
+            assert!(Instant::now() < end, "the read does not begin over {s}");
+            b.progress();
+        }
+        drop(window);
+        let by_messages = !read.is_done();
+        let over = std::thread::scope(|threads| {
+            let read = threads.spawn(|| read.wait_timeout(Duration::from_secs(20)));
+            while !read.is_finished() {
+                b.progress();
+            }
+            read.join().unwrap()
+        });
+        match over {
+            Ok(x) => assert!(!by_messages && x.iter().all(|byte| *byte == 7), "all of it left over {s}"),
+            Err(e) => assert_eq!((by_messages, e.kind()), (true, Kind::AccessDenied), "{e} over {s}"),
+        }
+        assert_eq!(s == "tcp", by_messages);
+    });
+}
+
 #[test]
 fn sends_reads_and_writes_end_early_and_tell_the_truth() {
     on_all("early ends", |s| {

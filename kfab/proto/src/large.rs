@@ -7,7 +7,7 @@ use crate::matcher::{Arrived, Unexpected};
 use crate::message::*;
 use crate::ops::{Lent, Proto};
 use crate::parts::{landings, received};
-use crate::peer::{Out, Stream};
+use crate::peer::{Out, Stream, StreamOf};
 use crate::receive::{Taking, truncated};
 use crate::wire::*;
 use kfab_core::mem::{Assembly, Landing, Room};
@@ -290,12 +290,18 @@ impl Machine {
         if piece == 0 || !fits || cts.pieces.get() as usize != source.len().div_ceil(piece) {
             return self.hostile(io, ci, "a clear to send that does not fit the message");
         }
-        if self.peers[pi as usize].tx.streams.iter().any(|s| s.op == Some(op)) {
+        if self.peers[pi as usize].tx.streams.iter().any(|s| s.of == StreamOf::Op(op)) {
             return self.hostile(io, ci, "a second clear to send for the same message");
         }
         self.drop_exposure(io, op);
-        let stream =
-            Stream { sink: cts.sink.get(), source, piece, next: 0, end: cts.pieces.get(), op: Some(op) };
+        let stream = Stream {
+            sink: cts.sink.get(),
+            source,
+            piece,
+            next: 0,
+            end: cts.pieces.get(),
+            of: StreamOf::Op(op),
+        };
         self.add_stream(io, pi, stream);
     }
 
@@ -307,8 +313,13 @@ impl Machine {
     /// Sends pieces, one from each transfer in turn, as far as the bound on unacknowledged bytes allows.
     pub(crate) fn drain_streams(&mut self, io: &mut Io<'_>, pi: u32) {
         while let Some(mut s) = self.peers[pi as usize].tx.streams.pop_front() {
-            if s.op.is_some_and(|op| self.ops.proto(op).is_none()) {
-                continue;
+            match s.of {
+                StreamOf::Op(op) if self.ops.proto(op).is_none() => continue,
+                StreamOf::Window(w) if !self.windows.open.contains_key(&w) => {
+                    self.send_done(io, pi, s.sink, Status::Denied);
+                    continue;
+                }
+                _ => {}
             }
             let tx = &self.peers[pi as usize].tx;
             if tx.unacked_bytes >= self.limits.max_unacked_bytes || !tx.control.is_empty() {

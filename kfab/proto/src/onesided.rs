@@ -7,7 +7,7 @@ use crate::message::*;
 use crate::notice::{Notice, Notices, Tell, Told};
 use crate::ops::{Proto, Range, Redo};
 use crate::parts::{landings, read_outcome};
-use crate::peer::{Held, Out, Stream};
+use crate::peer::{Held, Out, Stream, StreamOf};
 use crate::receive::Taking;
 use crate::transmit::into_source;
 use crate::wire::*;
@@ -136,7 +136,7 @@ pub(crate) struct Window {
 /// The windows of a lane.
 #[derive(Debug, Default)]
 pub(crate) struct Windows {
-    open: HashMap<u64, Window>,
+    pub(crate) open: HashMap<u64, Window>,
     next: u64,
 }
 
@@ -644,7 +644,11 @@ impl Machine {
         };
         let source = Source::One(w.memory.source()).range(a.offset.get() as usize, len as usize);
         let end = (len as usize).div_ceil(piece) as u32;
-        self.add_stream(io, pi, Stream { sink: a.op.get(), source, piece, next: 0, end, op: None });
+        self.add_stream(
+            io,
+            pi,
+            Stream { sink: a.op.get(), source, piece, next: 0, end, of: StreamOf::Window(a.window.get()) },
+        );
     }
 }
 

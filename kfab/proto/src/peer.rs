@@ -61,8 +61,17 @@ pub(crate) struct Stream {
     pub(crate) piece: usize,
     pub(crate) next: u32,
     pub(crate) end: u32,
-    /// Our operation, if the stream belongs to one (a read served for the peer does not).
-    pub(crate) op: Option<OpId>,
+    /// What it goes on for.
+    pub(crate) of: StreamOf,
+}
+
+/// A stream ends early with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StreamOf {
+    /// A send of ours.
+    Op(OpId),
+    /// A read that is served for the peer, from this window.
+    Window(u64),
 }
 
 /// Answers that may wait for one peer. Each is to one of its frames, of which an honest one has no more than 16,384
