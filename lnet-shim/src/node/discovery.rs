@@ -220,8 +220,12 @@ impl Engine {
         let multi_rail = self.params.discovery && info.features & wanted == wanted;
         // A node known by its primary NID stays the same peer, whichever of its NIDs spoke.
         let named = info.primary().filter(|_| multi_rail).and_then(|n| self.peer_nis.get(&n)).map(|p| p.peer);
-        let id = named.unwrap_or(id);
+        let (spoke, id) = (id, named.unwrap_or(id));
         self.merge(id, asked, info, multi_rail);
+        if spoke != id {
+            // If it is there still, with other NIDs or because it did not name the one that was asked, nothing more will be heard of it.
+            self.discovery_done(spoke);
+        }
         if let Some(peer) = self.peers.get_mut(&id) {
             let up = info.entries().into_iter().filter(|e| e.status == ping::STATUS_UP);
             let routes = info.features & ping::FEAT_ROUTING_DISABLED == 0;

@@ -5,7 +5,9 @@ use crate::core::*;
 use crate::network::{Command, Failure, Rx, Tx, TxId, Upcall};
 use crate::nid::{Nid, ProcessId};
 use crate::wire::lnet::{Body, LnetHeader, MsgType};
-use crate::wire::ping::{FEAT_NI_STATUS, NiEntry, PingInfo, STATUS_DOWN, STATUS_UP};
+use crate::wire::ping::{
+    FEAT_DISCOVERY, FEAT_MULTI_RAIL, FEAT_NI_STATUS, NiEntry, PingInfo, STATUS_DOWN, STATUS_UP,
+};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -34,6 +36,8 @@ struct World {
     commands: Vec<Command>,
     /// Gateways: a NID on one network, a NID on another.
     gateways: Vec<(Nid, Nid)>,
+    /// Who answers to a ping under another's name.
+    liar: Option<(Nid, Nid)>,
     /// Payloads stay with their senders until they are fetched or refused, as on kfi.
     pull: bool,
     offers: HashMap<u64, Offer>,
@@ -52,6 +56,7 @@ impl World {
             stuck: None,
             commands: vec![],
             gateways: vec![],
+            liar: None,
             pull: false,
             offers: HashMap::new(),
         };
@@ -73,7 +78,11 @@ impl World {
         }
         // A gateway hands a message on as it is.
         let gateway = self.gateways.iter().find(|g| g.0 == to || g.1 == to);
-        if let Some(reply) = gateway.filter(|_| !self.dead.contains(&to)).and_then(|g| pong(*g, &tx)) {
+        if let Some(reply) = gateway
+            .filter(|_| !self.dead.contains(&to))
+            .and_then(|g| pong(FEAT_NI_STATUS, &[g.0, g.1], &tx))
+            .or_else(|| self.liar.filter(|l| l.0 == to).and_then(|l| pong(ALL_FEATURES, &[l.1], &tx)))
+        {
             self.engines[from].upcall(self.now, local, Upcall::Sent(tx.id, Ok(())));
             return self.engines[from].upcall(self.now, local, Upcall::Received(reply));
         }
@@ -196,15 +205,15 @@ impl World {
     }
 }
 
-/// What a gateway says to a ping.
-fn pong(gateway: (Nid, Nid), tx: &Tx) -> Option<Rx> {
+/// What somebody with these interfaces says to a ping.
+fn pong(features: u32, nids: &[Nid], tx: &Tx) -> Option<Rx> {
     let Body::Get { handle, portal: 0, .. } = tx.header.body else { return None };
-    let entry = |nid| NiEntry { nid, status: STATUS_UP };
+    let entry = |nid: &Nid| NiEntry { nid: *nid, status: STATUS_UP };
     let info = PingInfo {
-        features: FEAT_NI_STATUS,
+        features,
         pid: 12345,
         sequence: 1,
-        small: vec![entry(gateway.0), entry(gateway.1)],
+        small: nids.iter().map(entry).collect(),
         large: vec![],
         metadata: vec![],
     };
@@ -223,6 +232,7 @@ fn nids(info: &PeerInfo) -> Vec<Nid> {
 }
 
 const DONE: Duration = Duration::ZERO;
+const ALL_FEATURES: u32 = FEAT_NI_STATUS | FEAT_MULTI_RAIL | FEAT_DISCOVERY;
 
 #[test]
 fn discovery_makes_both_sides_know_all_rails() {
@@ -633,6 +643,20 @@ fn many_interfaces_need_a_larger_sink() {
     assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
     w.run();
     assert_eq!(w.engines[1].peer(nid(many[0])).unwrap().interfaces.len(), 40);
+}
+
+/// A node that answers a ping with the NID of another, and not with its own: who waits for it is told, and what waits for it goes.
+#[test]
+fn a_node_that_takes_anothers_name_leaves_nobody_waiting() {
+    let mut w = World::new(&[&[A1], &[B1]], NodeParams::default());
+    assert!(w.discover(0, B1, false).wait_timeout(DONE).unwrap().is_ok());
+    w.liar = Some((nid(B2), nid(B1)));
+    let queue = w.put(0, B2, b"x");
+    w.run();
+    assert_eq!(events(&queue).len(), 1, "the message that waits for the discovery ends");
+    let info = w.discover(0, B2, true).wait_timeout(DONE).expect("an answer").unwrap();
+    assert_eq!(info.primary, nid(B2));
+    assert_eq!(w.engines[0].peer(nid(B1)).unwrap().primary, nid(B1));
 }
 
 #[test]

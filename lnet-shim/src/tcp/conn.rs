@@ -47,6 +47,8 @@ pub(super) struct Conn {
     pub(super) version: Version,
     pub(super) decoder: Decoder,
     queue: VecDeque<Queued>,
+    /// Acknowledgements among them.
+    pub(super) owed: usize,
     pub(super) queued_bytes: usize,
     out: Vec<u8>,
     written: usize,
@@ -77,6 +79,7 @@ impl Conn {
             version: Version::V3,
             decoder,
             queue: VecDeque::new(),
+            owed: 0,
             queued_bytes: 0,
             out: Vec::new(),
             written: 0,
@@ -101,7 +104,10 @@ impl Conn {
         };
         // Acknowledgements go first: the other end waits for them with its buffers held.
         match item {
-            Queued::Noop { .. } => self.queue.push_front(item),
+            Queued::Noop { .. } => {
+                self.owed += 1;
+                self.queue.push_front(item);
+            }
             Queued::Message { .. } => self.queue.push_back(item),
         }
     }
@@ -128,6 +134,7 @@ impl Conn {
         let start = self.out.len();
         let id = match item {
             Queued::Noop { cookie } => {
+                self.owed -= 1;
                 self.out
                     .extend_from_slice(&KsockHeader::new(Kind::Noop, 0, cookie).encode(ByteOrder::Little));
                 None

@@ -2,7 +2,8 @@
 //!
 //! Whoever runs it (the I/O thread, or a test in virtual time) tells it what happened and drains [`Machine::poll`] after each
 //! call. Every message given to [`Machine::transmit`] gets exactly one [`Upcall::Sent`], unless the machine is thrown away.
-//! No queue grows without bound: waiting messages, connections, held bytes have limits in the parameters.
+//! No queue grows without bound: waiting messages, connections, held bytes have limits in the parameters, acknowledgements owed to
+//! a peer have [`MAX_OWED`].
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -17,6 +18,10 @@ use crate::nid::{Nid, PID_USERFLAG, ProcessId};
 use crate::wire::hello::{ConnType, Version};
 use crate::wire::ksock::{COOKIE_KEEPALIVE, KsockHeader};
 use crate::wire::lnet::LnetHeader;
+
+/// Acknowledgements that wait on a connection. One is owed for each message that its sender keeps until then: an honest one has far fewer
+/// under way.
+const MAX_OWED: usize = 16_384;
 
 /// Names a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -300,6 +305,10 @@ impl Machine {
             header.src = peer;
         }
         if ksock.cookie0 != 0 {
+            if self.conns.get(&id).is_some_and(|c| c.owed >= MAX_OWED) {
+                let why = "wants acknowledgements and reads none";
+                return self.broken(now, id, why, Failure::RemoteDropped);
+            }
             self.enqueue_item(now, id, Queued::Noop { cookie: ksock.cookie0 });
         }
         self.up(Upcall::Received(Rx { via: id.0, peer, header, payload: payload.into() }));

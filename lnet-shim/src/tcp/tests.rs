@@ -425,6 +425,24 @@ fn zero_copy_sends_end_with_their_acknowledgement() {
 }
 
 #[test]
+fn who_wants_acknowledgements_and_reads_none_is_cut_off() {
+    let mut m = passive();
+    let (conn, _) = greet(&mut m, 1023, &hello(ByteOrder::Little, ConnType::BulkOut, 5));
+    let one = |cookie| {
+        let head = KsockHeader::new(Kind::Lnet, cookie, 0).encode(ByteOrder::Little);
+        [&head[..], &message(cookie, A, B, 0).header.encode(HeaderForm::Small)].concat()
+    };
+    let mut n = 0;
+    while m.connections().len() == 1 {
+        n += 1;
+        assert!(n < 100_000, "it goes on");
+        m.received(sec(1), conn, &one(n));
+        actions(&mut m);
+    }
+    assert_eq!(n, 16_385);
+}
+
+#[test]
 fn an_unknown_cookie_ends_all_connections() {
     let mut w = World::new(&[A, B], TcpParams::default());
     w.send(0, message(1, A, B, 10));
