@@ -213,3 +213,37 @@ fn a_pool_serves_what_was_given_back_although_it_has_no_buffer() {
         }
     });
 }
+
+/// Memory of a window of its own region is given back to the system when the window closes, although a peer had mapped it.
+#[test]
+fn a_closed_window_is_mapped_nowhere() {
+    watched("mapped", || {
+        // Larger than a slab.
+        const LEN: usize = 65 << 20;
+        let maps = || {
+            let all = std::fs::read_to_string("/proc/self/maps").unwrap();
+            let len = |l: &str| {
+                let (from, to) = l.split(' ').next()?.split_once('-')?;
+                Some(usize::from_str_radix(to, 16).ok()? - usize::from_str_radix(from, 16).ok()?)
+            };
+            all.lines().filter(|l| l.contains("memfd:") && len(l).is_some_and(|n| n >= LEN)).count()
+        };
+        let (a, b) = (open("shm"), open("shm"));
+        let to_b = a.peer(&b.address().to_string()).unwrap();
+        to_b.send("hello").wait().unwrap();
+        b.recv().wait().unwrap();
+        for _ in 0..4 {
+            let window = b.window(LEN, kfab::Rights::READ | kfab::Rights::WRITE).unwrap();
+            let got = to_b.read(window.key(), 8, a.buffer(8).unwrap()).wait().unwrap();
+            assert_eq!(got[..], [0; 8]);
+            assert!(maps() >= 2, "its owner and its reader have it");
+            drop(window);
+        }
+        let end = Instant::now() + Duration::from_secs(20);
+        while maps() > 0 {
+            assert!(Instant::now() < end, "{} mappings", maps());
+            a.progress();
+            b.progress();
+        }
+    });
+}

@@ -371,7 +371,8 @@ impl Node {
         self.inner.with(|engine, now| engine.put(now, md, put, timeout))
     }
 
-    /// Begins a GET. Its REPLY is given up after `timeout` (default: the transaction timeout).
+    /// Begins a GET. Its REPLY is given up after `timeout` (default: the transaction timeout), but not before the message has left: while it
+    /// waits for a connection or for credit, the network's own limit counts (tcp: `sock_timeout`).
     pub fn get(
         &self,
         md: SourceMd,
@@ -397,7 +398,7 @@ impl Node {
         let queue = EventQueue::new(4);
         let md = self.bind(SharedBytes::new(bytes).memory(), SourceOptions::once(2), &queue.sink())?;
         let put = PutParams { target, portal, match_bits, offset: 0, hdr_data: 0, ack: true };
-        self.put(md, put, Some(timeout))?;
+        self.begun(md, self.put(md, put, Some(timeout)))?;
         self.answer(&queue, md, "put", EventKind::Ack).await
     }
 
@@ -415,11 +416,22 @@ impl Node {
         let memory = SharedBytes::zeroed(len);
         let options = SourceOptions { truncate: true, ..SourceOptions::once(2) };
         let md = self.bind(memory.memory(), options, &queue.sink())?;
-        self.get(md, target, portal, match_bits, offset, Some(timeout))?;
+        self.begun(md, self.get(md, target, portal, match_bits, offset, Some(timeout)))?;
         let got = self.answer(&queue, md, "get", EventKind::Reply).await?;
         let mut bytes = memory.to_vec();
         bytes.truncate(got as usize);
         Ok(bytes)
+    }
+
+    /// How many match entries and descriptors exist.
+    #[cfg(test)]
+    pub(crate) fn objects(&self) -> (usize, usize) {
+        self.inner.with(|engine, _| engine.core().objects())
+    }
+
+    /// What has not begun needs its descriptor no more.
+    pub(crate) fn begun(&self, md: SourceMd, result: Result<()>) -> Result<()> {
+        result.inspect_err(|_| drop(self.unlink_md(md.handle())))
     }
 
     /// Waits for the answer to one operation, or the word that there will be none.

@@ -70,6 +70,8 @@ struct Worker {
     queue: EventQueue,
     sink: EventSink,
     buffers: HashMap<MdHandle, SharedBytes>,
+    /// Portals that want another, once for each.
+    wanted: Vec<u32>,
     pending: HashMap<MdHandle, Pending>,
     session: Option<Session>,
     stats: RpcStats,
@@ -85,6 +87,7 @@ impl Agent {
             queue,
             rpc: Arc::new(Rpc::new(node)),
             buffers: HashMap::new(),
+            wanted: Vec::new(),
             pending: HashMap::new(),
             session: None,
             stats: RpcStats::default(),
@@ -138,6 +141,7 @@ impl Worker {
             if let Some(event) = self.queue.recv_timeout(Duration::from_millis(100)) {
                 self.on_event(&event);
             }
+            self.post_wanted();
         }
         self.session = None;
         let left: Vec<MdHandle> = self.buffers.keys().chain(self.pending.keys()).copied().collect();
@@ -155,8 +159,16 @@ impl Worker {
         }
         if event.unlinked {
             self.buffers.remove(&event.md);
-            if let Err(error) = self.post(event.user as u32) {
-                tracing::error!(%error, "no request buffer");
+            self.wanted.push(event.user as u32);
+        }
+    }
+
+    /// Puts up the buffers that are wanted, or as many as there is room for now.
+    fn post_wanted(&mut self) {
+        for portal in std::mem::take(&mut self.wanted) {
+            if let Err(error) = self.post(portal) {
+                tracing::warn!(%error, portal, "no request buffer for now");
+                self.wanted.push(portal);
             }
         }
     }
@@ -210,8 +222,9 @@ impl Worker {
             ack: false,
         };
         let node = self.rpc.node();
-        let sent =
-            node.bind(memory, SourceOptions::once(1), &self.sink).and_then(|md| node.put(md, put, None));
+        let sent = node
+            .bind(memory, SourceOptions::once(1), &self.sink)
+            .and_then(|md| node.begun(md, node.put(md, put, None)));
         match sent {
             Ok(()) => self.stats.sent = self.stats.sent.wrapping_add(1),
             Err(_) => self.stats.errors = self.stats.errors.wrapping_add(1),
@@ -263,7 +276,7 @@ impl Worker {
             true => node.put(md, params, timeout),
             false => node.get(md, client, PORTAL_REPLY, bulk_id, 0, timeout),
         };
-        begun.map_err(|_| errno::IO)?;
+        node.begun(md, begun).map_err(|_| errno::IO)?;
         self.pending.insert(md.handle(), Pending { client, request, memory });
         Ok(())
     }

@@ -230,12 +230,15 @@ impl ShmPort {
     }
 
     /// The region that a key of ours stands for, and whether its holder may map it writable.
-    fn asked_for(&self, region: u64, secret: u64) -> Option<(Arc<Region>, bool)> {
+    fn asked_for(&mut self, region: u64, secret: u64) -> Option<(Arc<Region>, bool)> {
         if region & SLAB != 0 {
             return self.regions.get(region & !SLAB, secret).map(|r| (r, false));
         }
         let (memory, writable) = self.slots.get(u32::try_from(region).ok()?, secret)?;
-        Some((memory.region().clone(), writable))
+        let region = memory.region().clone();
+        // Listed, so that its holder is told when it is gone. That this key would open it as a slab too is known to nobody.
+        self.regions.secret_of(&region).ok()?;
+        Some((region, writable))
     }
 }
 

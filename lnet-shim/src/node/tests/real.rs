@@ -46,6 +46,19 @@ fn nodes_ping_discover_push_put_and_get() {
     assert!(a.connections().len() >= 3);
 }
 
+/// What cannot begin leaves no descriptor behind.
+#[test]
+fn an_operation_that_does_not_begin_keeps_nothing() {
+    let a = node(&["127.0.3.9@tcp"], &TcpParams::unprivileged(19884));
+    let before = a.objects();
+    let target = ProcessId::lnet(nid("127.0.3.9@tcp"));
+    for _ in 0..3 {
+        assert!(block_on(a.put_bytes(target, 64, 7, vec![1], WAIT)).is_err());
+        assert!(block_on(a.get_bytes(target, 64, 7, 0, 1, WAIT)).is_err());
+    }
+    assert_eq!(a.objects(), before);
+}
+
 /// What is added twice is refused, and the interface that there is goes on as it was.
 #[test]
 fn an_interface_is_not_replaced_by_another_of_its_name() {
