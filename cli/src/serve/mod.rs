@@ -38,9 +38,6 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
         config.providers.clear();
     }
     let endpoint = Arc::new(args.fabric.fabric()?.open(config)?);
-    for why in endpoint.unavailable() {
-        eprintln!("kfab: left out: {why}");
-    }
     if args.fabric.key()?.is_none() {
         args.listen.iter().filter(|w| is_open(w)).for_each(|w| {
             eprintln!("kfab: warning: {w} without a key lets in whoever reaches it: see --key-file");
