@@ -107,7 +107,7 @@ impl Two {
     }
 
     /// Messages that wait at `b` for a receive.
-    pub fn waiting(&self) -> usize {
+    pub fn waiting(&mut self) -> usize {
         self.b.machine.stats().unexpected
     }
 }

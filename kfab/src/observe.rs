@@ -131,22 +131,18 @@ pub(crate) fn wait_for_news<'a>(
 impl Endpoint {
     /// Counters, queue depths, peers and rails now.
     pub fn stats(&self) -> EndpointStats {
-        let s = self.lane.lock();
+        let mut s = self.lane.lock();
+        let lane = s.machine.stats();
         let ports = s.ports.iter().map(|p| PortStats {
             ways: p.ways().iter().map(|w| w.to_string()).collect(),
             caps: p.caps().clone(),
         });
+        let (ports, pool) = (ports.collect(), s.pool.stats().into());
         let peers = s.machine.peers().into_iter().filter_map(|id| {
             let info = s.machine.peer_info(id)?;
             Some(PeerStats { name: format!("{id:?}"), info })
         });
-        EndpointStats {
-            address: self.address().to_string(),
-            lane: s.machine.stats(),
-            pool: s.pool.stats().into(),
-            ports: ports.collect(),
-            peers: peers.collect(),
-        }
+        EndpointStats { address: self.address().to_string(), lane, pool, ports, peers: peers.collect() }
     }
 
     /// How it was opened: the limits of its ports and of its memory, how callers wait, and all else that was left to the defaults.

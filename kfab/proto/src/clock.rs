@@ -53,6 +53,7 @@ impl Machine {
     }
 
     pub(crate) fn tick(&mut self, io: &mut Io<'_>) {
+        self.assert_no_tab();
         self.next_tick = u64::MAX;
         let mut due = self.send_late(io);
         for pi in std::mem::take(&mut self.timed) {

@@ -533,6 +533,7 @@ impl Machine {
 
     /// Which rails carry traffic: those of the best rank that is up.
     pub(crate) fn refresh_rails(&mut self, pi: u32) {
+        self.assert_no_tab();
         let cut = |ci: &u32| self.faults.cuts(self.peers[pi as usize].name, self.conns[*ci as usize].port);
         let usable: Vec<u32> = self.peers[pi as usize].rails.iter().copied().filter(|ci| !cut(ci)).collect();
         let best = usable.iter().map(|ci| self.conns[*ci as usize].rank).min();
@@ -597,6 +598,7 @@ impl Machine {
     /// Ends everything with a peer: operations, queues, connections (but `spare`). A peer the user named can be reached again at once;
     /// another is forgotten.
     pub(crate) fn reset_peer(&mut self, io: &mut Io<'_>, pi: u32, spare: Option<u32>, kind: Kind, why: &str) {
+        self.assert_no_tab();
         if self.peers[pi as usize].gone {
             return;
         }

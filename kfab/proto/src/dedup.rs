@@ -67,6 +67,13 @@ impl Dedup {
         }
     }
 
+    /// Records the next so many, each of which was [`Dedup::is_next`].
+    #[inline(always)]
+    pub(crate) fn skip(&mut self, n: u32) {
+        debug_assert!(self.count == 0);
+        self.next = (self.next + n) & (SEQ_MOD - 1);
+    }
+
     fn bit(&self, d: u32) -> bool {
         self.count > 0 && self.ahead[self.slot(d).0] & self.slot(d).1 != 0
     }

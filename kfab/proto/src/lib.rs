@@ -36,6 +36,7 @@ pub mod price;
 mod receive;
 mod short;
 mod stats;
+mod tab;
 mod transmit;
 mod wire;
 

@@ -8,6 +8,7 @@ use crate::message::*;
 use crate::onesided::Windows;
 use crate::ops::{Ops, Proto};
 use crate::peer::{Peer, PeerCounters};
+use crate::tab::Tab;
 use crate::transmit::NOWHERE;
 use kfab_core::mem::{Buffer, Pool, Room};
 use kfab_core::spi::{Address, Conn, Delivery, Event, Port};
@@ -152,6 +153,8 @@ pub struct Machine {
     pub(crate) deadlines: BinaryHeap<Reverse<(u64, OpId)>>,
     /// Connections whose hello has not come yet.
     pub(crate) greeting: Vec<u32>,
+    /// Messages that are handed over and not booked.
+    pub(crate) tab: Tab,
     events: Vec<Event>,
 }
 
@@ -200,6 +203,7 @@ impl Machine {
             closed: false,
             deadlines: BinaryHeap::new(),
             greeting: Vec::new(),
+            tab: Tab::CLOSED,
             events: Vec::with_capacity(256),
         }
     }
@@ -225,6 +229,7 @@ impl Machine {
     /// when [`Limits::max_peers`] are, those make room that nothing was owed to or by for [`Limits::peer_timeout`], oldest first, and operations
     /// under their names fail with `PeerLost` from then on. `Limit` if there is none.
     pub fn peer(&mut self, io: &mut Io<'_>, address: &Address) -> Result<PeerId> {
+        self.close_tab();
         let text = address.to_string();
         if let Some(&pi) = self.by_address.get(&text) {
             let p = &mut self.peers[pi as usize];
@@ -278,6 +283,7 @@ impl Machine {
         payload: Payload<'_>,
         opts: SendOptions,
     ) -> Result<Option<OpId>> {
+        self.close_tab();
         let pi = self.peer_index(to, "send")?;
         self.send_message(io, pi, payload, opts)
     }
@@ -297,6 +303,7 @@ impl Machine {
     /// Ends an operation early, as `Canceled` or `TimedOut`. `false` if it has ended already. What the peer may have seen is in
     /// the error's fate; memory still lent to a transport is freed when it comes back. A receive's message is not lost: another gets it.
     pub fn cancel(&mut self, io: &mut Io<'_>, op: OpId, kind: Kind) -> bool {
+        self.close_tab();
         if !self.ops.is_waiting(op) {
             return false;
         }
@@ -383,6 +390,7 @@ impl Machine {
     /// is the wait for a notice.
     /// Everything else goes on to its end unwatched.
     pub fn detach(&mut self, io: &mut Io<'_>, op: OpId) {
+        self.close_tab();
         let waits =
             |p: &mut Proto| matches!(p, Proto::Recv { .. } | Proto::RecvAll { .. } | Proto::Notice { .. });
         if self.ops.proto(op).is_some_and(waits) {
@@ -398,6 +406,7 @@ impl Machine {
     /// The user lets go of the value of an operation that it never looked at: what came from a peer goes to the next that waits for it, or
     /// to the head of its queue.
     pub fn give_back(&mut self, outcome: Outcome) {
+        self.close_tab();
         match outcome {
             Outcome::Message(m) => self.give_again(m),
             Outcome::Parts(p) => self.give_again(p.gathered()),
@@ -410,6 +419,7 @@ impl Machine {
 
     /// One round: takes what the ports have, delivers it, sends what waits, runs due timers. `false`: there was nothing to do.
     pub fn poll(&mut self, io: &mut Io<'_>) -> bool {
+        self.close_tab();
         self.round += 1;
         self.short_until = self.round + SHORT_ROUNDS;
         if self.unflushed {
@@ -508,6 +518,7 @@ impl Machine {
 
     /// Says goodbye to all peers and ends every operation with `Closed`. The ports may be dropped after one more flush.
     pub fn close(&mut self, io: &mut Io<'_>) {
+        self.close_tab();
         if self.closed {
             return;
         }
@@ -541,6 +552,7 @@ impl Machine {
 
     /// Adds a fault rule; `Kind::Limit` above [`crate::MAX_RULES`], `Kind::InvalidArgument` if its chance is none.
     pub fn add_fault(&mut self, io: &mut Io<'_>, rule: FaultRule) -> Result<FaultId> {
+        self.close_tab();
         if !(0.0..=1.0).contains(&rule.chance) {
             let why = format!("a chance of {}: it must be 0.0 to 1.0", rule.chance);
             return Err(Error::new(Kind::InvalidArgument, "fault", why));
@@ -559,6 +571,7 @@ impl Machine {
 
     /// Removes a fault rule; how often it struck, `None` if there is none of that name.
     pub fn remove_fault(&mut self, id: FaultId) -> Option<u64> {
+        self.close_tab();
         let hits = self.faults.remove(id);
         for pi in 0..self.peers.len() as u32 {
             self.refresh_rails(pi);
@@ -691,6 +704,9 @@ impl Machine {
 
 impl std::fmt::Debug for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Machine({:?})", self.stats())
+        f.debug_struct("Machine")
+            .field("peers", &self.peers.len())
+            .field("ops", &self.ops.live())
+            .finish_non_exhaustive()
     }
 }

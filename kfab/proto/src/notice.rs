@@ -120,6 +120,7 @@ impl Machine {
 
     /// Waits for the next notice of a window: `Done` if one is there. `Closed` if the window is.
     pub fn recv_notice(&mut self, window: WindowId) -> Result<Started> {
+        self.close_tab();
         let closed = || Error::new(Kind::Closed, "notice", "the window is closed");
         let notices = self.windows.notices(window).ok_or_else(closed)?;
         if let Some((notice, units)) = notices.here.pop_front() {

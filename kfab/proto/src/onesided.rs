@@ -190,6 +190,7 @@ impl Machine {
         memory: WindowMemory,
         rights: Rights,
     ) -> Result<(WindowId, WindowKey)> {
+        self.close_tab();
         if rights.contains(Rights::WRITE) && matches!(memory, WindowMemory::ReadOnly(_)) {
             return Err(Error::new(
                 Kind::InvalidArgument,
@@ -218,6 +219,7 @@ impl Machine {
 
     /// Closes a window: when this returns no peer can reach the memory any more.
     pub fn close_window(&mut self, io: &mut Io<'_>, id: WindowId) {
+        self.close_tab();
         if let Some(w) = self.windows.open.remove(&id.0) {
             w.exposed.into_iter().for_each(|(port, e)| io.ports[port].revoke(e));
             self.end_notices(w.notices);
@@ -240,6 +242,7 @@ impl Machine {
         into: impl Into<Room>,
         notice: Option<u64>,
     ) -> Result<Started> {
+        self.close_tab();
         self.read_room(io, from, key, offset, into.into(), notice)
     }
 
@@ -333,6 +336,7 @@ impl Machine {
         payload: Payload<'_>,
         notice: Option<u64>,
     ) -> Result<Option<OpId>> {
+        self.close_tab();
         let pi = self.peer_index(to, "write")?;
         let len = payload.len();
         self.check_access(key, offset, len, Rights::WRITE, "write")?;

@@ -18,6 +18,7 @@ impl Machine {
     }
 
     pub(crate) fn receive(&mut self, io: &mut Io<'_>, mut want: Want, into: Option<Room>) -> Result<Started> {
+        self.close_tab();
         if self.is_closed() {
             return Err(Error::new(Kind::Closed, "recv", "the endpoint is closed"));
         }
@@ -44,6 +45,7 @@ impl Machine {
     /// A receive whose buffer comes later, with [`Machine::supply`]: until then it gets only what another receive gave back, which brings
     /// its memory. Ends early as others do.
     pub fn reserve_recv(&mut self, io: &mut Io<'_>, want: Want) -> Result<OpId> {
+        self.close_tab();
         if self.is_closed() {
             return Err(Error::new(Kind::Closed, "recv", "the endpoint is closed"));
         }
@@ -63,6 +65,7 @@ impl Machine {
 
     /// The buffer of a reserved receive, once; `want` is what it was reserved with. The buffer back if the receive has ended meanwhile.
     pub fn supply(&mut self, io: &mut Io<'_>, op: OpId, want: Want, into: Buffer) -> Option<Buffer> {
+        self.close_tab();
         let Some(Proto::Recv { from }) = self.ops.proto(op) else { return Some(into) };
         // The peer may have got another name.
         let want = Want { from: *from, ..want };

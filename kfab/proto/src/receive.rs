@@ -102,6 +102,7 @@ impl Machine {
         inline: &Inline,
         body_len: usize,
     ) {
+        self.assert_no_tab();
         let c = &mut self.conns[ci as usize];
         c.rx_frames += 1;
         c.rx_bytes += body_len as u64;
@@ -315,6 +316,7 @@ impl Machine {
         what: Arrived,
         units: u32,
     ) {
+        self.assert_no_tab();
         let p = &self.peers[pi as usize];
         let from = p.name;
         // What is held may be due, and its turn is before this one's.

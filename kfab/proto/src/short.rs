@@ -141,6 +141,7 @@ impl Machine {
         from: &mut Option<Buffer>,
         opts: SendOptions,
     ) -> Option<OpId> {
+        self.close_tab();
         let (pi, len) = (to.index, from.as_ref()?.len());
         let p = self.peers.get(pi as usize).filter(|p| p.name == to)?;
         let c = self.conns.get_mut(p.short as usize)?;
@@ -185,7 +186,10 @@ impl Machine {
             return None;
         }
         let mut h = Header::new(kind, flags, p.tx.next, tag);
-        let (next, consumed) = (p.rx.dedup.next(), p.rx.consumed);
+        // What is on the tab the peer is told with the rest.
+        let unbooked = self.tab.frames_of(pi);
+        let next = (p.rx.dedup.next() + unbooked) & (SEQ_MOD - 1);
+        let consumed = p.rx.consumed.wrapping_add(unbooked);
         (h.ack, h.credit) = (next as u16, consumed as u16);
         if !io.ports[c.port].post_small(c.conn, h.to_number(), bytes) {
             c.blocked = true;
@@ -204,6 +208,8 @@ impl Machine {
             let out = Out { kind, flags, tag, inline, body: Source::Empty, op: None, units };
             self.keep(io.now, pi, ci, seq, out);
         }
+        // Now, while it travels.
+        self.pay();
         Some(&mut self.peers[pi as usize])
     }
 
@@ -235,31 +241,41 @@ impl Machine {
     /// between ([`Polled::Due`] says when at the latest). Ports other than the one of the last frame are not looked at.
     #[inline]
     pub fn poll_for(&mut self, io: &mut Io<'_>, op: OpId, out: &mut Direct) -> Polled {
-        if !self.dirty.is_empty() && self.drain_memory(io) {
-            return Polled::Busy;
+        match self.prepare(io) {
+            Polled::Nothing => self.next_small(io, Taker::Op(op), out),
+            other => other,
         }
-        if !self.is_calm(io.now) {
-            return Polled::Due;
-        }
-        self.next_small(io, Taker::Op(op), out)
     }
 
     /// A receive that looks for its message on the short way before it is posted: `true` if it is in `out`, where the receive's
     /// buffer lay, if it has one, and lies again if not.
     #[inline]
     pub fn recv_now(&mut self, io: &mut Io<'_>, want: &Want, out: &mut Direct) -> bool {
+        self.end_served();
         if !self.matcher.none_waits(want) {
             return out.body.is_none() && self.take_waiting(want, out);
         }
-        (self.dirty.is_empty() || self.drain_memory(io))
-            && self.is_calm(io.now)
+        self.prepare(io) != Polled::Due
             && self.matcher.is_idle(want)
             && self.next_small(io, Taker::Anyone(want), out) == Polled::Here
     }
 
+    /// Sees to what comes before the next frame: `Nothing` if there was none of it.
+    #[inline(always)]
+    fn prepare(&mut self, io: &mut Io<'_>) -> Polled {
+        if self.tab.is_open() {
+            return if io.now < self.next_tick { Polled::Nothing } else { Polled::Due };
+        }
+        self.close_tab();
+        if !self.dirty.is_empty() && self.drain_memory(io) {
+            return Polled::Busy;
+        }
+        if self.is_calm(io.now) { Polled::Nothing } else { Polled::Due }
+    }
+
     /// Nothing waits to be done but what ports may bring, and they have all been asked not long ago.
     #[inline(always)]
-    fn is_calm(&self, now: u64) -> bool {
+    pub(crate) fn is_calm(&self, now: u64) -> bool {
         !self.unflushed
             && !self.closed
             && self.dirty.is_empty()
@@ -290,6 +306,15 @@ impl Machine {
             Next::Poll => return Polled::Due,
             Next::Frame => {}
         }
+        if let Some((from, tag)) = self.tab.admits(out)
+            && let Some(None) = self.wanted_of(from, tag, taker, &mut out.body)
+        {
+            (out.from, out.tag) = (from, tag);
+            let served = if let Taker::Op(op) = taker { op } else { OpId::NOBODY };
+            self.tab.add(io.now, served, out);
+            return Polled::Here;
+        }
+        self.close_tab();
         self.round += 1;
         let Some(ci) = self.conn_at(port, out.small.conn) else {
             discard(io, port, &out.small);
@@ -331,6 +356,7 @@ impl Machine {
 
     /// Gives the message that waits for a receive like this, if it is whole.
     fn take_waiting(&mut self, want: &Want, out: &mut Direct) -> bool {
+        self.close_tab();
         let whole = |u: &Unexpected| matches!(u.what, Arrived::Whole(_));
         let Some(u) = self.matcher.take_unexpected_if(want, whole) else { return false };
         let Arrived::Whole(data) = u.what else { return false };
@@ -358,6 +384,7 @@ impl Machine {
         }
         let few = out.small.inline.len();
         self.handed(io, ci, pi, h, taker, out, few, 1);
+        self.open_tab(io, ci, pi);
         true
     }
 
@@ -452,7 +479,17 @@ impl Machine {
         taker: Taker<'_>,
         brought: &'a mut Option<Buffer>,
     ) -> Option<&'a mut Option<Buffer>> {
-        let (from, tag) = (self.peers[pi as usize].name, h.user_tag());
+        self.wanted_of(self.peers[pi as usize].name, h.user_tag(), taker, brought)
+    }
+
+    #[inline(always)]
+    fn wanted_of<'a>(
+        &'a mut self,
+        from: PeerId,
+        tag: Option<u64>,
+        taker: Taker<'_>,
+        brought: &'a mut Option<Buffer>,
+    ) -> Option<&'a mut Option<Buffer>> {
         match taker {
             Taker::Op(op) if self.ops.is_bare_recv(op) => self.matcher.first(op, from, tag),
             Taker::Anyone(want) if want.accepts(from, tag) => Some(brought),

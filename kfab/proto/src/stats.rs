@@ -125,7 +125,8 @@ impl Machine {
     }
 
     /// Counters and queue depths.
-    pub fn stats(&self) -> LaneStats {
+    pub fn stats(&mut self) -> LaneStats {
+        self.close_tab();
         let (posted, unexpected) = self.matcher.depths();
         let mut s = LaneStats {
             peers: self.peers.len() - self.free_peers.len(),
@@ -152,7 +153,8 @@ impl Machine {
     }
 
     /// What can be said about a peer; `None` if it is gone.
-    pub fn peer_info(&self, id: PeerId) -> Option<PeerInfo> {
+    pub fn peer_info(&mut self, id: PeerId) -> Option<PeerInfo> {
+        self.close_tab();
         let p = self.peers.get(id.index as usize).filter(|p| p.name == id)?;
         let rail = |ci: &u32| {
             let c = &self.conns[*ci as usize];

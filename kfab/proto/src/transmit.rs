@@ -394,6 +394,7 @@ impl Machine {
 
     /// Sends what waits for a peer, in order of need: lost frames, protocol, messages, pieces, a bare acknowledgement.
     pub(crate) fn drain(&mut self, io: &mut Io<'_>, pi: u32) {
+        self.assert_no_tab();
         if self.peers[pi as usize].tx.owes_too_many_answers() {
             let why = "the peer broke the protocol: it wants to be answered and acknowledges no answer";
             return self.reset_peer(io, pi, None, Kind::Protocol, why);

@@ -100,7 +100,7 @@ impl Pair {
         None
     }
 
-    fn is_up(&self) -> bool {
+    fn is_up(&mut self) -> bool {
         self.client.machine.peer_info(self.to_server).expect("known").up
     }
 

@@ -409,14 +409,14 @@ impl Run {
         self.world.advance(step);
     }
 
-    fn quiet(&self) -> bool {
-        let idle = |n: &Node| {
+    fn quiet(&mut self) -> bool {
+        let idle = |n: &mut Node| {
             let done = n.sent >= self.plan.messages;
             let only_receives = n.jobs.values().all(|j| matches!(j, Job::Recv { .. } | Job::Notice));
             let s = n.machine.stats();
             done && only_receives && s.unacked == 0 && s.deferred == 0 && s.unexpected == 0
         };
-        self.nodes.iter().all(|n| n.as_ref().is_some_and(idle))
+        self.nodes.iter_mut().all(|n| n.as_mut().is_some_and(idle))
             && (self.book.losses_allowed || (self.book.all_received() && self.book.all_told()))
     }
 
@@ -527,7 +527,7 @@ impl Run {
         }
         self.book.check()?;
         if !self.book.withdrawn {
-            let mut nodes = self.nodes.iter().flatten();
+            let mut nodes = self.nodes.iter_mut().flatten();
             let steady = nodes.all(|n| n.life == 0 && n.machine.stats().totals.failovers == 0);
             self.book.check_order(steady)?;
         }
