@@ -332,7 +332,13 @@ impl Peer {
     /// Sends a message: tagged or not, in order or not, ended by the peer's having it or by the memory's being free.
     #[inline(always)]
     pub fn send_with<'a>(&self, payload: impl Into<Payload<'a>>, options: SendOptions) -> Op<()> {
-        match payload.into() {
+        self.send_as(payload.into(), &options)
+    }
+
+    /// The options by reference: a copy of what has just been written waits until the line of the message before has left.
+    #[inline(always)]
+    fn send_as(&self, payload: Payload<'_>, options: &SendOptions) -> Op<()> {
+        match payload {
             Payload::Bytes(b) if self.lane.send_now(self.id, b, false, options) => Op::ready(Ok(())),
             Payload::Bytes(b) => self.send_long(Payload::Bytes(b), options),
             Payload::Buffer(b) if self.lane.send_now(self.id, &b, true, options) => Op::ready(Ok(())),
@@ -342,7 +348,7 @@ impl Peer {
     }
 
     #[inline(never)]
-    fn send_buffer(&self, from: Buffer, options: SendOptions) -> Op<()> {
+    fn send_buffer(&self, from: Buffer, options: &SendOptions) -> Op<()> {
         let mut from = Some(from);
         match (self.lane.promise_now(self.id, &mut from, options), from) {
             (Some(op), _) => Op::pending(Share::from(&*self.lane), op),
@@ -352,9 +358,9 @@ impl Peer {
     }
 
     #[inline(never)]
-    fn send_long(&self, payload: Payload<'_>, options: SendOptions) -> Op<()> {
+    fn send_long(&self, payload: Payload<'_>, options: &SendOptions) -> Op<()> {
         self.lane.look_for_credit(self.id);
-        unit(&self.lane, self.lane.with(|m, io| m.send(io, self.id, payload, options)))
+        unit(&self.lane, self.lane.with(|m, io| m.send(io, self.id, payload, *options)))
     }
 
     /// Reads from the peer's window, starting at byte `offset`, as many bytes as the buffer has. The peer takes no part where the provider

@@ -279,7 +279,7 @@ impl Lane {
 
     /// Sends by the short way; `false`, and nothing has happened, if that cannot take it.
     #[inline(always)]
-    pub(crate) fn send_now(&self, to: PeerId, bytes: &[u8], in_slab: bool, options: SendOptions) -> bool {
+    pub(crate) fn send_now(&self, to: PeerId, bytes: &[u8], in_slab: bool, options: &SendOptions) -> bool {
         let mut s = self.lock();
         if s.asleep.is_some() {
             drop(s);
@@ -292,7 +292,7 @@ impl Lane {
     /// The same while somebody sleeps: the clock is old, and what is sent may need a timer.
     #[cold]
     #[inline(never)]
-    fn send_beside_sleeper(&self, to: PeerId, bytes: &[u8], in_slab: bool, options: SendOptions) -> bool {
+    fn send_beside_sleeper(&self, to: PeerId, bytes: &[u8], in_slab: bool, options: &SendOptions) -> bool {
         self.with(|machine, io| machine.send_now(io, to, bytes, in_slab, options))
     }
 
@@ -312,7 +312,7 @@ impl Lane {
         &self,
         to: PeerId,
         from: &mut Option<Buffer>,
-        options: SendOptions,
+        options: &SendOptions,
     ) -> Option<OpId> {
         let mut s = self.lock();
         if s.asleep.is_some() {

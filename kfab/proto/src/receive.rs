@@ -298,9 +298,15 @@ impl Machine {
         if p.rx.arrives(seq, urgent, many) {
             self.mark_dirty(pi);
         } else if p.rx.ack_at == 0 && self.conns[ci as usize].delivery != Delivery::Process {
-            p.rx.ack_at = now + self.limits.ack_delay.as_nanos() as u64;
-            self.set_timer(pi, now);
+            self.owe_ack(now, pi);
         }
+    }
+
+    /// An acknowledgement leaves after a while, if it has not left with something else.
+    #[inline(always)]
+    pub(crate) fn owe_ack(&mut self, now: u64, pi: u32) {
+        self.peers[pi as usize].rx.ack_at = now + self.limits.ack_delay.as_nanos() as u64;
+        self.set_timer(pi, now);
     }
 
     /// A message, whole or promised: to the receive that waits for it, or into the queue. Ordered ones wait for their turn.

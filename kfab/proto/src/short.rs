@@ -103,7 +103,7 @@ impl Machine {
         to: PeerId,
         bytes: &[u8],
         in_slab: bool,
-        opts: SendOptions,
+        opts: &SendOptions,
     ) -> bool {
         if in_slab && bytes.len() > self.limits.fetch_min {
             return false;
@@ -122,7 +122,7 @@ impl Machine {
         if opts.delivered || !p.tx.is_drained() || p.tx.credit() < units {
             return false;
         }
-        let (flags, tag) = (flags(&opts), opts.tag.unwrap_or(0));
+        let (flags, tag) = (flags(opts), opts.tag.unwrap_or(0));
         let Some(p) = self.post_short(io, pi, FrameKind::Eager, flags, tag, bytes, units) else {
             return false;
         };
@@ -139,7 +139,7 @@ impl Machine {
         io: &mut Io<'_>,
         to: PeerId,
         from: &mut Option<Buffer>,
-        opts: SendOptions,
+        opts: &SendOptions,
     ) -> Option<OpId> {
         self.close_tab();
         let (pi, len) = (to.index, from.as_ref()?.len());
@@ -158,7 +158,7 @@ impl Machine {
         let op = self.ops.insert_promise(to, from.take()?.into_source(), Lent { port, exposure, over, len });
         let op = op.expect("there was room for one more");
         self.expect(io.now, pi);
-        self.promise(io, pi, op, len as u64, key, port, &opts, true);
+        self.promise(io, pi, op, len as u64, key, port, opts, true);
         Some(op)
     }
 
@@ -306,6 +306,7 @@ impl Machine {
             Next::Poll => return Polled::Due,
             Next::Frame => {}
         }
+        self.round += 1;
         if let Some((from, tag)) = self.tab.admits(out)
             && let Some(None) = self.wanted_of(from, tag, taker, &mut out.body)
         {
@@ -315,7 +316,6 @@ impl Machine {
             return Polled::Here;
         }
         self.close_tab();
-        self.round += 1;
         let Some(ci) = self.conn_at(port, out.small.conn) else {
             discard(io, port, &out.small);
             return Polled::Busy;
@@ -559,8 +559,7 @@ impl Machine {
         let mut owes = p.rx.arrives(h.seq, false, self.limits.max_unacked / 4);
         owes |= p.rx.consumes(units, self.limits.credits / 4);
         if c.delivery != Delivery::Process && !owes && p.rx.ack_at == 0 {
-            p.rx.ack_at = io.now + self.limits.ack_delay.as_nanos() as u64;
-            self.set_timer(pi, io.now);
+            self.owe_ack(io.now, pi);
         }
         if acked | more_credit {
             self.told_us(io.now, pi, acked);

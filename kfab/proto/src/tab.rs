@@ -14,6 +14,8 @@ use crate::short::Direct;
 use crate::wire::{FrameKind, TAGGED};
 use kfab_core::spi::{Conn, Delivery};
 
+/// With more that the peer has not acknowledged no tab is opened.
+const FEW: usize = 4;
 /// One number further in the low word of a header.
 const ONE_ON: u32 = 1 << 8;
 
@@ -92,9 +94,11 @@ impl Machine {
     #[inline(always)]
     pub(crate) fn open_tab(&mut self, io: &Io<'_>, ci: u32, pi: u32) {
         let (c, p) = (&self.conns[ci as usize], &self.peers[pi as usize]);
-        let usual = c.delivery == Delivery::Process
+        // Nobody waits for what its headers say.
+        let unasked = p.tx.unacked.len() <= FEW && p.tx.unacked.iter().all(|u| u.out.op.is_none());
+        let usual = c.delivery != Delivery::Datagram
+            && unasked
             && p.tx.is_drained()
-            && p.tx.unacked.is_empty()
             && !p.rx.ack_now
             && self.faults.is_empty()
             && self.is_calm(io.now);
@@ -131,7 +135,6 @@ impl Machine {
         let (frames, ci, pi, at) = (std::mem::take(&mut t.frames), t.ci, t.pi, t.at);
         let (bytes, told) = (std::mem::take(&mut t.bytes), t.told);
         let (served, tag) = (std::mem::replace(&mut t.served, OpId::NOBODY), t.tag);
-        self.round += u64::from(frames);
         let (c, p) = (&mut self.conns[ci as usize], &mut self.peers[pi as usize]);
         c.rx_frames += u64::from(frames);
         (c.used_at, c.heard_at, c.asked_at) = (at, at, 0);
@@ -145,9 +148,14 @@ impl Machine {
                 p.expects = p.expects.saturating_sub(1);
             }
         }
+        // Unless they were told with a frame of ours meanwhile.
+        let owed = c.delivery != Delivery::Process && p.rx.ack_at == 0 && p.rx.untold() != (0, 0);
         let (acked, more_credit) = p.hears(at, told as u16, (told >> 16) as u16);
         if acked | more_credit {
             self.told_us(at, pi, acked);
+        }
+        if owed {
+            self.owe_ack(at, pi);
         }
     }
 

@@ -355,8 +355,7 @@ impl Machine {
                     p.struck = true;
                     if p.rx.ack_now {
                         // The acknowledgement it carried is still owed.
-                        p.rx.ack_at = io.now + self.limits.ack_delay.as_nanos() as u64;
-                        self.set_timer(pi, io.now);
+                        self.owe_ack(io.now, pi);
                     }
                     return true;
                 }

@@ -189,13 +189,13 @@ impl Node {
         };
         let (shortly, in_slab) = (rng.chance(0.5), matches!(payload, Payload::Buffer(_)));
         let r = self.with(now, |m, io| {
-            if shortly && m.send_now(io, peer, &bytes, in_slab, options) {
+            if shortly && m.send_now(io, peer, &bytes, in_slab, &options) {
                 return Ok(None);
             }
             match payload {
                 Payload::Buffer(b) if shortly => {
                     let mut from = Some(b);
-                    let promised = m.promise_now(io, peer, &mut from, options);
+                    let promised = m.promise_now(io, peer, &mut from, &options);
                     promised.map_or_else(
                         || m.send(io, peer, Payload::Buffer(from.unwrap()), options),
                         |op| Ok(Some(op)),
