@@ -42,7 +42,17 @@ fn all_seeds(plan: &Plan) {
 }
 
 fn plan(name: &'static str, delivery: Delivery, trouble: Trouble) -> Plan {
-    Plan { name, delivery, rails: 2, hosts: 3, rma: false, trouble, messages: 200, disturbance: 0.0 }
+    Plan {
+        name,
+        delivery,
+        rails: 2,
+        hosts: 3,
+        rma: false,
+        trouble,
+        messages: 200,
+        disturbance: 0.0,
+        talk: false,
+    }
 }
 
 /// One test each: what ports promise, what befalls them, and what differs from [`plan`].
@@ -90,6 +100,13 @@ scenarios! {
     memory_like_calm: Process, None, rails = 1, rma = true;
     memory_like_with_fault_rules: Process, Rules, rails = 1, rma = true;
     memory_like_with_crashes: Process, Crashes, rails = 1, rma = true;
+
+    // Rows of small messages are handed over first and booked later.
+    talk_over_memory: Process, None, rails = 1, hosts = 2, talk = true, messages = 1000;
+    disturbed_talk_over_memory: Process, Rules, rails = 1, talk = true, disturbance = 0.004, messages = 600;
+    talk_over_memory_with_crashes: Process, Crashes, rails = 1, talk = true, messages = 600;
+    talk_over_connections_with_cuts: Connection, Cuts, rails = 1, talk = true, messages = 600;
+    talk_over_connections_with_everything: Connection, Everything, rails = 1, talk = true, messages = 600;
 }
 
 /// Where rails reorder, messages keep an order only because it is asked for.

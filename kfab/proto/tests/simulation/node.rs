@@ -1,6 +1,6 @@
 //! One simulated process: a machine, its ports, and an application that sends, receives and keeps books.
 
-use crate::run::{Book, Rng};
+use crate::run::{Book, Plan, Rng};
 use kfab_core::mem::{Buffer, Pool, PoolConfig, WindowMem};
 use kfab_core::spi::{Address, Port, Rights};
 use kfab_core::{Error, Kind};
@@ -59,6 +59,8 @@ pub(crate) struct Node {
     pub(crate) peers: BTreeMap<u32, PeerId>,
     pub(crate) window: Option<(WindowId, WindowKey, WindowMem)>,
     pub(crate) sent: u64,
+    /// It talks: so many messages at most, like the others.
+    talk: Option<u64>,
     /// When the application sends again.
     pub(crate) next_burst: u64,
     /// Receives posted: untagged and tagged.
@@ -99,7 +101,8 @@ pub(crate) fn contents(id: u64, len: usize) -> Vec<u8> {
 }
 
 impl Node {
-    pub(crate) fn new(world: &World, host: u32, life: u32, rails: u32, seed: u64) -> Node {
+    pub(crate) fn new(world: &World, host: u32, life: u32, plan: &Plan, seed: u64) -> Node {
+        let rails = plan.rails;
         let ports: Vec<_> = (0..rails).map(|r| world.port(host, r)).collect();
         // In every third run connections are closed when nothing has gone over them for a while, and made again.
         let idle_close = std::time::Duration::from_millis(if seed.is_multiple_of(3) { 20 } else { 600_000 });
@@ -120,6 +123,7 @@ impl Node {
             peers: BTreeMap::new(),
             window: None,
             sent: 0,
+            talk: plan.talk.then_some(plan.messages),
             next_burst: 0,
             posted: [0; 2],
             begun: [0; 2],
@@ -167,27 +171,34 @@ impl Node {
         }
     }
 
+    /// One of a conversation of small messages: nothing about it is to be unusual.
+    fn talks(&self, rng: &mut Rng) -> bool {
+        self.talk.is_some() && rng.chance(0.95)
+    }
+
     pub(crate) fn send(&mut self, now: u64, to: u32, rng: &mut Rng, book: &mut Book) {
+        let talks = self.talks(rng);
         let len = match rng.below(10) {
+            _ if talks => 8 + rng.below(33) as usize,
             0..=4 => 8 + rng.below(33) as usize,
             5..=7 => 41 + rng.below(5000) as usize,
             _ => 9000 + rng.below(200_000) as usize,
         };
-        let (tagged, ordered) = (rng.chance(0.5), rng.chance(0.3));
+        let (tagged, ordered) = (rng.chance(if talks { 0.1 } else { 0.5 }), !talks && rng.chance(0.3));
         let id = book.new_message((self.host, self.life), to, len, tagged, ordered);
         let bytes = contents(id, len);
         let options = SendOptions {
             tag: tagged.then_some(id & 3),
             ordered: ordered && !book.without_order,
-            delivered: rng.chance(0.3),
+            delivered: !talks && rng.chance(0.3),
         };
         let peer = self.peers[&to];
         let job = Job::Send { id, delivered: options.delivered };
-        let payload = match rng.chance(0.5) {
+        let payload = match !talks && rng.chance(0.5) {
             true => Payload::Buffer(self.pool.copy_from(&bytes).unwrap()),
             false => Payload::Bytes(&bytes),
         };
-        let (shortly, in_slab) = (rng.chance(0.5), matches!(payload, Payload::Buffer(_)));
+        let (shortly, in_slab) = (talks || rng.chance(0.5), matches!(payload, Payload::Buffer(_)));
         let r = self.with(now, |m, io| {
             if shortly && m.send_now(io, peer, &bytes, in_slab, &options) {
                 return Ok(None);
@@ -211,7 +222,7 @@ impl Node {
     /// Keeps a few receives of either kind posted.
     pub(crate) fn keep_receiving(&mut self, now: u64, rng: &mut Rng, book: &mut Book) {
         for tagged in [false, true] {
-            while self.posted[usize::from(tagged)] < 3 {
+            while self.posted[usize::from(tagged)] < if self.talk.is_some() { 1 } else { 3 } {
                 self.receive(now, tagged, rng, book);
             }
         }
@@ -243,14 +254,17 @@ impl Node {
     /// Posts a receive, sometimes with a buffer or several, sometimes on the short way.
     fn receive(&mut self, now: u64, tagged: bool, rng: &mut Rng, book: &mut Book) {
         let tag = tagged.then_some((0, 3));
-        let (want, shortly) = (Want { tag, from: None }, rng.chance(0.5));
-        let mut out =
-            Direct { body: rng.chance(0.3).then(|| self.pool.alloc(300_000).unwrap()), ..Direct::EMPTY };
+        let talks = self.talks(rng);
+        let (want, shortly) = (Want { tag, from: None }, talks || rng.chance(0.5));
+        let mut out = Direct {
+            body: (!talks && rng.chance(0.3)).then(|| self.pool.alloc(300_000).unwrap()),
+            ..Direct::EMPTY
+        };
         self.posted[usize::from(tagged)] += 1;
         self.begun[usize::from(tagged)] += 1;
         let mark = Arc::new(Mark { clock: self.clock.clone(), at: AtomicU64::new(0) });
         let job = Job::Recv { tagged, nth: self.begun[usize::from(tagged)], mark };
-        if rng.chance(0.25) {
+        if !talks && rng.chance(0.25) {
             let into = self.vector(300_000, rng);
             let r = self.with(now, |m, io| m.recv_all(io, want, into));
             return self.start_marked(r, job, book);
@@ -273,26 +287,63 @@ impl Node {
         self.start(r, job, book);
     }
 
+    /// The receives under way, of one kind or of both.
+    fn receives(&self, kind: Option<bool>) -> Vec<OpId> {
+        let fits = |j: &Job| matches!(j, Job::Recv { tagged, .. } if kind.is_none_or(|k| k == *tagged));
+        self.jobs.iter().filter(|(_, j)| fits(j)).map(|(op, _)| *op).collect()
+    }
+
     /// Waits a little for one of the receives, on the short way.
     fn wait_shortly(&mut self, now: u64, rng: &mut Rng, book: &mut Book) {
-        let receives: Vec<OpId> =
-            self.jobs.iter().filter(|(_, j)| matches!(j, Job::Recv { .. })).map(|(op, _)| *op).collect();
-        if receives.is_empty() {
-            return;
+        let receives = self.receives(None);
+        if !receives.is_empty() {
+            let op = receives[rng.below(receives.len() as u64) as usize];
+            let _ = self.wait_on(now, op, rng.below(8), book);
         }
-        let op = receives[rng.below(receives.len() as u64) as usize];
-        for _ in 0..rng.below(8) {
+    }
+
+    /// What the last round found; `Here`: the receive has got its message.
+    fn wait_on(&mut self, now: u64, op: OpId, rounds: u64, book: &mut Book) -> Polled {
+        let mut last = Polled::Nothing;
+        for _ in 0..rounds {
             if self.machine.has_ended(op) {
-                return;
+                return Polled::Busy;
             }
             let mut out = Direct::EMPTY;
-            match self.with(now, |m, io| m.poll_for(io, op, &mut out)) {
+            last = self.with(now, |m, io| m.poll_for(io, op, &mut out));
+            match last {
                 Polled::Busy => {}
-                Polled::Nothing | Polled::Due => return,
+                Polled::Nothing | Polled::Due => return last,
                 Polled::Here => {
                     let job = self.jobs.remove(&op).unwrap();
-                    return self.ended_now(job, Outcome::Message(message(&mut out)), book);
+                    self.ended_now(job, Outcome::Message(message(&mut out)), book);
+                    return last;
                 }
+            }
+        }
+        last
+    }
+
+    /// A row of receives with answers in between, and nothing else, for as long as something comes.
+    fn converse(&mut self, now: u64, most: u64, rng: &mut Rng, book: &mut Book) {
+        for _ in 0..80 {
+            let tagged = rng.chance(0.1);
+            let came = match self.receives(Some(tagged)).first() {
+                Some(op) => self.wait_on(now, *op, 4, book),
+                None => {
+                    let before = self.jobs.len();
+                    self.receive(now, tagged, rng, book);
+                    if self.jobs.len() == before { Polled::Here } else { Polled::Busy }
+                }
+            };
+            match came {
+                Polled::Nothing => return,
+                Polled::Due => drop(self.with(now, |m, io| m.poll(io))),
+                Polled::Here if rng.chance(0.5) && self.sent < most => {
+                    let others: Vec<u32> = self.peers.keys().copied().collect();
+                    self.send(now, others[rng.below(others.len() as u64) as usize], rng, book);
+                }
+                Polled::Here | Polled::Busy => {}
             }
         }
     }
@@ -383,8 +434,15 @@ impl Node {
     }
 
     pub(crate) fn poll(&mut self, now: u64, rng: &mut Rng, book: &mut Book) {
-        if rng.chance(0.5) {
-            self.wait_shortly(now, rng, book);
+        match self.talk {
+            Some(most) => {
+                self.converse(now, most, rng, book);
+                if rng.chance(0.7) {
+                    return self.reap(book);
+                }
+            }
+            _ if rng.chance(0.5) => self.wait_shortly(now, rng, book),
+            _ => {}
         }
         self.with(now, |m, io| m.poll(io));
         self.reap(book);

@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) messages: u64,
     /// How likely a node disturbs one of its own operations, at each step.
     pub(crate) disturbance: f64,
+    /// Mostly small messages, received in a row.
+    pub(crate) talk: bool,
 }
 
 pub(crate) struct Rng(u64);
@@ -298,7 +300,7 @@ impl Run {
         c.trace = if trace { crate::number("KFAB_TRACE").unwrap_or(300) as usize } else { 0 };
         c.sees_rail_death = seed.is_multiple_of(2);
         let world = World::new(seed, c);
-        let new = |h| Some(Node::new(&world, h, 0, plan.rails, seed));
+        let new = |h| Some(Node::new(&world, h, 0, plan, seed));
         let nodes = (0..plan.hosts).map(new).collect();
         let losses_allowed = matches!(plan.trouble, Trouble::Crashes | Trouble::Everything);
         Run {
@@ -491,7 +493,7 @@ impl Run {
         self.world.restart(host);
         self.lives[h] += 1;
         let now = self.world.now();
-        let mut n = Node::new(&self.world, host, self.lives[h], self.plan.rails, self.seed);
+        let mut n = Node::new(&self.world, host, self.lives[h], &self.plan, self.seed);
         for b in (0..self.plan.hosts).filter(|b| *b != host) {
             n.meet(now, b, self.plan.rails);
         }
