@@ -241,6 +241,7 @@ impl Machine {
     /// between ([`Polled::Due`] says when at the latest). Ports other than the one of the last frame are not looked at.
     #[inline]
     pub fn poll_for(&mut self, io: &mut Io<'_>, op: OpId, out: &mut Direct) -> Polled {
+        self.end_served();
         match self.prepare(io) {
             Polled::Nothing => self.next_small(io, Taker::Op(op), out),
             other => other,
@@ -255,9 +256,11 @@ impl Machine {
         if !self.matcher.none_waits(want) {
             return out.body.is_none() && self.take_waiting(want, out);
         }
-        self.prepare(io) != Polled::Due
-            && self.matcher.is_idle(want)
-            && self.next_small(io, Taker::Anyone(want), out) == Polled::Here
+        let free = match self.prepare(io) {
+            Polled::Busy => self.is_calm(io.now),
+            prepared => prepared == Polled::Nothing,
+        };
+        free && self.matcher.is_idle(want) && self.next_small(io, Taker::Anyone(want), out) == Polled::Here
     }
 
     /// Sees to what comes before the next frame: `Nothing` if there was none of it.

@@ -80,6 +80,7 @@ impl Tab {
     /// It has been handed over, to this receive.
     #[inline(always)]
     pub(crate) fn add(&mut self, now: u64, served: OpId, frame: &Direct) {
+        debug_assert!(self.served == OpId::NOBODY, "the receive before is not booked");
         self.left -= 1;
         self.expected = self.expected.wrapping_add(ONE_ON);
         self.frames += 1;
@@ -90,7 +91,7 @@ impl Tab {
 }
 
 impl Machine {
-    /// Opens a tab for a connection that has just brought a message by the short way, if its frames are not kept.
+    /// Opens a tab for a connection that has just brought a message by the short way, if nothing is unusual.
     #[inline(always)]
     pub(crate) fn open_tab(&mut self, io: &Io<'_>, ci: u32, pi: u32) {
         let (c, p) = (&self.conns[ci as usize], &self.peers[pi as usize]);
@@ -159,7 +160,7 @@ impl Machine {
         }
     }
 
-    /// A receive may be posted: the last is over in the books too.
+    /// A receive may be posted, or served: the last is over in the books too.
     #[inline(always)]
     pub(crate) fn end_served(&mut self) {
         if self.tab.served != OpId::NOBODY {

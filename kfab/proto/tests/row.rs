@@ -14,9 +14,9 @@ struct End {
 }
 
 impl End {
-    fn new(world: &World, host: u32) -> End {
+    fn new(world: &World, host: u32, limits: Limits) -> End {
         let ports = vec![world.port(host, 0)];
-        let mut machine = Machine::new(Limits::default(), u64::from(host) + 1, false);
+        let mut machine = Machine::new(limits, u64::from(host) + 1, false);
         machine.set_address(&format!("sim:{host}.0").parse().unwrap());
         End { machine, ports, pool: Pool::new(PoolConfig::default()) }
     }
@@ -32,10 +32,27 @@ impl End {
         here.then(|| out.bytes()[0])
     }
 
-    fn send(&mut self, now: u64, to: PeerId, byte: u8) {
-        let gone =
-            |m: &mut Machine, io: &mut Io<'_>| m.send_now(io, to, &[byte; 8], false, &SendOptions::default());
-        assert!(self.with(now, gone), "message {byte} went the long way");
+    fn send(&mut self, now: u64, to: PeerId, byte: u8, tag: Option<u64>) {
+        let options = SendOptions { tag, ..SendOptions::default() };
+        let gone = self.with(now, |m, io| m.send_now(io, to, &[byte; 8], false, &options));
+        assert!(gone, "message {byte} went the long way");
+    }
+
+    /// Posts a receive without looking.
+    fn post(&mut self, now: u64, tag: Option<(u64, u64)>) -> OpId {
+        let want = Want { tag, from: None };
+        self.with(now, |m, io| m.post_recv(io, &want, &mut None)).unwrap()
+    }
+
+    /// Waits for it on the short way.
+    fn wait(&mut self, now: u64, op: OpId) -> u8 {
+        let mut out = Direct::EMPTY;
+        for _ in 0..4 {
+            if self.with(now, |m, io| m.poll_for(io, op, &mut out)) == Polled::Here {
+                return out.bytes()[0];
+            }
+        }
+        panic!("nothing came for {op:?}: {:?}", self.machine.stats());
     }
 }
 
@@ -49,8 +66,12 @@ struct Two {
 
 impl Two {
     fn new(delivery: Delivery) -> Two {
+        Two::with_limits(delivery, Limits::default())
+    }
+
+    fn with_limits(delivery: Delivery, limits: Limits) -> Two {
         let world = World::new(1, WorldConfig::new(delivery));
-        let (mut a, b) = (End::new(&world, 0), End::new(&world, 1));
+        let (mut a, b) = (End::new(&world, 0, limits.clone()), End::new(&world, 1, limits));
         let to_b = a.with(0, |m, io| m.peer(io, &"sim:1.0".parse().unwrap())).unwrap();
         let sent =
             a.with(0, |m, io| m.send(io, to_b, Payload::Bytes(b"hello"), SendOptions::default())).unwrap();
@@ -79,7 +100,7 @@ impl Two {
     fn row(&mut self, n: u8) {
         for i in 0..n {
             let now = self.world.now();
-            self.a.send(now, self.to_b, i);
+            self.a.send(now, self.to_b, i, None);
             self.a.with(now, |m, io| m.poll(io));
         }
         // Less than it takes until a timer is due.
@@ -101,7 +122,7 @@ impl Two {
     /// `b` sends one back.
     fn answer(&mut self) {
         let (now, to_a) = (self.world.now(), *self.b.machine.peers().first().unwrap());
-        self.b.send(now, to_a, 0xaa);
+        self.b.send(now, to_a, 0xaa, None);
         self.b.with(now, |_, io| io.ports[0].flush());
     }
 }
@@ -163,4 +184,48 @@ fn an_answer_tells_what_was_handed_over_before_it() {
     }
     let info = two.a.machine.peer_info(two.to_b).unwrap();
     assert_eq!((two.a.machine.stats().unacked, info.credits), (0, info.credit_limit));
+}
+
+#[test]
+fn receives_of_both_kinds_are_over_when_they_are_served() {
+    for delivery in [Delivery::Process, Delivery::Connection] {
+        let mut two = Two::new(delivery);
+        let now = two.world.now();
+        let [first, second] = [None, None].map(|tag| two.b.post(now, tag));
+        let tagged = two.b.post(now, Some((7, 0)));
+        for (byte, tag) in [(0, None), (1, None), (2, Some(7)), (3, None)] {
+            two.a.send(now, two.to_b, byte, tag);
+            two.a.with(now, |m, io| m.poll(io));
+        }
+        two.row(0);
+        let now = two.world.now();
+        // No call comes between the second and the tagged one.
+        assert_eq!([first, second, tagged].map(|op| two.b.wait(now, op)), [0, 1, 2]);
+        let s = two.b.machine.stats();
+        assert_eq!((s.ops, s.posted), (0, 0), "{delivery:?}");
+        assert_eq!(two.b.next(now), Some(3));
+    }
+}
+
+#[test]
+fn who_always_finds_a_message_is_sent_to_look_at_everything_now_and_then() {
+    // With so few unacknowledged almost every message makes its receiver send something.
+    for max_unacked in [4, 16, 4096] {
+        let mut two = Two::with_limits(Delivery::Process, Limits { max_unacked, ..Limits::default() });
+        let (mut in_a_row, mut refused) = (0, 0);
+        while refused < 2 {
+            two.row(1);
+            let now = two.world.now();
+            match two.b.next(now) {
+                Some(_) => in_a_row += 1,
+                None => {
+                    (in_a_row, refused) = (0, refused + 1);
+                    two.b.with(now, |m, io| m.poll(io));
+                    assert_eq!(two.b.next(now), Some(0));
+                }
+            }
+            assert!(in_a_row < 5000, "{max_unacked} unacknowledged: the way is never closed");
+            two.a.with(now, |m, io| m.poll(io));
+        }
+    }
 }

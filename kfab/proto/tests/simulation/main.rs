@@ -102,11 +102,11 @@ scenarios! {
     memory_like_with_crashes: Process, Crashes, rails = 1, rma = true;
 
     // Rows of small messages are handed over first and booked later.
-    talk_over_memory: Process, None, rails = 1, hosts = 2, talk = true, messages = 1000;
-    disturbed_talk_over_memory: Process, Rules, rails = 1, talk = true, disturbance = 0.004, messages = 600;
-    talk_over_memory_with_crashes: Process, Crashes, rails = 1, talk = true, messages = 600;
-    talk_over_connections_with_cuts: Connection, Cuts, rails = 1, talk = true, messages = 600;
-    talk_over_connections_with_everything: Connection, Everything, rails = 1, talk = true, messages = 600;
+    talk_over_memory: Process, None, rails = 1, hosts = 2, talk = true, messages = 150;
+    disturbed_talk_over_memory: Process, Rules, rails = 1, talk = true, disturbance = 0.004, messages = 150;
+    talk_over_memory_with_crashes: Process, Crashes, rails = 1, talk = true, messages = 150;
+    talk_over_connections_with_cuts: Connection, Cuts, rails = 1, talk = true, messages = 150;
+    talk_over_connections_with_everything: Connection, Everything, rails = 1, talk = true, messages = 150;
 }
 
 /// Where rails reorder, messages keep an order only because it is asked for.

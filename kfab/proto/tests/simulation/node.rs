@@ -184,7 +184,7 @@ impl Node {
             5..=7 => 41 + rng.below(5000) as usize,
             _ => 9000 + rng.below(200_000) as usize,
         };
-        let (tagged, ordered) = (rng.chance(if talks { 0.1 } else { 0.5 }), !talks && rng.chance(0.3));
+        let (tagged, ordered) = (rng.chance(if talks { 0.3 } else { 0.5 }), !talks && rng.chance(0.3));
         let id = book.new_message((self.host, self.life), to, len, tagged, ordered);
         let bytes = contents(id, len);
         let options = SendOptions {
@@ -327,7 +327,7 @@ impl Node {
     /// A row of receives with answers in between, and nothing else, for as long as something comes.
     fn converse(&mut self, now: u64, most: u64, rng: &mut Rng, book: &mut Book) {
         for _ in 0..80 {
-            let tagged = rng.chance(0.1);
+            let tagged = rng.chance(0.3);
             let came = match self.receives(Some(tagged)).first() {
                 Some(op) => self.wait_on(now, *op, 4, book),
                 None => {
