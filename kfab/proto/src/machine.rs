@@ -103,6 +103,8 @@ impl Hasher for ConnHasher {
 type ConnIndex = HashMap<(usize, Conn), u32, BuildHasherDefault<ConnHasher>>;
 
 /// The protocol of one lane. See the crate documentation for the rooms it is made of.
+///
+/// For whoever adds a call: unless it is of the short way, or touches operations' results only, it begins with `close_tab` (see `tab`).
 pub struct Machine {
     pub(crate) limits: Limits,
     pub(crate) identity: u64,

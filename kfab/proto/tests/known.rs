@@ -1,31 +1,20 @@
 //! The table of peers: it is bounded, those that nobody needs make room, and what they counted stays counted.
 
+mod end;
+
+use end::End;
 use kfab_core::Kind;
-use kfab_core::mem::{Pool, PoolConfig};
-use kfab_core::spi::{Delivery, Port};
+use kfab_core::spi::Delivery;
 use kfab_proto::*;
 use kfab_sim::{World, WorldConfig};
 
 const MS: u64 = 1_000_000;
 
-struct End {
-    machine: Machine,
-    ports: Vec<Box<dyn Port>>,
-    pool: Pool,
+fn end(world: &World, host: u32, max_peers: usize) -> End {
+    End::new(world, host, &[0], Limits { max_peers, ..Limits::default() })
 }
 
 impl End {
-    fn new(world: &World, host: u32, max_peers: usize) -> End {
-        let ports = vec![world.port(host, 0)];
-        let mut machine = Machine::new(Limits { max_peers, ..Limits::default() }, u64::from(host) + 1, false);
-        machine.set_address(&format!("sim:{host}.0").parse().unwrap());
-        End { machine, ports, pool: Pool::new(PoolConfig::default()) }
-    }
-
-    fn with<R>(&mut self, now: u64, f: impl FnOnce(&mut Machine, &mut Io<'_>) -> R) -> R {
-        f(&mut self.machine, &mut Io { ports: &mut self.ports, now: now + 1, pool: &self.pool })
-    }
-
     fn peer(&mut self, world: &World, host: u32) -> kfab_core::Result<PeerId> {
         self.with(world.now(), |m, io| m.peer(io, &format!("sim:{host}.0").parse().unwrap()))
     }
@@ -48,7 +37,7 @@ fn pass(world: &World, ends: &mut [&mut End], ms: u64) {
 #[test]
 fn peers_that_nobody_needs_make_room() {
     let world = World::new(1, WorldConfig::new(Delivery::Connection));
-    let (mut a, mut b) = (End::new(&world, 0, 4), End::new(&world, 1, 4));
+    let (mut a, mut b) = (end(&world, 0, 4), end(&world, 1, 4));
     let names: Vec<PeerId> = (1..5).map(|h| a.peer(&world, h).unwrap()).collect();
     let full = a.peer(&world, 9).unwrap_err();
     assert_eq!(full.kind(), Kind::Limit, "all were asked for just now");
@@ -77,7 +66,7 @@ fn peers_that_nobody_needs_make_room() {
 #[test]
 fn any_number_of_addresses_can_be_named_in_turn_and_totals_never_go_down() {
     let world = World::new(1, WorldConfig::new(Delivery::Connection));
-    let (mut a, mut b) = (End::new(&world, 0, 100), End::new(&world, 1, 100));
+    let (mut a, mut b) = (end(&world, 0, 100), end(&world, 1, 100));
     let mut names = std::collections::HashSet::new();
     let to_b = a.peer(&world, 1).unwrap();
     a.send(&world, to_b).unwrap();

@@ -1,8 +1,10 @@
 //! One open port: a client that can call its server, and a server that can never call back. What the server has to say arrives, also
 //! when the connection has broken, or was idle, while the client only waits.
 
-use kfab_core::mem::{Pool, PoolConfig};
-use kfab_core::spi::{Address, Delivery, Port};
+mod end;
+
+use end::End;
+use kfab_core::spi::{Address, Delivery};
 use kfab_proto::*;
 use kfab_sim::{Path, World, WorldConfig};
 use std::time::Duration;
@@ -10,26 +12,14 @@ use std::time::Duration;
 const MS: u64 = 1_000_000;
 const ANYONE: Want = Want { tag: None, from: None };
 
-struct End {
-    machine: Machine,
-    ports: Vec<Box<dyn Port>>,
-    pool: Pool,
+/// A host whose peers are told this address.
+fn end(world: &World, host: u32, says: &str, idle_close: Duration) -> End {
+    let mut end = End::new(world, host, &[0], Limits { idle_close, ..Limits::default() });
+    end.machine.set_address(&says.parse().unwrap());
+    end
 }
 
 impl End {
-    /// A host whose peers are told this address.
-    fn new(world: &World, host: u32, says: &str, idle_close: Duration) -> End {
-        let ports = vec![world.port(host, 0)];
-        let limits = Limits { idle_close, ..Limits::default() };
-        let mut machine = Machine::new(limits, u64::from(host) + 1, false);
-        machine.set_address(&says.parse().unwrap());
-        End { machine, ports, pool: Pool::new(PoolConfig::default()) }
-    }
-
-    fn with<R>(&mut self, now: u64, f: impl FnOnce(&mut Machine, &mut Io<'_>) -> R) -> R {
-        f(&mut self.machine, &mut Io { ports: &mut self.ports, now: now + 1, pool: &self.pool })
-    }
-
     fn send(&mut self, now: u64, to: PeerId, text: &[u8]) {
         self.with(now, |m, io| m.send(io, to, Payload::Bytes(text), SendOptions::default())).unwrap();
     }
@@ -55,8 +45,8 @@ impl Pair {
     fn new(idle_close: Duration, refused: bool) -> Pair {
         let world = World::new(3, WorldConfig::new(Delivery::Connection));
         // A place where nobody is: a call there is refused, or meets silence.
-        let client = End::new(&world, 0, "sim:77.0", idle_close);
-        let server = End::new(&world, 1, "sim:1.0", idle_close);
+        let client = end(&world, 0, "sim:77.0", idle_close);
+        let server = end(&world, 1, "sim:1.0", idle_close);
         if !refused {
             world.cut(Path::one_way(1, 77));
         }
@@ -162,8 +152,8 @@ fn a_connection_by_which_something_may_come_is_not_closed_as_idle() {
 fn an_idle_connection_of_two_that_can_call_each_other_is_closed() {
     let world = World::new(3, WorldConfig::new(Delivery::Connection));
     let idle = Duration::from_millis(50);
-    let client = End::new(&world, 0, "sim:0.0", idle);
-    let mut server = End::new(&world, 1, "sim:1.0", idle);
+    let client = end(&world, 0, "sim:0.0", idle);
+    let mut server = end(&world, 1, "sim:1.0", idle);
     server.with(0, |m, io| m.peer(io, &"sim:0.0".parse().unwrap())).unwrap();
     let mut p = Pair::meet(world, client, server);
     let answer = p.client.recv(p.world.now());

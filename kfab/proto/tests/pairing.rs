@@ -1,29 +1,12 @@
 //! Rails that are networks of their own: each is paired with its like, in whatever order the two ends name theirs, and a pair that cannot
 //! work is never tried.
 
-use kfab_core::mem::{Pool, PoolConfig};
-use kfab_core::spi::{Address, Delivery, Port};
+mod end;
+
+use end::End;
+use kfab_core::spi::{Address, Delivery};
 use kfab_proto::*;
 use kfab_sim::{World, WorldConfig};
-
-struct End {
-    machine: Machine,
-    ports: Vec<Box<dyn Port>>,
-    pool: Pool,
-}
-
-impl End {
-    fn new(world: &World, host: u32, rails: &[u32]) -> End {
-        let ports: Vec<_> = rails.iter().map(|r| world.port(host, *r)).collect();
-        let mut machine = Machine::new(Limits::default(), u64::from(host) + 1, false);
-        machine.set_address(&Address::new(ports.iter().flat_map(|p| p.ways()).collect()));
-        End { machine, ports, pool: Pool::new(PoolConfig::default()) }
-    }
-
-    fn with<R>(&mut self, now: u64, f: impl FnOnce(&mut Machine, &mut Io<'_>) -> R) -> R {
-        f(&mut self.machine, &mut Io { ports: &mut self.ports, now: now + 1, pool: &self.pool })
-    }
-}
 
 /// Two ends with these rails, in this order, in a world where each rail is a network of its own. The ports of the first that have a
 /// connection in the end, and whether one was tried that cannot be.
@@ -31,7 +14,8 @@ fn meet(ours: &[u32], theirs: &[u32]) -> (Vec<usize>, bool) {
     let mut config = WorldConfig::new(Delivery::Connection);
     (config.routed, config.trace) = (false, 10_000);
     let world = World::new(7, config);
-    let (mut a, mut b) = (End::new(&world, 0, ours), End::new(&world, 1, theirs));
+    let (mut a, mut b) =
+        (End::new(&world, 0, ours, Limits::default()), End::new(&world, 1, theirs, Limits::default()));
     let address: Address =
         theirs.iter().map(|r| format!("sim:1.{r}")).collect::<Vec<_>>().join(",").parse().unwrap();
     let peer = a.with(0, |m, io| m.peer(io, &address)).unwrap();

@@ -1,30 +1,15 @@
 //! A row of small messages on the short way: they are handed over one after the other, and the books are right whenever somebody looks.
 
-use kfab_core::mem::{Pool, PoolConfig};
-use kfab_core::spi::{Delivery, Port};
+mod end;
+
+use end::End;
+use kfab_core::spi::Delivery;
 use kfab_proto::*;
 use kfab_sim::{World, WorldConfig};
 
 const STEP: u64 = 20_000;
 
-struct End {
-    machine: Machine,
-    ports: Vec<Box<dyn Port>>,
-    pool: Pool,
-}
-
 impl End {
-    fn new(world: &World, host: u32, limits: Limits) -> End {
-        let ports = vec![world.port(host, 0)];
-        let mut machine = Machine::new(limits, u64::from(host) + 1, false);
-        machine.set_address(&format!("sim:{host}.0").parse().unwrap());
-        End { machine, ports, pool: Pool::new(PoolConfig::default()) }
-    }
-
-    fn with<R>(&mut self, now: u64, f: impl FnOnce(&mut Machine, &mut Io<'_>) -> R) -> R {
-        f(&mut self.machine, &mut Io { ports: &mut self.ports, now: now + 1, pool: &self.pool })
-    }
-
     /// The next untagged message, if it comes by the short way before it is posted.
     fn next(&mut self, now: u64) -> Option<u8> {
         let mut out = Direct::EMPTY;
@@ -71,7 +56,7 @@ impl Two {
 
     fn with_limits(delivery: Delivery, limits: Limits) -> Two {
         let world = World::new(1, WorldConfig::new(delivery));
-        let (mut a, b) = (End::new(&world, 0, limits.clone()), End::new(&world, 1, limits));
+        let (mut a, b) = (End::new(&world, 0, &[0], limits.clone()), End::new(&world, 1, &[0], limits));
         let to_b = a.with(0, |m, io| m.peer(io, &"sim:1.0".parse().unwrap())).unwrap();
         let sent =
             a.with(0, |m, io| m.send(io, to_b, Payload::Bytes(b"hello"), SendOptions::default())).unwrap();

@@ -1,32 +1,17 @@
 //! A receive whose message breaks on the way waits again, and gets what has come meanwhile.
 
-use kfab_core::mem::{Buffer, Pool, PoolConfig};
-use kfab_core::spi::{Address, Delivery, Port};
+mod end;
+
+use end::End;
+use kfab_core::mem::Buffer;
+use kfab_core::spi::{Address, Delivery};
 use kfab_proto::*;
 use kfab_sim::{World, WorldConfig};
 
-struct End {
-    machine: Machine,
-    ports: Vec<Box<dyn Port>>,
-    pool: Pool,
-}
-
 impl End {
-    fn new(world: &World, host: u32) -> End {
-        let ports = vec![world.port(host, 0)];
-        let mut machine = Machine::new(Limits::default(), u64::from(host) + 1, false);
-        machine.set_address(&Address::new(ports[0].ways()));
-        End { machine, ports, pool: Pool::new(PoolConfig::default()) }
-    }
-
-    fn with<R>(&mut self, world: &World, f: impl FnOnce(&mut Machine, &mut Io<'_>) -> R) -> R {
-        let mut io = Io { ports: &mut self.ports, now: world.now() + 1, pool: &self.pool };
-        f(&mut self.machine, &mut io)
-    }
-
     fn send(&mut self, world: &World, bytes: &[u8]) {
         let address: Address = "sim:0.0".parse().unwrap();
-        let sent = self.with(world, |m, io| {
+        let sent = self.with(world.now(), |m, io| {
             let to = m.peer(io, &address)?;
             m.send(io, to, bytes.into(), SendOptions::default())
         });
@@ -42,7 +27,7 @@ fn buffers(a: usize, b: usize) -> Vec<Buffer> {
 fn until(world: &World, ends: &mut [End], what: &str, so: impl Fn(&mut [End]) -> bool) {
     for _ in 0..1_000_000 {
         for e in ends.iter_mut() {
-            e.with(world, |m, io| m.poll(io));
+            e.with(world.now(), |m, io| m.poll(io));
         }
         if so(ends) {
             return;
@@ -72,14 +57,14 @@ fn second_serves(
     };
     let late_ns = 200_000_000;
     let world = World::new(1, WorldConfig { late_take: 1.0, late_ns, ..WorldConfig::new(delivery) });
-    let mut ends: Vec<End> = (0..3).map(|h| End::new(&world, h)).collect();
+    let mut ends: Vec<End> = (0..3).map(|h| End::new(&world, h, &[0], Limits::default())).collect();
     // They know each other first: hellos have bodies, which are late too.
     for sender in [1, 2] {
         ends[sender].send(&world, b"hello");
         until(&world, &mut ends, "hello", |e| e[0].machine.stats().unexpected == 1);
-        ends[0].with(&world, |m, io| m.recv(io, Want::default(), None)).unwrap();
+        ends[0].with(world.now(), |m, io| m.recv(io, Want::default(), None)).unwrap();
     }
-    let Started::Pending(op) = ends[0].with(&world, post).unwrap() else { panic!("nobody has sent") };
+    let Started::Pending(op) = ends[0].with(world.now(), post).unwrap() else { panic!("nobody has sent") };
     if loss == Loss::IsSilent {
         // Longer than the peer is waited for.
         world.set_late_ns(600_000_000_000);
@@ -97,7 +82,7 @@ fn second_serves(
         }
         Loss::IsSilent => {
             let address: Address = "sim:1.0".parse().unwrap();
-            let lost = ends[0].with(&world, |m, io| {
+            let lost = ends[0].with(world.now(), |m, io| {
                 let to = m.peer(io, &address)?;
                 m.send(
                     io,
