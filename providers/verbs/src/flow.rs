@@ -77,11 +77,10 @@ impl VerbsPort {
             && wire::HEAD_LEN + bytes.len() <= qp.inline()
         {
             let owed = std::mem::take(&mut l.owed);
-            qp.send_inline(|to| wire::small(to, owed, header, bytes));
             l.credits -= 1;
             l.dirty = false;
             self.requests += 1;
-            if let Err(e) = qp.ring() {
+            if let Err(e) = qp.send_now(|to| wire::small(to, owed, header, bytes)) {
                 self.not_posted(conn, &e);
             }
             return true;
@@ -188,6 +187,7 @@ impl VerbsPort {
     }
 
     /// The short way up: the next frame, if nothing else is due. A body waits as for [`VerbsPort::deliver`].
+    #[inline(always)]
     pub(crate) fn next_frame(&mut self, into: &mut Small) -> Next {
         let Some(wc) = self.polled.first() else { return Next::Nothing };
         let For::Recv { qpn } = wc.owner() else { return Next::Poll };
@@ -200,10 +200,10 @@ impl VerbsPort {
             self.list(conn);
             return Next::Poll;
         }
-        let bytes = &slot.bytes()[..len];
-        let (words, _) = wire::header_of(bytes).as_chunks::<8>();
+        let (words, _) = wire::header_of(slot.bytes()).as_chunks::<8>();
         into.header = [u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])];
-        (into.conn, into.inline, into.body_len) = (conn, wire::inline_of(bytes, body_at), len - body_at);
+        (into.conn, into.inline, into.body_len) =
+            (conn, wire::inline_of(slot.bytes(), body_at), len - body_at);
         if into.body_len > 0 {
             l.waiting = Some((slot, body_at, into.body_len));
             return Next::Frame;
@@ -216,7 +216,7 @@ impl VerbsPort {
     }
 
     /// A receive has ended: the frame in it, if it is one that the caller is to have.
-    #[inline]
+    #[inline(always)]
     fn arrived(&mut self, wc: &Wc, qpn: u32) -> Option<Arrived> {
         let slot = self.memory.complete(wc)?;
         if wc.status() != ffi::WC_SUCCESS {
@@ -274,7 +274,7 @@ impl VerbsPort {
     }
 
     fn report(&mut self, conn: Conn, slot: Slot, len: usize, body_at: usize, events: &mut Vec<Event>) {
-        let (bytes, body_len) = (&slot.bytes()[..len], len - body_at);
+        let (bytes, body_len) = (slot.bytes(), len - body_at);
         let (header, inline) = (*wire::header_of(bytes), wire::inline_of(bytes, body_at));
         events.push(Event::Frame { conn, header, inline, body_len });
         match self.links.get(conn) {

@@ -183,7 +183,7 @@ impl Memory {
     }
 
     /// A receive is empty again.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn recycle(&mut self, slot: Slot) {
         self.held -= 1;
         if self.active > self.wanted() {

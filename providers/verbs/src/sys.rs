@@ -634,6 +634,7 @@ impl Srq {
     }
 
     /// Takes the slot of a completed receive back.
+    #[inline(always)]
     pub(crate) fn complete(&mut self, wc: &Wc) -> Option<Slot> {
         let place = wc.0.wr_id as u32;
         if wc.0.wr_id != RECV | self.generation | u64::from(place) {

@@ -1,7 +1,8 @@
 //! The bytes on the wire: the head of every message over the queue pair, and what travels over the side channel while a
 //! connection is made. Little-endian, versioned, reserved bytes zero. Called by `connect`, `flow` and `port`.
 //!
-//! A message is a [`Head`], `inline_len` inline bytes and the body, which is the rest. Every message costs the sender a credit,
+//! A message is a head, its inline bytes and the body, which is the rest. The head is one word (kind, length of the inline part: a
+//! byte each; credits returned: two; four reserved) and the frame's header. Every message costs the sender a credit,
 //! a receive that the peer posted for it, except those that only return credits and the goodbye, for which [`RESERVE`] more are posted.
 
 use kfab_core::auth::greeting::{Dialect, MAX_WORD, Status};
@@ -26,7 +27,7 @@ pub(crate) const RETURN_AT: u16 = CREDITS / 2;
 /// least RETURN_AT of them, and more than CREDITS are never out), then one goodbye.
 pub(crate) const RESERVE: u16 = CREDITS / RETURN_AT + 2;
 
-/// Bytes of a [`Head`].
+/// Bytes of a head.
 pub(crate) const HEAD_LEN: usize = 24;
 /// The most bytes before a body.
 pub(crate) const HEAD_MAX: usize = HEAD_LEN + INLINE_MAX;
@@ -43,18 +44,13 @@ pub(crate) enum Kind {
     Goodbye = 2,
 }
 
-/// The fixed part of a message.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct Head {
-    kind: u8,
-    inline_len: u8,
-    credits: U16,
-    reserved: U32,
-    header: [u8; HEADER_LEN],
-}
+const _: () = assert!(HEAD_LEN == size_of::<u64>() + HEADER_LEN && HEAD_MAX == 64);
 
-const _: () = assert!(size_of::<Head>() == HEAD_LEN && HEAD_MAX == 64);
+/// The first word of a message.
+#[inline(always)]
+fn word(kind: Kind, inline: usize, credits: u16) -> u64 {
+    kind as u64 | (inline as u64) << 8 | u64::from(credits) << 16
+}
 
 /// What a message says of itself; its body begins at `body_at`. [`header_of`] and [`inline_of`] have the rest.
 #[derive(Clone, Copy, Debug)]
@@ -65,26 +61,27 @@ pub(crate) struct Message {
 }
 
 /// Parses a received message; an error is the peer's offence.
-#[inline]
+#[inline(always)]
 pub(crate) fn parse(bytes: &[u8]) -> Result<Message, &'static str> {
-    let Ok((head, rest)) = Head::ref_from_prefix(bytes) else { return Err("a message too short") };
-    let kind = match head.kind {
-        0 => Kind::Frame,
+    let Some(head) = bytes.first_chunk::<HEAD_LEN>() else { return Err("a message too short") };
+    let first = u64::from_le_bytes(*head.first_chunk().expect("a head is longer than a word"));
+    let (n, credits) = (usize::from((first >> 8) as u8), (first >> 16) as u16);
+    if first >> 32 != 0 {
+        return Err("reserved bytes of a message are set");
+    }
+    if n > INLINE_MAX.min(bytes.len() - HEAD_LEN) {
+        return Err("an inline part too long");
+    }
+    let kind = match first as u8 {
+        0 => return Ok(Message { kind: Kind::Frame, credits, body_at: HEAD_LEN + n }),
         1 => Kind::Credit,
         2 => Kind::Goodbye,
         _ => return Err("a message of unknown kind"),
     };
-    if head.reserved.get() != 0 {
-        return Err("reserved bytes of a message are set");
-    }
-    let n = usize::from(head.inline_len);
-    if n > INLINE_MAX.min(rest.len()) {
-        return Err("an inline part too long");
-    }
-    if kind != Kind::Frame && (n > 0 || bytes.len() > HEAD_LEN || head.header != [0; HEADER_LEN]) {
+    if bytes.len() > HEAD_LEN || head[size_of::<u64>()..] != [0; HEADER_LEN] {
         return Err("a control message with contents");
     }
-    Ok(Message { kind, credits: head.credits.get(), body_at: HEAD_LEN + n })
+    Ok(Message { kind, credits, body_at: HEAD_LEN })
 }
 
 /// The frame header of a message that [`parse`] found good.
@@ -93,10 +90,13 @@ pub(crate) fn header_of(bytes: &[u8]) -> &[u8; HEADER_LEN] {
     bytes[..HEAD_LEN].last_chunk().expect("a head is longer than the header in it")
 }
 
-/// The inline part of such a message, which ends at its `body_at`.
-#[inline]
-pub(crate) fn inline_of(bytes: &[u8], body_at: usize) -> Inline {
-    Inline::new(&bytes[HEAD_LEN..body_at]).unwrap_or(Inline::EMPTY)
+/// The inline part of such a message, which ends at its `body_at`, from the receive it lies in: copied whole, which needs no call. What is
+/// behind the part does not count.
+#[inline(always)]
+pub(crate) fn inline_of(slot: &[u8], body_at: usize) -> Inline {
+    slot[HEAD_LEN..]
+        .first_chunk()
+        .map_or(Inline::EMPTY, |whole| Inline::from_array(*whole, body_at - HEAD_LEN))
 }
 
 /// The bytes of a message before its body: an array and how much of it counts.
@@ -107,27 +107,19 @@ pub(crate) fn head(
     header: &[u8; HEADER_LEN],
     inline: &Inline,
 ) -> ([u8; HEAD_MAX], usize) {
-    let n = inline.as_slice().len();
-    let head = Head {
-        kind: kind as u8,
-        inline_len: n as u8,
-        credits: credits.into(),
-        reserved: 0.into(),
-        header: *header,
-    };
     let mut out = [0; HEAD_MAX];
-    out[..HEAD_LEN].copy_from_slice(head.as_bytes());
+    out[..size_of::<u64>()].copy_from_slice(&word(kind, inline.len(), credits).to_le_bytes());
+    out[size_of::<u64>()..HEAD_LEN].copy_from_slice(header);
     out[HEAD_LEN..].copy_from_slice(inline.array());
-    (out, HEAD_LEN + n)
+    (out, HEAD_LEN + inline.len())
 }
 
 /// Writes a frame of few bytes, in the form of [`head`]: they are the inline part, or the body if they are more than that takes. Its length.
-#[inline]
+#[inline(always)]
 pub(crate) fn small<const N: usize>(to: &mut [u8; N], credits: u16, header: u128, bytes: &[u8]) -> usize {
     let (n, inline) = (bytes.len(), if bytes.len() <= INLINE_MAX { bytes.len() } else { 0 });
-    let first = ((inline as u64) << 8) | (u64::from(credits) << 16) | Kind::Frame as u64;
-    to[..8].copy_from_slice(&first.to_le_bytes());
-    to[8..HEAD_LEN].copy_from_slice(&header.to_le_bytes());
+    to[..size_of::<u64>()].copy_from_slice(&word(Kind::Frame, inline, credits).to_le_bytes());
+    to[size_of::<u64>()..HEAD_LEN].copy_from_slice(&header.to_le_bytes());
     if let Ok(eight) = <&[u8; 8]>::try_from(bytes) {
         // A length known beforehand needs no call.
         to[HEAD_LEN..HEAD_LEN + 8].copy_from_slice(eight);

@@ -324,6 +324,7 @@ impl Qp {
     }
 
     /// Stages a request whose bytes `fill` writes; it returns how many.
+    #[inline(always)]
     fn stage_inline(&mut self, verb: Verb, keep: Keep, fill: impl FnOnce(&mut [u8; INLINE_MAX]) -> usize) {
         self.stage_flagged(verb, keep, ffi::SEND_INLINE, |chain, at| {
             let len = fill(&mut chain.inline[at]).min(INLINE_MAX);
@@ -333,7 +334,7 @@ impl Qp {
         });
     }
 
-    #[inline]
+    #[inline(always)]
     fn stage_flagged(
         &mut self,
         verb: Verb,
@@ -366,15 +367,27 @@ impl Qp {
             wr.send_flags |= ffi::SEND_SIGNALED;
             (self.unsignalled, self.signalled) = (0, self.next);
         }
-        if !matches!(keep, Keep::Nothing) {
-            self.flying.push_back(Flying { number, keep });
+        match keep {
+            Keep::Nothing => {}
+            keep => self.flying.push_back(Flying { number, keep }),
         }
     }
 
     /// Stages a message of at most [`Qp::inline`] bytes, which `fill` writes; it returns how many.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send_inline(&mut self, fill: impl FnOnce(&mut [u8; INLINE_MAX]) -> usize) {
         self.stage_inline(Verb::Send, Keep::Nothing, fill);
+    }
+
+    /// Posts such a message, after what is staged.
+    #[inline(always)]
+    pub(crate) fn send_now(&mut self, fill: impl FnOnce(&mut [u8; INLINE_MAX]) -> usize) -> io::Result<()> {
+        if self.staged > 0 {
+            self.send_inline(fill);
+            return self.ring();
+        }
+        self.send_inline(fill);
+        self.post_chain()
     }
 
     /// Stages the goodbye.
@@ -464,6 +477,7 @@ impl Qp {
         self.failed.take().map_or(posted, Err)
     }
 
+    #[inline(always)]
     fn post_chain(&mut self) -> io::Result<()> {
         let n = std::mem::take(&mut self.staged);
         let Some(last) = n.checked_sub(1) else { return Ok(()) };
