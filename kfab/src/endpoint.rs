@@ -87,7 +87,7 @@ impl Endpoint {
         &self.lane.address
     }
 
-    /// Providers, and devices that would be rails, which could not be opened, and why: `verbs: mlx5_1 port 1 is DOWN`.
+    /// Providers, and devices that would be rails, which could not be opened, and why: `verbs: there is no libibverbs`.
     pub fn unavailable(&self) -> &[String] {
         &self.missing
     }

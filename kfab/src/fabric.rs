@@ -106,12 +106,12 @@ impl Fabric {
             if !config.providers.is_empty() && !config.providers.iter().any(|n| n == scheme) {
                 continue;
             }
-            let asked =
-                config.providers.iter().any(|n| n == scheme) || !ways_of(&config.listen, scheme).is_empty();
+            let places = config.listen.iter().chain(&config.devices);
+            let asked = config.providers.iter().any(|n| n == scheme) || !ways_of(places, scheme).is_empty();
             match self.open_ports(p.as_ref(), &config, &mut missing) {
                 Ok(mut opened) => ports.append(&mut opened),
-                Err(e) if asked || e.kind() != Kind::Unavailable => return Err(e),
-                Err(e) => without.push((scheme.to_owned(), e.context().to_owned())),
+                Err(e) if asked || is_a_mistake(&e) => return Err(e),
+                Err(e) => without.push((scheme.to_owned(), e.reason())),
             }
         }
         for (scheme, why) in &without {
@@ -159,20 +159,22 @@ impl Fabric {
                 return unknown(name);
             }
         }
+        let bad = |what: String| Err(Error::new(Kind::InvalidArgument, "endpoint", what));
         for way in config.listen.iter().chain(&config.devices) {
             match way.split_once(':') {
                 Some((scheme, _)) if have.contains(&scheme) => {}
                 Some((scheme, _)) => return unknown(scheme),
-                None => {
-                    return Err(Error::new(
-                        Kind::InvalidArgument,
-                        "endpoint",
-                        format!("{way:?}: expected SCHEME:WHERE"),
-                    ));
-                }
+                None => return bad(format!("{way:?}: expected SCHEME:WHERE")),
             }
         }
-        Ok(())
+        let chosen = |way: &String| {
+            let is_its = |name: &String| way.split_once(':').is_some_and(|(scheme, _)| scheme == name);
+            config.providers.is_empty() || config.providers.iter().any(is_its)
+        };
+        match config.listen.iter().find(|way| !chosen(way)) {
+            Some(way) => bad(format!("{way:?}: its provider is not among those chosen")),
+            None => Ok(()),
+        }
     }
 
     /// The ports over a provider: where and on what the configuration says, or on every device that is a rail of its own.
@@ -212,6 +214,11 @@ impl Fabric {
     }
 }
 
+/// What the caller has to mend, not something that this machine lacks.
+fn is_a_mistake(e: &Error) -> bool {
+    matches!(e.kind(), Kind::AddressInUse | Kind::InvalidArgument)
+}
+
 /// A port on each of these devices. Those that cannot be used are left out, and that is said; if none can, why the first cannot.
 fn open_rails(
     p: &dyn Provider,
@@ -223,7 +230,7 @@ fn open_rails(
     for device in devices {
         match p.open(&PortConfig { device: Some(device.clone()), ..config.clone() }) {
             Ok(port) => ports.push(port),
-            Err(e) if matches!(e.kind(), Kind::AddressInUse | Kind::InvalidArgument) => return Err(e),
+            Err(e) if is_a_mistake(&e) => return Err(e),
             Err(e) => failed.push((device, e)),
         }
     }
@@ -232,7 +239,7 @@ fn open_rails(
     }
     for (device, e) in failed {
         tracing::warn!(target: "kfab", provider = p.scheme(), device, error = %e, "a rail is left out");
-        left_out.push(format!("{}: {}", p.scheme(), e.context()));
+        left_out.push(format!("{}: {}", p.scheme(), e.reason()));
     }
     Ok(ports)
 }
@@ -245,10 +252,10 @@ fn distances(partition: &kfab_topo::Partition) -> BTreeMap<u32, u32> {
 }
 
 /// The texts of those ways that are for `scheme`.
-fn ways_of(list: &[String], scheme: &str) -> Vec<String> {
+fn ways_of<'a>(list: impl IntoIterator<Item = &'a String>, scheme: &str) -> Vec<String> {
     let split =
         |w: &String| w.split_once(':').filter(|(s, _)| *s == scheme).map(|(s, rest)| Way::new(s, rest).rest);
-    list.iter().filter_map(split).collect()
+    list.into_iter().filter_map(split).collect()
 }
 
 impl std::fmt::Debug for Fabric {

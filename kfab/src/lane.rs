@@ -230,9 +230,7 @@ impl Lane {
         }
         let (machine, mut io) = s.split();
         let r = f(machine, &mut io);
-        if s.asleep.is_some() {
-            self.after_verb(&mut s);
-        }
+        self.tell_sleeper(&mut s);
         r
     }
 
@@ -248,6 +246,14 @@ impl Lane {
     pub(crate) fn give_back(&self, outcome: Outcome) {
         self.with(|m, _| m.give_back(outcome));
         self.lock().tell_loop();
+    }
+
+    /// What was just done may concern the one who sleeps: wakes it then.
+    #[inline(always)]
+    pub(crate) fn tell_sleeper(&self, s: &mut State) {
+        if s.asleep.is_some() {
+            self.after_verb(s);
+        }
     }
 
     #[cold]
@@ -610,9 +616,9 @@ impl Lane {
             for _ in 0..4 {
                 s.poll();
             }
-            s.asleep = None;
+            // Counted: another that was kicked and has not risen yet takes only its own kick along.
+            self.wake_sleeper(&mut s);
         }
-        self.doors.kick();
         self.doors.alarm(Duration::ZERO);
         let helper = self.helper.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(h) = helper.filter(|h| h.thread().id() != std::thread::current().id()) {

@@ -39,6 +39,8 @@ fn spin(lane: &Weak<Lane>) {
         for _ in 0..64 {
             s.poll_again();
         }
+        // Who sleeps on the descriptors hears nothing there any more.
+        lane.tell_sleeper(&mut s);
         drop(s);
         lane.make_way();
     }

@@ -1,5 +1,5 @@
 //! Rails that nobody names: an endpoint opens a port on each device that its provider calls a rail, leaves out what cannot be used
-//! and says so.
+//! and says so. What is named is never left out.
 //!
 //! One test needs two cables with a card at each end, as `cargo xtask lab --cards 4 --wire switch` makes them; elsewhere it says what
 //! is missing and does nothing. `KFAB_LAB_RDMA=1` demands them.
@@ -7,7 +7,7 @@
 mod common;
 
 use common::watched_for;
-use kfab::{Endpoint, EndpointConfig, Fabric, Kind, Limits};
+use kfab::{Endpoint, EndpointConfig, Error, Fabric, Kind, Limits};
 use kfab_core::spi::{Device, Port, PortConfig, Provider, Unavailable};
 use kfab_sockets::Sockets;
 use kfab_verbs::Verbs;
@@ -39,6 +39,23 @@ impl Provider for Railed {
     }
 }
 
+/// Shared memory that the system refuses.
+struct RefusedShm;
+
+impl Provider for RefusedShm {
+    fn scheme(&self) -> &'static str {
+        kfab_shm::SCHEME
+    }
+
+    fn probe(&self) -> Result<Vec<Device>, Unavailable> {
+        Ok(Vec::new())
+    }
+
+    fn open(&self, _: &PortConfig) -> kfab::Result<Box<dyn Port>> {
+        Err(Error::os("open", "a name", std::io::Error::from_raw_os_error(2)))
+    }
+}
+
 fn open(rails: &'static [&'static str], config: EndpointConfig) -> kfab::Result<Endpoint> {
     Fabric::new((Railed(rails),)).open(config)
 }
@@ -66,6 +83,29 @@ fn each_rail_gets_a_port_and_what_cannot_be_used_is_named() {
     let at = EndpointConfig { listen: vec!["tcp:127.0.0.1:0".into()], ..all };
     let e = open(&["no-such-card", "lo"], at).unwrap();
     assert_eq!((e.address().ways().len(), e.unavailable().len()), (1, 0));
+}
+
+#[test]
+fn what_was_asked_for_is_never_left_out() {
+    watched_for("asked", 60, || {
+        let all = Fabric::new((RefusedShm, Sockets));
+        // Nobody asked for it: left out, with the system's words.
+        let e = all.endpoint().unwrap();
+        let [why] = e.unavailable() else { panic!("{:?}", e.unavailable()) };
+        assert!(why.starts_with("shm: a name: No such file"), "{why}");
+        assert_eq!(all.open(common::config("shm")).expect_err("opened").kind(), Kind::Unreachable);
+
+        // A device, or a place, that is named.
+        let devices = ["tcp:lo", "tcp:no-such-card"].map(String::from).to_vec();
+        let refused =
+            common::fabric().open(EndpointConfig { devices, ..Default::default() }).expect_err("opened");
+        assert_eq!(refused.kind(), Kind::Unavailable);
+        assert!(refused.to_string().contains("no-such-card"), "{refused}");
+        let elsewhere = EndpointConfig { listen: vec!["tcp:127.0.0.1:0".into()], ..common::config("shm") };
+        let refused = common::fabric().open(elsewhere).expect_err("opened");
+        assert_eq!(refused.kind(), Kind::InvalidArgument);
+        assert!(refused.to_string().contains("tcp:127.0.0.1:0"), "{refused}");
+    });
 }
 
 #[test]

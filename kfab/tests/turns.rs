@@ -206,3 +206,29 @@ fn two_who_wait_on_an_idle_endpoint_sleep() {
         drop(a);
     });
 }
+
+/// A thread that polls all the time takes from under a sleeping caller what would have woken it: it wakes it itself.
+#[test]
+fn who_sleeps_beside_a_spinning_thread_is_woken() {
+    on_all("spinning", |s| {
+        let mut c = config(s);
+        c.progress = kfab::Progress::Spinning;
+        let (a, b) = (fabric().open(c).unwrap(), open(s));
+        let to_a = b.peer(&a.address().to_string()).unwrap();
+        to_a.send_with("hello", TOLD).wait().unwrap();
+        assert_eq!(&a.recv().wait().unwrap()[..], b"hello");
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                for i in 0..5u8 {
+                    std::thread::sleep(Duration::from_millis(100));
+                    to_a.send([i].as_slice()).wait().unwrap();
+                }
+            });
+            for i in 0..5u8 {
+                // Far below the time after which a sleeper looks by itself.
+                let m = a.recv().wait_timeout(Duration::from_secs(3)).unwrap();
+                assert_eq!(&m[..], [i]);
+            }
+        });
+    });
+}

@@ -107,6 +107,14 @@ impl Error {
     pub fn context(&self) -> &str {
         &self.0.context
     }
+
+    /// The same with the system's words, if it was the system that refused: what a list of things left out says of each.
+    pub fn reason(&self) -> String {
+        match &self.0.source {
+            Some(s) => format!("{}: {s}", self.0.context),
+            None => self.0.context.clone(),
+        }
+    }
 }
 
 /// An error tells every operation that failed with it, so it can be copied; the system error keeps its number.
@@ -123,11 +131,7 @@ impl Clone for Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.0.op, self.0.context)?;
-        if let Some(s) = &self.0.source {
-            write!(f, ": {s}")?;
-        }
-        Ok(())
+        write!(f, "{}: {}", self.0.op, self.reason())
     }
 }
 
