@@ -4,22 +4,22 @@
 //! the counters of that moment; the line's own text is ignored. Other users (but root) are hung up on. The thread sleeps while nobody asks, and
 //! holds no share of the endpoint, so it does not keep it open, and ends with it.
 
-use crate::observe::{Woken, wait_for_news};
+use crate::observe::{Patience, Woken, wait_for_news};
 use crate::{Endpoint, ProviderLimit};
 use rustix::event::{EventfdFlags, eventfd};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The first part of the names.
 pub const PREFIX: &str = "kfab-stats.";
 /// Watchers at once; more are hung up on.
 const MAX_WATCHERS: usize = 16;
-/// The longest a watcher may take to read a line.
+/// The longest a watcher may take to read a line, all of it.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Endpoints of one process that can be watched.
 const MAX_NAMES: u32 = 4096;
@@ -120,9 +120,7 @@ impl Service {
         let Ok((stream, _)) = self.listener.accept() else { return false };
         let same_user = rustix::net::sockopt::socket_peercred(&stream)
             .is_ok_and(|c| c.uid == rustix::process::geteuid() || c.uid.is_root());
-        let usable =
-            stream.set_nonblocking(false).is_ok() && stream.set_write_timeout(Some(PATIENCE)).is_ok();
-        if same_user && usable && watchers.len() < MAX_WATCHERS {
+        if same_user && stream.set_nonblocking(true).is_ok() && watchers.len() < MAX_WATCHERS {
             watchers.push(stream);
         }
         true
@@ -134,13 +132,13 @@ impl Service {
             Ok(0) | Err(_) => return false,
             Ok(_) => {}
         }
-        let Some(endpoint) = self.endpoint.upgrade() else { return false };
-        let line = serde_json::json!({
-            "pid": std::process::id(),
-            "name": self.name,
-            "limits": endpoint.limits(),
-            "stats": endpoint.stats(),
-        });
-        w.write_all(format!("{line}\n").as_bytes()).is_ok()
+        // Held for as long as it takes to look, not for as long as a watcher takes to read.
+        let Some((limits, stats)) = self.endpoint.upgrade().map(|e| (e.limits(), e.stats())) else {
+            return false;
+        };
+        let (pid, name) = (std::process::id(), &self.name);
+        let line = serde_json::json!({ "pid": pid, "name": name, "limits": limits, "stats": stats });
+        let patience = Patience { stop: &self.stop, until: Instant::now() + PATIENCE };
+        patience.write(w, format!("{line}\n").as_bytes()).is_ok()
     }
 }

@@ -10,9 +10,13 @@ use kfab_topo::Target;
 #[cfg(any(feature = "serde", feature = "prometheus"))]
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 #[cfg(any(feature = "serde", feature = "prometheus"))]
-use std::os::fd::BorrowedFd;
+use std::io;
 use std::os::fd::OwnedFd;
+#[cfg(any(feature = "serde", feature = "prometheus"))]
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, Weak};
+#[cfg(any(feature = "serde", feature = "prometheus"))]
+use std::time::Instant;
 
 /// A port of an endpoint.
 #[derive(Clone, Debug)]
@@ -105,6 +109,42 @@ pub(crate) enum Woken {
 #[cfg(any(feature = "serde", feature = "prometheus"))]
 pub(crate) const ACCEPT_REST: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
+/// How long a service's client may take with what it is to say or to read, all of it, and what ends that sooner.
+#[cfg(any(feature = "serde", feature = "prometheus"))]
+#[derive(Clone, Copy)]
+pub(crate) struct Patience<'a> {
+    pub(crate) stop: &'a OwnedFd,
+    pub(crate) until: Instant,
+}
+
+#[cfg(any(feature = "serde", feature = "prometheus"))]
+impl Patience<'_> {
+    /// Sleeps until the socket is ready. An error when the time is up, or the service is to end.
+    pub(crate) fn wait(&self, socket: BorrowedFd<'_>, ready: PollFlags) -> io::Result<()> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut fds = [PollFd::new(self.stop, PollFlags::IN), PollFd::from_borrowed_fd(socket, ready)];
+        let n = poll(&mut fds, Some(&left))?;
+        if n == 0 || !fds[0].revents().is_empty() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
+
+    /// Writes everything to a socket that does not block.
+    pub(crate) fn write(&self, mut to: impl io::Write + AsFd, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.wait(to.as_fd(), PollFlags::OUT)?;
+            match to.write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Sleeps until there is news for a service. One whose `accept` has just failed (`rests`) does not look at its listener, which is ready
 /// still, for [`ACCEPT_REST`]: it would never sleep.
 #[cfg(any(feature = "serde", feature = "prometheus"))]
@@ -194,5 +234,38 @@ impl Events {
 impl std::fmt::Debug for Events {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Events").finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, any(feature = "serde", feature = "prometheus")))]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    #[test]
+    fn who_reads_a_little_now_and_then_has_no_more_time_than_others() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let stop = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let begun = Instant::now();
+        let reader = std::thread::spawn(move || {
+            while theirs.read(&mut [0; 4096]).is_ok_and(|n| n > 0) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let all = vec![7; 16 << 20];
+        let patience = Patience { stop: &stop, until: begun + Duration::from_millis(300) };
+        assert_eq!(patience.write(&ours, &all).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() < Duration::from_secs(5));
+
+        // And none at all once the service is to end.
+        rustix::io::write(&stop, &1u64.to_ne_bytes()).unwrap();
+        let patience = Patience { stop: &stop, until: Instant::now() + Duration::from_secs(3600) };
+        assert!(patience.write(&ours, &all).is_err());
+        drop(ours);
+        reader.join().unwrap();
     }
 }

@@ -12,11 +12,11 @@
 //!
 //! Counters are read at each scrape; events ([`FabricEvent`]) are counted by name through a subscription of the exporter's own.
 
-use crate::observe::{EndpointStats, Events, PeerStats, Woken, wait_for_news};
+use crate::observe::{EndpointStats, Events, Patience, PeerStats, Woken, wait_for_news};
 use crate::{Endpoint, FabricEvent, PeerCounters, PeerInfo, ProviderLimit, RailHealth, RailInfo};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use std::fmt::Write as _;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -25,14 +25,17 @@ use std::time::{Duration, Instant};
 
 /// The longest request head, bytes.
 const MAX_HEAD: usize = 8 << 10;
-/// How long one scrape may take.
+/// How long one scrape may take, from its connection to its last byte.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Peers with series of their own.
+const MAX_PEERS: usize = 1024;
 
 /// What bounds it, by name.
-pub(crate) fn limits() -> [ProviderLimit; 2] {
+pub(crate) fn limits() -> [ProviderLimit; 3] {
     let n = |name, value, unit, meaning| ProviderLimit::new(name, value, unit, meaning);
     [
         n("scrape_head", MAX_HEAD as u64, "bytes", "of a scraper's request head; a longer one is hung up on"),
+        n("scrape_peers", MAX_PEERS as u64, "peers", "with series of their own; the rest are in the sums"),
         n("scrape_us", PATIENCE.as_micros() as u64, "us", "that one scrape may take"),
     ]
 }
@@ -116,41 +119,47 @@ fn run(endpoint: &Weak<Endpoint>, listener: &TcpListener, stop: &OwnedFd, counte
             rests = true;
             continue;
         };
-        let Some(endpoint) = endpoint.upgrade() else { return };
-        counted.update();
+        let patience = Patience { stop, until: Instant::now() + PATIENCE };
         // A scraper that fails tries again.
-        let _ = answer(stream, &endpoint, counted);
+        let _ = answer(stream, patience, endpoint, counted);
     }
 }
 
-fn answer(mut s: TcpStream, endpoint: &Endpoint, counted: &Counted) -> io::Result<()> {
-    s.set_nonblocking(false)?;
-    s.set_write_timeout(Some(PATIENCE))?;
-    let until = Instant::now() + PATIENCE;
+fn answer(
+    mut s: TcpStream,
+    patience: Patience<'_>,
+    endpoint: &Weak<Endpoint>,
+    counted: &mut Counted,
+) -> io::Result<()> {
+    s.set_nonblocking(true)?;
     let mut head = Vec::new();
     while !head.windows(4).any(|w| w == b"\r\n\r\n") {
-        let left = until.saturating_duration_since(Instant::now());
-        if head.len() > MAX_HEAD || left.is_zero() {
+        if head.len() > MAX_HEAD {
             return Ok(());
         }
-        s.set_read_timeout(Some(left))?;
+        patience.wait(s.as_fd(), PollFlags::IN)?;
         let mut part = [0; 1024];
-        match s.read(&mut part)? {
-            0 => return Ok(()),
-            n => head.extend_from_slice(&part[..n]),
+        match s.read(&mut part) {
+            Ok(0) => return Ok(()),
+            Ok(n) => head.extend_from_slice(&part[..n]),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(e) => return Err(e),
         }
     }
-    let (status, body) = if head.starts_with(b"GET /metrics ") {
-        ("200 OK", text(&endpoint.stats()) + &counted.text())
+    let (status, body) = if head.starts_with(b"GET /metrics ") || head.starts_with(b"GET /metrics?") {
+        // Held for as long as it takes to look, not for as long as a scraper takes to read.
+        let Some(stats) = endpoint.upgrade().map(|e| e.stats()) else { return Ok(()) };
+        counted.update();
+        ("200 OK", text(&stats) + &counted.text())
     } else {
         ("404 Not Found", "try /metrics\n".to_owned())
     };
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     let len = body.len();
-    write!(
-        s,
+    let all = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{body}"
-    )
+    );
+    patience.write(&s, all.as_bytes())
 }
 
 /// A text under construction: each metric's head is followed by all its samples, as the format wants.
@@ -180,11 +189,13 @@ fn label(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// All of an endpoint's counters, as one text.
+/// All of an endpoint's counters, as one text. The label `peer` is [`crate::PeerId`] as text, of which each peer that comes gets another,
+/// also one that was here before. The first 1024 peers have series; the sums are of all.
 pub fn text(stats: &EndpointStats) -> String {
     let mut t = Text(String::new());
-    let lane = &stats.lane;
+    let (lane, listed) = (&stats.lane, listed(stats));
     t.one("peers", "gauge", "Peers known.", lane.peers);
+    t.one("peers_unlisted", "gauge", "Those without series of their own.", stats.peers.len() - listed.len());
     t.one("connections", "gauge", "Connections open.", lane.conns);
     t.one("operations", "gauge", "Operations under way.", lane.ops);
     t.one("receives_posted", "gauge", "Receives that wait for a message.", lane.posted);
@@ -197,9 +208,13 @@ pub fn text(stats: &EndpointStats) -> String {
     t.one("pool_bytes", "gauge", "Bytes of the memory pool.", stats.pool.bytes);
     t.one("pool_used_bytes", "gauge", "Bytes of the memory pool in use.", stats.pool.in_use);
     counters(&mut t, stats);
-    peers(&mut t, stats);
-    rails(&mut t, stats);
+    peers(&mut t, listed);
+    rails(&mut t, listed);
     t.0
+}
+
+fn listed(stats: &EndpointStats) -> &[PeerStats] {
+    &stats.peers[..stats.peers.len().min(MAX_PEERS)]
 }
 
 type Pick = fn(&PeerCounters) -> u64;
@@ -220,7 +235,7 @@ fn counters(t: &mut Text, stats: &EndpointStats) {
     for (name, help, pick) in all {
         t.metric(name, "counter", help, [(String::new(), pick(&stats.lane.totals) as f64)]);
         let of = |p: &PeerStats| (format!("{{peer=\"{}\"}}", label(&p.name)), pick(&p.info.counters) as f64);
-        t.metric(&format!("peer_{name}"), "counter", help, stats.peers.iter().map(of));
+        t.metric(&format!("peer_{name}"), "counter", help, listed(stats).iter().map(of));
     }
     let samples = fewest(stats.lane.totals.min_credits).map(|c| (String::new(), c));
     t.metric("min_credits", "gauge", "The fewest credits ever free to any peer.", samples);
@@ -231,10 +246,10 @@ fn fewest(credits: u32) -> Option<f64> {
     (credits != u32::MAX).then_some(f64::from(credits))
 }
 
-fn peers(t: &mut Text, stats: &EndpointStats) {
+fn peers(t: &mut Text, listed: &[PeerStats]) {
     let mut gauge = |name: &str, help: &str, pick: fn(&PeerInfo) -> f64| {
         let of = |p: &PeerStats| (format!("{{peer=\"{}\"}}", label(&p.name)), pick(&p.info));
-        t.metric(name, "gauge", help, stats.peers.iter().map(of));
+        t.metric(name, "gauge", help, listed.iter().map(of));
     };
     gauge("peer_up", "1 if the peer can be reached now.", |i| f64::from(u8::from(i.up)));
     gauge("peer_credits", "Credits free.", |i| f64::from(i.credits));
@@ -248,11 +263,11 @@ fn peers(t: &mut Text, stats: &EndpointStats) {
         let name = format!("{{peer=\"{}\"}}", label(&p.name));
         fewest(p.info.counters.min_credits).map(|c| (name, c))
     };
-    let samples = stats.peers.iter().filter_map(of);
+    let samples = listed.iter().filter_map(of);
     t.metric("peer_min_credits", "gauge", "The fewest credits ever free to the peer.", samples);
 }
 
-fn rails(t: &mut Text, stats: &EndpointStats) {
+fn rails(t: &mut Text, listed: &[PeerStats]) {
     let mut metric = |name: &str, kind: &str, help: &str, pick: fn(&RailInfo) -> f64| {
         let of = |p: &PeerStats| {
             let peer = label(&p.name);
@@ -262,7 +277,7 @@ fn rails(t: &mut Text, stats: &EndpointStats) {
             };
             p.info.rails.iter().map(one).collect::<Vec<_>>()
         };
-        t.metric(name, kind, help, stats.peers.iter().flat_map(of));
+        t.metric(name, kind, help, listed.iter().flat_map(of));
     };
     metric("rail_active", "gauge", "1 if traffic goes over the rail now.", |r| f64::from(u8::from(r.active)));
     metric("rail_tx_bytes_total", "counter", "Bytes sent over the rail.", |r| r.tx_bytes as f64);

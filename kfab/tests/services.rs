@@ -3,9 +3,9 @@
 mod common;
 
 use common::child::{self, Kid};
-use common::{open, watched};
+use common::{config, fabric, open, watched};
 use kfab::prometheus::Exporter;
-use kfab::{MONITOR_PREFIX, Monitor};
+use kfab::{EndpointConfig, MONITOR_PREFIX, Monitor};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -50,6 +50,26 @@ fn services_end_with_their_endpoint() {
         until(|| !is_listed(monitor.name()));
         until(|| threads(me, "kfab-monitor").is_empty() && threads(me, "kfab-metrics").is_empty());
         TcpStream::connect(exporter.address()).expect_err("an exporter of nothing");
+    });
+}
+
+#[test]
+fn a_scraper_that_says_nothing_does_not_keep_the_endpoint_open() {
+    watched("silent scraper", || {
+        let endpoint = Arc::new(open("tcp"));
+        let listen = vec![endpoint.address().ways()[0].to_string()];
+        let exporter = Exporter::serve(&endpoint, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let silent = TcpStream::connect(exporter.address()).unwrap();
+        let mut half = TcpStream::connect(exporter.address()).unwrap();
+        half.write_all(b"GET /met").unwrap();
+        // Accepted, or about to be: whichever it is, its patience is 2 s.
+        std::thread::sleep(Duration::from_millis(100));
+        let begun = Instant::now();
+        drop(endpoint);
+        fabric().open(EndpointConfig { listen, ..config("tcp") }).expect("the place is free again");
+        drop(exporter);
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        drop((silent, half));
     });
 }
 

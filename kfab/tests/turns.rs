@@ -213,6 +213,8 @@ fn who_sleeps_beside_a_spinning_thread_is_woken() {
     on_all("spinning", |s| {
         let mut c = config(s);
         c.progress = kfab::Progress::Spinning;
+        // No timer wakes it instead.
+        (c.limits.probe_after, c.limits.peer_timeout) = (Duration::from_secs(30), Duration::from_secs(60));
         let (a, b) = (fabric().open(c).unwrap(), open(s));
         let to_a = b.peer(&a.address().to_string()).unwrap();
         to_a.send_with("hello", TOLD).wait().unwrap();
