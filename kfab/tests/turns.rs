@@ -226,11 +226,13 @@ fn who_sleeps_beside_a_spinning_thread_is_woken() {
                     to_a.send([i].as_slice()).wait().unwrap();
                 }
             });
+            let begun = Instant::now();
             for i in 0..5u8 {
-                // Far below the time after which a sleeper looks by itself.
-                let m = a.recv().wait_timeout(Duration::from_secs(3)).unwrap();
+                let m = a.recv().wait_timeout(Duration::from_secs(5)).unwrap();
                 assert_eq!(&m[..], [i]);
             }
+            // It would look by itself at the end of its time.
+            assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
         });
     });
 }
