@@ -189,7 +189,7 @@ impl Fabric {
         let base = PortConfig {
             key: self.config.key.clone(),
             encrypt: !self.config.plain,
-            connect_timeout: config.ports.connect_timeout,
+            connect_timeout: config.ports.connect_timeout.min(kfab_proto::FOR_EVER),
             max_conns: config.ports.max_conns,
             max_connecting: config.ports.max_connecting,
             distances: config.partition.as_ref().map(distances).unwrap_or_default(),

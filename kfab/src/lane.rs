@@ -150,7 +150,8 @@ impl State {
 
     /// A time of the system's monotonic clock on the lane's clock.
     pub(crate) fn lane_time(&self, at: Instant) -> u64 {
-        at.saturating_duration_since(self.start).as_nanos() as u64 + 1
+        let since = at.saturating_duration_since(self.start);
+        u64::try_from(since.as_nanos()).map_or(u64::MAX, |ns| ns.saturating_add(1))
     }
 
     /// The ports were looked at, and so disarmed: an event loop that sleeps on them must not miss the next event.

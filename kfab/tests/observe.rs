@@ -41,10 +41,69 @@ fn every_reader_sees_every_event() {
         drop(b);
         let e = a.recv_with().from(&to_b).post().wait();
         assert!(e.is_err_and(|e| matches!(e.kind(), Kind::PeerLost | Kind::Unreachable)));
-        let lost = |e: &FabricEvent| matches!(e, FabricEvent::PeerLost { .. } | FabricEvent::RailDown { .. });
-        assert!(first.read().0.iter().any(lost));
+        let after: Vec<_> = first.read().0.iter().map(FabricEvent::name).collect();
+        let count = |name: &str| after.iter().filter(|n| **n == name).count();
+        assert_eq!((count("peer_lost"), count("rail_down")), (1, 1), "{after:?}");
         drop((a, to_b));
         assert_eq!(second.read(), (vec![], 0), "nothing once the endpoint is gone");
+    });
+}
+
+#[test]
+fn bytes_are_those_of_the_messages() {
+    watched("bytes", || {
+        for scheme in common::SCHEMES {
+            let (_a, b, to_b) = pair(scheme);
+            // There is no connection yet: they wait, and leave together. The large one is promised the long way.
+            let large = common::pattern(100_000, 3);
+            let sends: Vec<_> = (0..100).map(|_| to_b.send(b"8 bytes.")).collect();
+            let last = to_b.send(&large[..]);
+            for _ in 0..100 {
+                assert_eq!(&b.recv().wait().unwrap()[..], b"8 bytes.");
+            }
+            assert!(b.recv().wait().unwrap()[..] == large[..]);
+            sends.into_iter().for_each(|s| s.wait().unwrap());
+            last.wait().unwrap();
+            let (tx, rx) = (to_b.info().unwrap().counters, b.stats().lane.totals);
+            assert!(tx.coalesced > 50, "over {scheme}: {}", tx.coalesced);
+            assert_eq!((tx.tx_messages, tx.tx_bytes), (101, 100_800), "over {scheme}");
+            assert_eq!((rx.rx_messages, rx.rx_bytes), (101, 100_800), "over {scheme}");
+        }
+    });
+}
+
+#[test]
+fn a_peer_with_two_names_is_one() {
+    watched("names", || {
+        let (a, b) = (fabric().endpoint().unwrap(), fabric().endpoint().unwrap());
+        let to_a = b.peer(&a.address().to_string()).unwrap();
+        to_a.send("hello").wait().unwrap();
+        let older = a.recv().wait().unwrap().from();
+        let mut rule = FaultRule {
+            peer: Some(older.id()),
+            port: None,
+            action: FaultAction::Duplicate,
+            chance: 1.0,
+            seed: 1,
+        };
+        let before = a.add_fault(rule).unwrap();
+        // By a part of its address it is nobody known, until it says who it is.
+        let part = b.address().ways().iter().find(|w| w.scheme == "tcp").unwrap().to_string();
+        let newer = a.peer(&part).unwrap();
+        newer.send("to the new name").wait().unwrap();
+        assert_eq!(&b.recv().wait().unwrap()[..], b"to the new name");
+        assert!(a.remove_fault(before) > Some(0), "it moved to the new name");
+        rule.peer = Some(older.id());
+        let after = a.add_fault(rule).unwrap();
+        older.send("to the old one").wait().unwrap();
+        assert_eq!(&b.recv().wait().unwrap()[..], b"to the old one");
+
+        let (old, new) = (older.info().unwrap(), newer.info().unwrap());
+        assert!(old.up && new.up && !old.rails.is_empty());
+        assert_eq!((old.counters.tx_messages, new.counters.tx_messages), (2, 2));
+        let stats = a.stats();
+        assert_eq!((stats.peers.len(), stats.lane.peers), (1, 1));
+        assert!(a.remove_fault(after) > Some(0), "it was made for the new name");
     });
 }
 

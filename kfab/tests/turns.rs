@@ -236,3 +236,29 @@ fn who_sleeps_beside_a_spinning_thread_is_woken() {
         });
     });
 }
+
+/// A time that is longer than any clock is for ever, not a moment ago.
+#[test]
+fn the_longest_times_are_for_ever() {
+    on_all("for ever", |s| {
+        let long = Duration::MAX;
+        let mut c = config(s);
+        c.limits.probe_after = long;
+        (c.limits.peer_timeout, c.limits.rail_timeout, c.limits.idle_close) = (long, long, long);
+        (c.limits.ack_delay, c.ports.connect_timeout) = (Duration::from_secs(1 << 40), long);
+        let (a, b) = (fabric().open(c.clone()).unwrap(), fabric().open(c).unwrap());
+        let to_a = b.peer(&a.address().to_string()).unwrap();
+        let waits: Vec<_> = [Duration::from_millis(u64::MAX), Duration::from_secs(1 << 60), long]
+            .into_iter()
+            .map(|d| a.recv_tagged(1, 0).within(d))
+            .collect();
+        to_a.send_with("hello", TOLD).wait_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(&a.recv().wait_timeout(Duration::from_millis(u64::MAX)).unwrap()[..], b"hello");
+        std::thread::sleep(Duration::from_millis(300));
+        for w in waits {
+            assert_eq!(w.cancel().unwrap_err().kind(), Kind::Canceled, "it had not ended");
+        }
+        assert!(to_a.info().unwrap().up);
+        to_a.send_with("still here", TOLD).wait_timeout(Duration::from_secs(20)).unwrap();
+    });
+}

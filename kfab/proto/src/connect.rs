@@ -394,6 +394,7 @@ impl Machine {
         }
         self.ops.rename_peer(old, new);
         self.matcher.rename_peer(old, new);
+        self.faults.rename_peer(old, new);
         self.windows.rename_peer(old, new);
         for a in self.peers.iter_mut().filter(|p| p.alias == Some(old)) {
             a.alias = Some(new);
@@ -434,8 +435,10 @@ impl Machine {
         let resent = self.strand(pi, ci);
         let p = &mut self.peers[pi as usize];
         p.rails.retain(|r| *r != ci);
-        p.counters.failovers += u64::from(p.active.contains(&ci) && !p.rails.is_empty());
         let name = p.name;
+        // One that was closed in good order had nothing under way, unless on purpose.
+        let moved = reason != DownReason::Closed || resent > 0 || self.faults.cuts(name, port);
+        p.counters.failovers += u64::from(moved && p.active.contains(&ci) && !p.rails.is_empty());
         self.refresh_rails(pi);
         self.stream.push(FabricEvent::RailDown { peer: name, rail: ci, reason: text.clone(), resent });
         if reason == DownReason::PeerDead || (process && reason != DownReason::Closed) {
@@ -612,7 +615,11 @@ impl Machine {
             // was told our number, and must end with the next state that has it.
             let is_old = c.up || c.dialed || spare.is_none();
             if c.live && c.peer == Some(pi) && Some(ci) != spare && is_old {
-                (c.peer, c.up) = (None, false);
+                c.peer = None;
+                if std::mem::take(&mut c.up) {
+                    let reason = why.to_owned();
+                    self.stream.push(FabricEvent::RailDown { peer: name, rail: ci, reason, resent: 0 });
+                }
                 self.close_conn(io, ci);
             }
         }

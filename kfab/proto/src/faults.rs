@@ -106,6 +106,13 @@ impl Faults {
         self.rules.is_empty()
     }
 
+    /// A peer goes by another name from now on.
+    pub(crate) fn rename_peer(&mut self, old: PeerId, new: PeerId) {
+        for r in self.rules.iter_mut().filter(|r| r.rule.peer == Some(old)) {
+            r.rule.peer = Some(new);
+        }
+    }
+
     pub(crate) fn add(&mut self, rule: FaultRule) -> Option<FaultId> {
         if self.rules.len() >= MAX_RULES {
             return None;

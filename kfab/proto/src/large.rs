@@ -68,7 +68,6 @@ impl Machine {
 
     #[inline(never)]
     fn promise_later(&mut self, io: &mut Io<'_>, pi: u32, op: OpId, flags: u8, tag: u64, rts: &Rts) {
-        self.peers[pi as usize].counters.tx_bytes += rts.len();
         let inline = Inline::new(rts.as_bytes()).expect("an RTS fits");
         let out = Out { kind: FrameKind::Rts, flags, tag, inline, body: Source::Empty, op: None, units: 1 };
         self.send_or_defer(io, pi, out, op);

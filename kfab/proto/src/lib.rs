@@ -42,7 +42,7 @@ mod wire;
 
 pub use events::{EventCursor, FabricEvent, MAX_EVENTS};
 pub use faults::{FaultAction, FaultId, FaultRule, MAX_RULES};
-pub use limits::Limits;
+pub use limits::{FOR_EVER, Limits};
 pub use machine::{Io, Machine};
 pub use message::{Data, Message, OpId, Outcome, Payload, Peeked, PeerId, SendOptions, Started, Want};
 pub use notice::Notice;

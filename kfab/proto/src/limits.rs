@@ -42,6 +42,9 @@ pub struct Limits {
     pub reconnect: (Duration, Duration),
 }
 
+/// Longer times than this count as this: a century is for ever, and sums of times stay times.
+pub const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// The largest message that any provider wants as one frame, bytes. One that waits for the first connection may be as large, and would
 /// wait for ever at a peer whose credit it exceeds.
 const EAGER_MOST: u64 = 64 << 10;
@@ -74,6 +77,24 @@ impl Limits {
     #[inline]
     pub fn units(&self, bytes: usize) -> u32 {
         units(bytes, self.credit_bytes)
+    }
+
+    /// With no time longer than [`FOR_EVER`].
+    pub(crate) fn in_time(mut self) -> Limits {
+        let times = [
+            &mut self.probe_after,
+            &mut self.peer_timeout,
+            &mut self.rail_timeout,
+            &mut self.resend_after,
+            &mut self.ack_delay,
+            &mut self.idle_close,
+            &mut self.reconnect.0,
+            &mut self.reconnect.1,
+        ];
+        for t in times {
+            *t = FOR_EVER.min(*t);
+        }
+        self
     }
 
     /// Checks that the limits make sense together; the error names the first that does not.

@@ -169,6 +169,7 @@ impl Machine {
     /// A machine with a fresh identity. `identity` must be random: peers tell restarts by it. `keyed` says whether the fabric
     /// has a key (both sides must agree).
     pub fn new(limits: Limits, identity: u64, keyed: bool) -> Machine {
+        let limits = limits.in_time();
         Machine {
             ops: Ops::new(limits.max_ops),
             limits,
@@ -553,8 +554,9 @@ impl Machine {
     // ---- faults ----
 
     /// Adds a fault rule; `Kind::Limit` above [`crate::MAX_RULES`], `Kind::InvalidArgument` if its chance is none.
-    pub fn add_fault(&mut self, io: &mut Io<'_>, rule: FaultRule) -> Result<FaultId> {
+    pub fn add_fault(&mut self, io: &mut Io<'_>, mut rule: FaultRule) -> Result<FaultId> {
         self.close_tab();
+        rule.peer = rule.peer.map(|p| self.real_name(p));
         if !(0.0..=1.0).contains(&rule.chance) {
             let why = format!("a chance of {}: it must be 0.0 to 1.0", rule.chance);
             return Err(Error::new(Kind::InvalidArgument, "fault", why));

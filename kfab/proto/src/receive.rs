@@ -102,10 +102,24 @@ impl Machine {
         inline: &Inline,
         body_len: usize,
     ) {
-        self.assert_no_tab();
         let c = &mut self.conns[ci as usize];
         c.rx_frames += 1;
         c.rx_bytes += body_len as u64;
+        self.sort_frame(io, ci, header, inline, body_len);
+    }
+
+    /// A frame that was counted when it came, and may have been looked at before.
+    #[inline(always)]
+    fn sort_frame(
+        &mut self,
+        io: &mut Io<'_>,
+        ci: u32,
+        header: Option<(FrameKind, Header)>,
+        inline: &Inline,
+        body_len: usize,
+    ) {
+        self.assert_no_tab();
+        let c = &self.conns[ci as usize];
         let Some((kind, h)) = header else {
             return self.hostile(io, ci, "a frame of unknown kind");
         };
@@ -543,7 +557,7 @@ impl Machine {
     fn look_again(&mut self, io: &mut Io<'_>, k: &Parked) {
         let c = &self.conns[k.ci as usize];
         if c.live && (c.port, c.conn) == (k.port, k.conn) {
-            self.on_frame(io, k.ci, Header::parse(&k.header), &k.inline, k.body_len);
+            self.sort_frame(io, k.ci, Header::parse(&k.header), &k.inline, k.body_len);
         }
     }
 

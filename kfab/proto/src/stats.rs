@@ -3,7 +3,7 @@
 use crate::events::FabricEvent;
 use crate::machine::Machine;
 use crate::message::*;
-use crate::peer::PeerCounters;
+use crate::peer::{Peer, PeerCounters};
 use kfab_core::spi::Address;
 
 /// Counters and queue depths of a lane.
@@ -129,7 +129,7 @@ impl Machine {
         self.close_tab();
         let (posted, unexpected) = self.matcher.depths();
         let mut s = LaneStats {
-            peers: self.peers.len() - self.free_peers.len(),
+            peers: self.known().count(),
             conns: self.conns.iter().filter(|c| c.live).count(),
             ops: self.ops.live(),
             posted,
@@ -147,14 +147,19 @@ impl Machine {
         s
     }
 
-    /// All peers that are known now.
+    /// All peers that are known now. One with two names is there once, under the name that it was called by here.
     pub fn peers(&self) -> Vec<PeerId> {
-        self.peers.iter().filter(|p| !p.gone).map(|p| p.name).collect()
+        self.known().map(|p| p.name).collect()
     }
 
-    /// What can be said about a peer; `None` if it is gone.
+    fn known(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().filter(|p| !p.gone && p.alias.is_none())
+    }
+
+    /// What can be said about a peer, by any of its names; `None` if it is gone.
     pub fn peer_info(&mut self, id: PeerId) -> Option<PeerInfo> {
         self.close_tab();
+        let id = self.real_name(id);
         let p = self.peers.get(id.index as usize).filter(|p| p.name == id)?;
         let rail = |ci: &u32| {
             let c = &self.conns[*ci as usize];

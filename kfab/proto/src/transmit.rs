@@ -256,7 +256,12 @@ impl Machine {
             p.counters.min_credits = p.counters.min_credits.min(p.tx.credit());
             if !out.is_access() {
                 p.counters.tx_messages += 1;
-                p.counters.tx_bytes += (len + out.inline.as_slice().len()) as u64;
+                p.counters.tx_bytes += match out.kind {
+                    FrameKind::Eager => (len + out.inline.len()) as u64,
+                    FrameKind::Rts => Rts::parse(out.inline.as_slice()).map_or(0, |r| r.len()),
+                    // Of several messages: counted by whoever put them together.
+                    _ => 0,
+                };
             }
         }
         if p.keep || out.op.is_some() {
@@ -558,6 +563,7 @@ impl Machine {
         let p = &mut self.peers[pi as usize];
         p.counters.coalesced += n as u64;
         p.counters.tx_messages += n as u64 - 1;
+        p.counters.tx_bytes += (bytes.len() - n * size_of::<Record>()) as u64;
         for _ in 0..n {
             let d = self.peers[pi as usize].tx.deferred.pop_front().expect("counted above");
             self.left(d.op);
