@@ -511,7 +511,7 @@ impl VerbsPort {
         let (reason, detail) = l.end.clone().unwrap_or((DownReason::Broken, String::new()));
         if !l.known || reason == DownReason::Hostile {
             for (slot, _) in std::mem::take(&mut l.backlog) {
-                self.memory.recycle(slot);
+                self.memory.returned(slot);
             }
         }
         self.deliver(conn, events);
@@ -542,6 +542,7 @@ impl VerbsPort {
         }
         let Some(l) = self.links.get(conn) else { return };
         let Some(mut qp) = l.qp.take() else { return };
+        self.memory.orphan(l.backlog.len() + usize::from(l.waiting.is_some()));
         self.by_qpn.remove(qp.number());
         if well {
             let n = qp.staged() + qp.flying();

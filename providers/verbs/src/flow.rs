@@ -268,7 +268,7 @@ impl VerbsPort {
         loop {
             let Some(l) = self.links.get(conn).filter(|l| l.known && l.waiting.is_none()) else { return };
             let Some((slot, len)) = l.backlog.pop_front() else { return };
-            let Ok(m) = wire::parse(&slot.bytes()[..len]) else { return self.memory.recycle(slot) };
+            let Ok(m) = wire::parse(&slot.bytes()[..len]) else { return self.emptied(conn, slot) };
             self.report(conn, slot, len, m.body_at, events);
         }
     }
@@ -283,14 +283,15 @@ impl VerbsPort {
         }
     }
 
-    /// A frame was used up: its receive is posted again, and the peer owed a credit.
+    /// A frame was used up: its receive is posted again, and the peer owed a credit. Without the peer it is for nobody.
     fn emptied(&mut self, conn: Conn, slot: Slot) {
-        self.memory.recycle(slot);
-        if let Some(l) = self.links.get(conn).filter(|l| l.phase == Phase::Up)
-            && l.owes_one_more()
-        {
+        let Some(l) = self.links.get(conn).filter(|l| l.qp.is_some()) else {
+            return self.memory.returned(slot);
+        };
+        if l.phase == Phase::Up && l.owes_one_more() {
             self.list(conn);
         }
+        self.memory.recycle(slot);
     }
 
     /// Delivers the body that waits; `false`, and nothing has happened, if none does.

@@ -205,7 +205,13 @@ impl Memory {
         }
     }
 
-    /// A receive came back with an error.
+    /// A connection has ended with so many messages that nobody has taken yet: they are no receives for others, who are given new ones when
+    /// they are promised any. [`Memory::returned`] follows for each.
+    pub(crate) fn orphan(&mut self, n: usize) {
+        self.active = self.active.saturating_sub(n);
+    }
+
+    /// A receive came back with an error, or as one of [`Memory::orphan`].
     pub(crate) fn returned(&mut self, slot: Slot) {
         self.held -= 1;
         self.spare.push(slot);

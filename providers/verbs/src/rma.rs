@@ -1,4 +1,5 @@
-//! One-sided access: windows as registrations of their own, transfers through the kept ones, reads and writes by the card. Part of `port`.
+//! One-sided access: windows as registrations of their own, transfers of a pool's memory through the kept ones, reads and writes by the
+//! card. Part of `port`.
 //!
 //! | key | what |
 //! |---|---|
@@ -28,8 +29,10 @@ const REVOKE_REST: Duration = Duration::from_millis(5);
 
 /// An exposure, with what it keeps alive.
 enum Exposed {
-    Window { mr: Mr, memory: Slice },
-    Transfer { _mr: Arc<Mr>, _memory: Slice },
+    /// By a registration of its own, which ends with it: a window, or a transfer of memory that is the program's heap again afterwards.
+    Own { mr: Mr, memory: Slice },
+    /// A transfer through a registration that is kept.
+    Kept { _mr: Arc<Mr>, _memory: Slice },
 }
 
 /// The exposures of a port.
@@ -92,9 +95,10 @@ impl VerbsPort {
         };
         let secret = random_u64()?;
         let base = memory.as_ptr() as u64;
-        let (rkey, exposed) = if rights.contains(Rights::TRANSFER) && !rights.contains(Rights::WRITE) {
+        let transfer = rights.contains(Rights::TRANSFER) && !rights.contains(Rights::WRITE);
+        let (rkey, exposed) = if transfer && region.access() != Access::Private {
             let mr = self.memory.cache.open(region, memory.offset(), memory.len()).map_err(failed)?;
-            (mr.rkey(), Exposed::Transfer { _mr: mr, _memory: memory.clone() })
+            (mr.rkey(), Exposed::Kept { _mr: mr, _memory: memory.clone() })
         } else {
             let reach = match (rights.contains(Rights::READ), rights.contains(Rights::WRITE)) {
                 (true, true) => Reach::ReadWrite,
@@ -104,7 +108,7 @@ impl VerbsPort {
             };
             let register = || Mr::new(&self.pd, region, memory.offset(), memory.len(), reach);
             let mr = self.memory.cache.spared_for(register).map_err(failed)?;
-            (mr.rkey(), Exposed::Window { mr, memory: memory.clone() })
+            (mr.rkey(), Exposed::Own { mr, memory: memory.clone() })
         };
         self.exposures.next += 1;
         let id = self.exposures.next;
@@ -113,7 +117,7 @@ impl VerbsPort {
     }
 
     pub(crate) fn revoke_memory(&mut self, exposure: Exposure) {
-        let Some(Exposed::Window { mr, memory }) = self.exposures.by_id.remove(&exposure.id) else { return };
+        let Some(Exposed::Own { mr, memory }) = self.exposures.by_id.remove(&exposure.id) else { return };
         let Err((mut mr, e)) = mr.end() else { return };
         // The card says that somebody is in the middle of it: nobody is, once the queue pairs are in error.
         tracing::warn!(%e, "a window could not be taken back; connections are broken for it");

@@ -33,10 +33,14 @@ fn main() {
             std::process::exit(1);
         }
     }
-    let all: [(&str, fn()); 17] = [
+    let all: [(&str, fn()); 18] = [
         ("probe_names_the_cards", life::probe_names_the_cards),
         ("two_hundred_connections", life::two_hundred_connections),
         ("no_receiver_is_ever_not_ready", life::no_receiver_is_ever_not_ready),
+        (
+            "what_the_dead_have_sent_is_no_receive_for_the_living",
+            life::what_the_dead_have_sent_is_no_receive_for_the_living,
+        ),
         ("the_short_way_down_keeps_the_order", life::the_short_way_down_keeps_the_order),
         ("a_large_read_and_write_in_pieces", life::a_large_read_and_write_in_pieces),
         ("nothing_is_written_after_revoke", life::nothing_is_written_after_revoke),

@@ -183,8 +183,8 @@ bitflags::bitflags! {
         const READ = 1;
         /// Peers may write.
         const WRITE = 2;
-        /// The exposure lasts for one transfer that the peer itself will end: it must be cheap, and `revoke` need not stop a
-        /// peer that goes on after it said it was done.
+        /// The exposure lasts for one transfer that the peer itself will end: it must be cheap, and of a pool's memory `revoke` need not
+        /// stop a peer that goes on after it said it was done. Adopted memory is the program's heap again by then, and must be closed.
         const TRANSFER = 4;
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct Node {
     /// The bytes read and the outcome, by token.
     pub(crate) rma: HashMap<u64, Ended>,
     pub(crate) writable: usize,
+    /// Leaves bodies where they are, and counts them.
+    pub(crate) holds: Option<usize>,
     born: Instant,
 }
 
@@ -53,6 +55,7 @@ impl Node {
             down: HashMap::new(),
             rma: HashMap::new(),
             writable: 0,
+            holds: None,
             born: Instant::now(),
         }
     }
@@ -70,6 +73,9 @@ impl Node {
             Event::Incoming { conn } => self.incoming.push(conn),
             Event::Down { conn, reason, detail } => {
                 assert!(self.down.insert(conn, (reason, detail)).is_none(), "{conn:?} went down twice");
+            }
+            Event::Frame { body_len: 1.., .. } if self.holds.is_some() => {
+                self.holds = self.holds.map(|n| n + 1);
             }
             Event::Frame { conn, header, inline, body_len } => {
                 let mut body = Vec::new();

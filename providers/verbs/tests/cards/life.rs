@@ -91,6 +91,42 @@ pub(crate) fn no_receiver_is_ever_not_ready() {
     assert!(counters("rdma_sends").values().sum::<u64>() > sent_before, "the counters do not count");
 }
 
+/// What one peer has sent and nobody has taken, when its connection ends, are no receives for the next peer.
+pub(crate) fn what_the_dead_have_sent_is_no_receive_for_the_living() {
+    /// All that may be under way to a peer that takes nothing.
+    const CREDITS: u32 = 32;
+    let before = counters("rnr");
+    let body = vec![0x5A; 3000];
+    let (mut a, mut b) = pair();
+    let (ca, cb) = connect(&mut a, &mut b);
+    b.holds = Some(0);
+    let sent = (0..CREDITS).take_while(|n| a.send(ca, *n, &[], Body::Borrowed(&body))).count();
+    assert_eq!(sent, CREDITS as usize);
+    until("the first frame", &mut [&mut a, &mut b], |n| n[1].holds == Some(1));
+    // Neither that the others are here nor that the connection has ended is told before what waits is taken.
+    let settle = |nodes: &mut [&mut Node]| {
+        let settled = Instant::now() + Duration::from_millis(500);
+        until("nothing", nodes, |_| Instant::now() > settled);
+    };
+    settle(&mut [&mut a, &mut b]);
+    drop(a);
+    settle(&mut [&mut b]);
+
+    let mut next = Node::open(&cards().expect("checked before")[0]);
+    let (cn, _) = connect(&mut next, &mut b);
+    // The living says nothing for as long as a receiver may be asked again.
+    let sent = (0..CREDITS).take_while(|n| next.send(cn, *n, &[], Body::Borrowed(&body))).count();
+    assert_eq!(sent, CREDITS as usize);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(counters("rnr"), before, "a receiver was not ready");
+    until("the next one's first frame", &mut [&mut next, &mut b], |n| n[1].holds == Some(2));
+    // The dead one's are there still.
+    b.holds = None;
+    b.port.take(cb, None);
+    until("the end", &mut [&mut b], |n| n[0].down.contains_key(&cb));
+    assert_eq!(b.frames.iter().filter(|f| f.0 == cb).count(), CREDITS as usize - 1);
+}
+
 pub(crate) fn a_large_read_and_write_in_pieces() {
     let (mut a, mut b) = pair();
     let (ca, _) = connect(&mut a, &mut b);

@@ -66,7 +66,8 @@ pub(crate) fn a_window_that_the_card_holds_on_to_is_closed() {
     run("refused", command);
 }
 
-/// A peer that guesses a registration's key reads nothing of what we only write from.
+/// A peer that guesses a registration's key reads nothing of what we only write from, and one that keeps the key of a promise nothing
+/// once that is over.
 pub(crate) fn what_was_never_promised_is_not_open() {
     /// A length that no other registration has.
     const LEN: usize = 3 << 20;
@@ -99,6 +100,12 @@ pub(crate) fn what_was_never_promised_is_not_open() {
     let (back, result) = read(cb, promised.key, 3, &mut a, &mut b);
     assert!(result.is_ok() && back.expect("handed back") == bytes, "a promise was not kept: {result:?}");
     a.port.revoke(promised);
+
+    // It is the program's heap again.
+    let (_, cb) = connect(&mut a, &mut b);
+    let refused =
+        read(cb, promised.key, 4, &mut a, &mut b).1.expect_err("a promise that is over is open still");
+    assert_eq!(refused.kind(), Kind::AccessDenied, "{refused}");
 }
 
 /// The registration stays, and so does its key at the peer: no connection leads to it any more.
