@@ -4,28 +4,33 @@
 use crate::config::{EndpointConfig, Progress};
 use crate::lane::{LOOK_IN, Lane};
 use kfab_core::{Error, Result};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Weak, mpsc};
 
-/// Starts the lane's thread, if it is to have one.
+/// Starts the lane's thread, if it is to have one. Where it is bound is in the lane's placement afterwards.
 pub(crate) fn start(lane: &Arc<Lane>, config: &EndpointConfig) -> Result<()> {
     if config.progress == Progress::Inline {
         return Ok(());
     }
     let weak = Arc::downgrade(lane);
     let (partition, spinning) = (config.partition.clone(), config.progress == Progress::Spinning);
+    let (tell, placed) = mpsc::sync_channel(1);
     let run = move || {
-        if let (Some(p), Some(lane)) = (&partition, weak.upgrade()) {
-            let placed = p.bind_current_thread("progress thread");
-            if !placed.is_met() {
-                tracing::warn!(target: "kfab", "{placed}");
-            }
-            lane.placement.lock().unwrap_or_else(|e| e.into_inner()).push(placed);
+        // Only a thread can bind itself.
+        if let Some(p) = partition {
+            let _ = tell.send(p.bind_current_thread("progress thread"));
         }
+        drop(tell);
         if spinning { spin(&weak) } else { help(&weak) }
     };
     let thread = std::thread::Builder::new().name("kfab-progress".into()).stack_size(256 << 10).spawn(run);
     let handle = thread.map_err(|e| Error::os("endpoint", "starting the progress thread", e))?;
     *lane.helper.lock().unwrap_or_else(|e| e.into_inner()) = Some(handle);
+    if let Ok(placed) = placed.recv() {
+        if !placed.is_met() {
+            tracing::warn!(target: "kfab", "{placed}");
+        }
+        lane.placement.lock().unwrap_or_else(|e| e.into_inner()).push(placed);
+    }
     Ok(())
 }
 

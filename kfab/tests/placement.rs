@@ -14,12 +14,8 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// The report on a subject, once it is there: the helper thread makes its own.
 fn report(e: &Endpoint, subject: &str) -> Placement {
-    loop {
-        match e.placement().into_iter().find(|p| p.subject == subject) {
-            Some(p) => return p,
-            None => std::thread::sleep(std::time::Duration::from_millis(1)),
-        }
-    }
+    let all = e.placement();
+    all.iter().find(|p| p.subject == subject).unwrap_or_else(|| panic!("{subject}: {all:?}")).clone()
 }
 
 /// Slabs of this process that the kernel has a node for.

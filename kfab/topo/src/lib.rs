@@ -1,9 +1,10 @@
 //! Placement: what the machine looks like, how it is split, and what was bound to what.
 //!
-//! `kfab` calls this crate when a fabric opens: [`Topology::discover`] reads cores, caches, NUMA nodes and where the
-//! network devices sit, [`Partitions::plan`] splits the CPUs the process may use, and each lane, progress thread and
-//! buffer slab is then bound to its [`Partition`]. Binding a region of memory needs `mbind` and with it unsafe code,
-//! so it is done by whoever owns the region; this crate names the node ([`Partition::memory_node`]).
+//! [`Topology::discover`] reads cores, caches, NUMA nodes and where the network devices sit, [`Partitions::plan`] splits
+//! the CPUs the process may use, and `Fabric::open_partitioned` opens an endpoint for each [`Partition`]: its progress
+//! thread and its slabs are bound there, the threads that call it are the program's to place. Binding a region of memory
+//! needs `mbind` and with it unsafe code, so it is done by whoever owns the region; this crate names the node
+//! ([`Partition::memory_node`]).
 //!
 //! What always holds:
 //! - Nothing here panics or fails because a fact is missing: it is `None` or `Unknown` and [`Topology::notes`] says

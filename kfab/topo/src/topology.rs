@@ -5,6 +5,9 @@ use crate::idset::{CpuSet, NodeSet};
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// The distance of a node from itself, ACPI SLIT units.
+const LOCAL: u32 = 10;
+
 /// Cores, caches, memory nodes and devices of this machine, as far as this process can see them.
 ///
 /// A snapshot: CPUs or devices plugged later are not in it.
@@ -178,10 +181,11 @@ impl Topology {
         self.nodes.iter().find(|node| node.cpus.contains(cpu)).map(|node| node.id)
     }
 
-    /// How far node `to` is from node `from`, in ACPI SLIT units (10 is local). `None` if unknown. Not always
-    /// symmetric.
+    /// How far node `to` is from node `from`, in ACPI SLIT units (10 is local, also where the system does not say).
+    /// `None` if unknown. Not always symmetric.
     pub fn distance(&self, from: u32, to: u32) -> Option<u32> {
-        self.node(from)?.distances.get(&to).copied()
+        let known = self.node(from)?.distances.get(&to).copied();
+        known.or((from == to).then_some(LOCAL))
     }
 
     /// The fastest cache that both CPUs share.

@@ -145,6 +145,7 @@ fn missing_files_are_unknown_and_said() {
     assert!(topology.cores.contains(&Core { cpus: set("1"), package: None }), "{:?}", topology.cores);
     assert_eq!(topology.shared_cache(0, 4).map(|cache| (cache.level, cache.size_bytes)), Some((1, None)));
     assert_eq!((topology.distance(1, 0), topology.distance(0, 1)), (None, Some(21)));
+    assert_eq!((topology.distance(1, 1), topology.distance(7, 7)), (Some(10), None));
     assert_eq!(topology.node(0).unwrap().memory_bytes, None);
     for about in
         ["cpu1/topology/physical_package_id", "CPU 3 tells nothing", "node1/distance", "node0/meminfo"]
