@@ -4,9 +4,12 @@
 
 use crate::protocol::*;
 use kfab::{Fabric, Rights};
-use lnet_shim::rpc::{Book, Client, ClientConfig, ClientCounts, ClientLimits, Replay, Result};
+use lnet_shim::rpc::{Book, Client, ClientConfig, ClientCounts, ClientLimits, Error, Kind, Replay, Result};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
+
+/// How often an object is read that others put anew, larger, meanwhile.
+const TRIES: u32 = 16;
 
 #[derive(Clone)]
 pub struct Objects {
@@ -45,12 +48,31 @@ impl Objects {
 
     /// At most `len` bytes from `offset` on.
     pub fn get(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>> {
+        self.read(name, offset, len).map(|(data, _)| data)
+    }
+
+    /// All of an object, as one put left it.
+    pub fn get_whole(&self, name: &str) -> Result<Vec<u8>> {
+        let mut room = self.stat(name)?;
+        for _ in 0..TRIES {
+            // A window has at least one byte.
+            let (data, len) = self.read(name, 0, room.max(1) as usize)?;
+            if data.len() as u64 == len {
+                return Ok(data);
+            }
+            room = len;
+        }
+        Err(Error::new(Kind::Busy, format!("{name} grew each of the {TRIES} times that it was read")))
+    }
+
+    /// The same as [`Objects::get`], and how long the whole object was.
+    fn read(&self, name: &str, offset: u64, len: usize) -> Result<(Vec<u8>, u64)> {
         let window = self.client.window(len, Rights::WRITE)?;
         let get = Get { name: name.to_owned(), offset };
-        let have = self.client.call(GET, &get).window(&window).replay(Replay::Always).wait()?;
-        let mut data = vec![0; len.min(have as usize)];
+        let got = self.client.call(GET, &get).window(&window).replay(Replay::Always).wait()?;
+        let mut data = vec![0; len.min(got.have as usize)];
         window.read_at(0, &mut data);
-        Ok(data)
+        Ok((data, got.len))
     }
 
     /// All names that begin so.

@@ -23,7 +23,7 @@ mod store;
 use client::Objects;
 use kfab::{Fabric, Provider};
 use lnet_shim::rpc::Book;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -74,27 +74,38 @@ fn serve(over: &str, dir: PathBuf, listen: &[&str]) -> Result<()> {
 fn run(objects: &Objects, command: &[&str]) -> Result<()> {
     match *command {
         ["put", name, file] => objects.put(name, &std::fs::read(file)?, true)?,
-        ["get", name] => {
-            let len = objects.stat(name)?;
-            std::io::stdout().write_all(&objects.get(name, 0, len as usize)?)?;
+        ["get", name] => print(&objects.get_whole(name)?)?,
+        ["get", name, offset, len] => print(&objects.get(name, offset.parse()?, len.parse()?)?)?,
+        ["list"] => list(objects, "")?,
+        ["list", prefix] => list(objects, prefix)?,
+        ["delete", name] => {
+            print(if objects.delete(name)? { b"deleted\n" } else { b"was not there\n" })?;
         }
-        ["get", name, offset, len] => {
-            std::io::stdout().write_all(&objects.get(name, offset.parse()?, len.parse()?)?)?;
-        }
-        ["list"] => objects.list("")?.iter().for_each(|n| println!("{n}")),
-        ["list", prefix] => objects.list(prefix)?.iter().for_each(|n| println!("{n}")),
-        ["delete", name] => println!("{}", if objects.delete(name)? { "deleted" } else { "was not there" }),
-        ["stat", name] => println!("{} bytes", objects.stat(name)?),
+        ["stat", name] => print(format!("{} bytes\n", objects.stat(name)?).as_bytes())?,
         ["ping"] => objects.ping()?,
         ["load", ref numbers @ ..] => {
             let number = |at: usize, default| numbers.get(at).map_or(Ok(default), |w| w.parse::<u64>());
             let (threads, len, seconds) = (number(0, 4)?, number(1, 64 << 10)?, number(2, 5)?);
             let report = load::run(objects, threads as u32, len as usize, Duration::from_secs(seconds))?;
-            println!("{}", report.summary(len as usize));
+            print(format!("{}\n", report.summary(len as usize)).as_bytes())?;
         }
         _ => return Err("commands: put, get, list, delete, stat, ping, load".into()),
     }
     Ok(())
+}
+
+fn list(objects: &Objects, prefix: &str) -> Result<()> {
+    let names: String = objects.list(prefix)?.iter().map(|name| format!("{name}\n")).collect();
+    print(names.as_bytes())
+}
+
+/// Writes to standard output. A reader that has seen enough (`| head`) is no failure.
+fn print(bytes: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(()),
+    }
 }
 
 /// A server in a process of its own.

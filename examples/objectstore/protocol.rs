@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 pub const PORTAL: u8 = 28;
 /// Writes an object whole: the data is got from the client's window.
 pub const PUT: Method<Put, ()> = Method::new(PORTAL, 1);
-/// Reads a range: the data is put into the client's window; how many bytes there were.
-pub const GET: Method<Get, u64> = Method::new(PORTAL, 2);
+/// Reads a range: the data is put into the client's window.
+pub const GET: Method<Get, Got> = Method::new(PORTAL, 2);
 /// Names that begin with a prefix, after a name, sorted, at most [`LIST_MAX`].
 pub const LIST: Method<List, Vec<String>> = Method::new(PORTAL, 3);
 /// Deletes an object; `false` if there was none (any more).
@@ -51,6 +51,14 @@ pub struct Put {
 pub struct Get {
     pub name: String,
     pub offset: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Got {
+    /// Bytes that there were.
+    pub have: u64,
+    /// Bytes of the whole object, which may have been put anew since it was looked at last.
+    pub len: u64,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -56,19 +56,19 @@ async fn put(store: Arc<Store>, request: Request, put: Put) -> lnet_shim::rpc::R
     unblock(move || store.put(&put.name, put.version, &parts, put.sync)).await
 }
 
-async fn get(store: Arc<Store>, request: Request, get: Get) -> lnet_shim::rpc::Result<u64> {
+async fn get(store: Arc<Store>, request: Request, get: Get) -> lnet_shim::rpc::Result<Got> {
     let bulk = request.bulk()?;
     let room = bulk.writable().min(OBJECT_MAX) as usize;
     let mut buffer = bulk.buffer(room)?;
-    let (buffer, have) = unblock(move || {
-        let have = match buffer.get_mut() {
+    let (buffer, got) = unblock(move || {
+        let got = match buffer.get_mut() {
             Some(into) => store.get(&get.name, get.offset, into),
             None => Err(Error::failed(EIO, "the buffer is in use")),
         };
-        (buffer, have)
+        (buffer, got)
     })
     .await;
-    let have = have?;
+    let (have, len) = got?;
     bulk.put(0, &[buffer.slice(0..have)]).await?;
-    Ok(have as u64)
+    Ok(Got { have: have as u64, len })
 }

@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use store::Store;
 
@@ -116,10 +117,50 @@ fn commands_put_get_list_stat_and_delete_at_either_server() {
     assert!(load.good && String::from_utf8_lossy(&load.out).contains("put and read back"), "{}", load.err);
 }
 
+/// Whoever gets an object while it is put anew gets one or the other, whole.
+#[test]
+fn a_get_is_whole_while_others_put() {
+    let setup = Setup::new("whole");
+    let [small, large] = [1000, 300_000].map(|len: u32| {
+        let at = setup.dir.join(len.to_string());
+        std::fs::write(&at, (0..len).map(|i| (i % 251) as u8).collect::<Vec<u8>>()).unwrap();
+        (at.to_str().unwrap().to_owned(), len as usize)
+    });
+    let put = |(file, _): &(String, usize)| assert!(setup.command(&["put", "x", file]).good);
+    put(&small);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            for file in [&large, &small].into_iter().cycle().take_while(|_| !done.load(Ordering::Relaxed)) {
+                put(file);
+            }
+        });
+        for _ in 0..20 {
+            let got = setup.command(&["get", "x"]);
+            assert!(got.good && [small.1, large.1].contains(&got.out.len()), "{} {}", got.out.len(), got.err);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let setup = Setup::new("pipe");
+    assert!(setup.command(&["put", "x", setup.book.to_str().unwrap()]).good);
+    for words in [&["list"][..], &["get", "x"], &["stat", "x"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = program();
+        command.arg("--book").arg(&setup.book).args(words).stdout(writer).stderr(Stdio::piped());
+        let ended = command.spawn().unwrap().wait_with_output().unwrap();
+        assert!(ended.status.success(), "{words:?}: {}", String::from_utf8_lossy(&ended.stderr));
+    }
+}
+
 fn read(store: &Store, name: &str) -> Option<Vec<u8>> {
     let mut data = vec![0; store.stat(name).ok()? as usize];
-    let have = store.get(name, 0, &mut data).unwrap();
-    assert_eq!(have, data.len());
+    let (have, whole) = store.get(name, 0, &mut data).unwrap();
+    assert_eq!((have, whole), (data.len(), data.len() as u64));
     Some(data)
 }
 
@@ -153,18 +194,80 @@ fn a_late_change_changes_nothing() {
     assert_eq!(read(&other, "x").unwrap(), b"again");
     // A range, and nothing left of what was in the making.
     let mut part = [0; 3];
-    assert_eq!((other.get("x", 2, &mut part).unwrap(), &part), (3, b"ain"));
-    let all = |prefix: &str| slow.list(&List { prefix: prefix.to_owned(), after: String::new() }).unwrap();
-    assert_eq!(all(""), ["x"]);
-    let files = || std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    assert!(files().all(|f| f == "x" || f == ".lock"), "{:?}", files().collect::<Vec<_>>());
+    assert_eq!((other.get("x", 2, &mut part).unwrap(), &part), ((3, 5), b"ain"));
+    assert_eq!(all(&slow), ["x"]);
+    assert!(files(&dir).iter().all(|f| f == "x" || f.starts_with(".lock")), "{:?}", files(&dir));
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+fn all(store: &Store) -> Vec<String> {
+    store.list(&List { prefix: String::new(), after: String::new() }).unwrap()
+}
+
+fn files(dir: &Path) -> Vec<String> {
+    std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// A server died after the grave was there and before the object was gone, another after its files were there and before their bytes.
+#[test]
+fn what_a_dead_server_left_half_done_is_done() {
+    let dir = std::env::temp_dir().join(format!("objectstore-test-half-{}", std::process::id()));
+    let store = Store::open(dir.clone()).unwrap();
+    let version = |count| Version { count, writer: 1 };
+    let (at, grave) = (dir.join("x"), dir.join(".gone.x"));
+    store.put("x", version(1), &[b"data"], true).unwrap();
+    let object = std::fs::read(&at).unwrap();
+    assert!(store.delete("x", version(2)).unwrap());
+    std::fs::write(&at, &object).unwrap();
+    let gone = |store: &Store| {
+        assert!(store.get("x", 0, &mut [0; 9]).is_err() && store.stat("x").is_err());
+        assert!(all(store).is_empty());
+    };
+    gone(&store);
+    assert!(store.delete("x", version(2)).unwrap(), "the same again");
+    assert!(!at.exists());
+    std::fs::write(&at, &object).unwrap();
+    assert!(!store.delete("x", version(3)).unwrap(), "there is nothing");
+    assert!(!at.exists());
+
+    for left in [&b""[..], b"short"] {
+        std::fs::write(&grave, left).unwrap();
+        assert_eq!(store.version("x").unwrap(), Version::default());
+        assert!(!store.delete("x", version(4)).unwrap());
+        store.put("x", version(4), &[b"data"], true).unwrap();
+        assert_eq!(read(&store, "x").unwrap(), b"data");
+        assert!(store.delete("x", version(5)).unwrap());
+        std::fs::write(&at, left).unwrap();
+        std::fs::remove_file(&grave).unwrap();
+        gone(&store);
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn what_a_killed_server_was_writing_goes_when_another_begins() {
+    let dir = std::env::temp_dir().join(format!("objectstore-test-left-{}", std::process::id()));
+    let living = Store::open(dir.clone()).unwrap();
+    let id = files(&dir).iter().find_map(|f| f.strip_prefix(".lock.").map(str::to_owned)).unwrap();
+    living.put("0123456789abcdef.0", Version { count: 1, writer: 1 }, &[b"an object"], false).unwrap();
+    let (of_living, of_dead) = (format!(".{id}.7"), ".0123456789abcdef.0");
+    for name in [&of_living, of_dead, ".lock.0123456789abcdef", ".gone.0123456789abcdef.0"] {
+        std::fs::write(dir.join(name), b"").unwrap();
+    }
+    let other = Store::open(dir.clone()).unwrap();
+    let there = |name: &str| dir.join(name).exists();
+    assert!(there(&of_living) && !there(of_dead) && !there(".lock.0123456789abcdef"), "{:?}", files(&dir));
+    drop(living);
+    let _third = Store::open(dir.clone()).unwrap();
+    assert!(!there(&of_living) && there(".gone.0123456789abcdef.0"), "{:?}", files(&dir));
+    assert_eq!(read(&other, "0123456789abcdef.0").unwrap(), b"an object");
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
 /// What a server is writing just now.
 fn in_the_making(dir: &Path) -> Option<PathBuf> {
     let hidden = |e: std::fs::DirEntry| {
-        e.file_name().into_string().ok().filter(|n| n.starts_with('.') && n != ".lock")
+        e.file_name().into_string().ok().filter(|n| n.starts_with('.') && !n.starts_with(".lock"))
     };
     let name = std::fs::read_dir(dir).ok()?.flatten().find_map(hidden)?;
     Some(dir.join(name))
