@@ -2,6 +2,7 @@
 
 use crate::failure::{Failure, Result};
 use crate::place::Pin;
+use crate::show::units;
 use clap::{Args, ValueEnum};
 use kfab::{EndpointConfig, Fabric, FabricConfig, FabricKey, Progress, Wait};
 use std::path::PathBuf;
@@ -68,6 +69,23 @@ pub(crate) struct FabricArgs {
 }
 
 impl FabricArgs {
+    /// The schemes that were chosen, best first: those named, or all that can run. A device of another provider is an error.
+    pub(crate) fn schemes(&self) -> Result<Vec<&'static str>> {
+        let chosen = crate::providers::chosen(&self.provider)?;
+        for device in &self.device {
+            let scheme = device.split(':').next().unwrap_or_default();
+            let all = crate::providers::providers();
+            let Some(p) = all.iter().find(|p| p.scheme() == scheme && !chosen.contains(&scheme)) else {
+                continue;
+            };
+            return Err(match p.probe() {
+                Err(why) => Failure::unavailable(format!("--device {device}: {scheme}: {why}")),
+                Ok(_) => Failure::usage(format!("--device {device}: --provider leaves out {scheme}")),
+            });
+        }
+        Ok(chosen)
+    }
+
     pub(crate) fn key(&self) -> Result<Option<FabricKey>> {
         let Some(path) = &self.key_file else { return self.key_of_variable() };
         let shown = path.display();
@@ -133,6 +151,22 @@ pub(crate) struct LoadArgs {
     /// How both sides wait
     #[arg(long, value_enum, default_value = "spin")]
     pub(crate) wait: WaitArg,
+}
+
+impl LoadArgs {
+    /// Operations of this size under way at once: as many as was said, which may be too many, or `usual`, fewer of large ones.
+    pub(crate) fn window_of(&self, size: usize, usual: usize) -> Result<usize> {
+        let most = (MAX_WINDOW_BYTES / size).max(1);
+        match self.window {
+            Some(window) if window > most => {
+                let (size, most) = (units::size(size), units::size(MAX_WINDOW_BYTES));
+                Err(Failure::usage(format!(
+                    "--window {window} of {size} is more than {most} under way at once"
+                )))
+            }
+            window => Ok(window.unwrap_or(usual.min(most))),
+        }
+    }
 }
 
 /// A list of sizes, bytes.
@@ -201,6 +235,24 @@ mod tests {
             let e = sizes(bad).unwrap_err();
             assert!(e.contains(word), "{bad}: {e}");
         }
+    }
+
+    #[test]
+    fn a_window_that_nobody_chose_fits() {
+        let of = |window| LoadArgs {
+            size: None,
+            window,
+            iterations: None,
+            duration: None,
+            warmup: None,
+            no_check: false,
+            pin: Pin::None,
+            wait: WaitArg::Spin,
+        };
+        let windows = [8, 128 << 20, MAX_SIZE].map(|size| of(None).window_of(size, 16).unwrap());
+        assert_eq!(windows, [16, 16, 8]);
+        assert_eq!(of(Some(8)).window_of(MAX_SIZE, 16).unwrap(), 8);
+        assert!(of(Some(9)).window_of(MAX_SIZE, 16).unwrap_err().what.contains("--window 9 of 256 MiB"));
     }
 
     #[test]

@@ -60,7 +60,8 @@ impl PeerProcess {
         if fabric.plain {
             command.arg("--plain");
         }
-        command.args(fabric.device.iter().flat_map(|d| ["--device", d]));
+        let ours = |d: &&String| d.split_once(':').is_some_and(|(of, _)| of == scheme);
+        command.args(fabric.device.iter().filter(ours).flat_map(|d| ["--device", d]));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let child =
             command.spawn().map_err(|e| Failure::failed(format!("starting the peer process: {e}")))?;
@@ -118,7 +119,7 @@ pub(crate) fn run(args: &PeerArgs) -> Result<()> {
 }
 
 fn open(args: &PeerArgs) -> Result<kfab::Endpoint> {
-    let schemes = crate::providers::chosen(&args.fabric.provider)?;
+    let schemes = args.fabric.schemes()?;
     Ok(args.fabric.fabric()?.open(args.fabric.config(&schemes, args.wait))?)
 }
 

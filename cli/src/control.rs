@@ -1,5 +1,5 @@
 //! What client and server of a measurement tell each other beside the load: requests and replies as JSON in tagged messages.
-//! The load itself is untagged. Every request stands alone: the server keeps only the window it opened.
+//! The load itself is untagged. Every request stands alone: the server keeps only each client's window.
 //!
 //! Both sides are parsers of what the other wrote: anything else than these values is an error, and every number has a bound.
 

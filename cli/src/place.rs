@@ -59,6 +59,11 @@ impl Pin {
     }
 }
 
+/// Whether two threads on these CPUs (`None`: wherever they may) have to take turns.
+pub(crate) fn share_a_cpu(cpus: Option<(u32, u32)>) -> bool {
+    cpus.map_or(machine().usable.len() < 2, |(a, b)| a == b)
+}
+
 /// Two CPUs on different cores, where there are two cores; else any two; else none.
 fn two_cores() -> Option<(u32, u32)> {
     let topology = machine();
@@ -96,6 +101,12 @@ mod tests {
             Pin::Auto.cpus().unwrap()
         });
         assert_eq!(again.join().unwrap(), before);
+    }
+
+    #[test]
+    fn whoever_is_not_pinned_shares_a_cpu_only_where_there_is_one() {
+        assert!(share_a_cpu(Some((1, 1))) && !share_a_cpu(Some((0, 1))));
+        assert_eq!(share_a_cpu(None), machine().usable.len() == 1);
     }
 
     #[test]

@@ -58,14 +58,28 @@ pub(crate) struct Row {
     /// Bytes per message.
     pub(crate) size: usize,
     pub(crate) window: usize,
-    /// Operations measured.
-    pub(crate) count: u64,
     #[serde(flatten)]
     pub(crate) latency: Option<Latency>,
+    /// Absent where Ctrl-C came before it was measured.
+    #[serde(flatten)]
+    pub(crate) rate: Option<Rate>,
+}
+
+/// How much, and how fast.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Rate {
+    /// Operations measured.
+    pub(crate) count: u64,
     /// Messages per second, in one direction.
     pub(crate) msg_per_s: f64,
     /// Bytes per second, in one direction.
     pub(crate) bytes_per_s: f64,
+}
+
+impl Rate {
+    fn of(size: usize, count: u64, msg_per_s: f64) -> Rate {
+        Rate { count, msg_per_s, bytes_per_s: msg_per_s * size as f64 }
+    }
 }
 
 /// Latencies in nanoseconds.
@@ -109,15 +123,8 @@ impl Row {
         batched: Option<&Histogram>,
     ) -> Row {
         let latency = Latency::of(single, batched);
-        let msg_per_s = 1e9 / latency.mean_ns;
-        Row {
-            size,
-            count,
-            msg_per_s,
-            bytes_per_s: msg_per_s * size as f64,
-            latency: Some(latency),
-            ..Default::default()
-        }
+        let rate = Rate::of(size, count, 1e9 / latency.mean_ns);
+        Row { size, latency: Some(latency), rate: Some(rate), ..Default::default() }
     }
 
     pub(crate) fn take_latency(&mut self, single: &Histogram, batched: Option<&Histogram>) {
@@ -145,14 +152,8 @@ impl Throughput {
     }
 
     pub(crate) fn row(&self) -> Row {
-        let msg_per_s = if self.ns == 0 { 0.0 } else { self.count as f64 * 1e9 / self.ns as f64 };
-        Row {
-            size: self.size,
-            count: self.count,
-            msg_per_s,
-            bytes_per_s: msg_per_s * self.size as f64,
-            ..Default::default()
-        }
+        let rate = Rate::of(self.size, self.count, self.count as f64 * 1e9 / self.ns as f64);
+        Row { size: self.size, rate: (self.ns > 0).then_some(rate), ..Default::default() }
     }
 }
 
@@ -170,8 +171,10 @@ mod tests {
         assert!((l.p50_ns - 250.0).abs() < 1.0 && (l.p99_ns - 495.0).abs() < 1.0, "{l:?}");
         assert_eq!((l.min_ns, l.batch), (0.5, 1));
         let mut t = Throughput::new(100);
+        let nothing = serde_json::to_value(t.row()).unwrap();
+        assert!(nothing.get("count").is_none() && nothing.get("msg_per_s").is_none(), "{nothing}");
         t.add(10, 1_000);
-        assert_eq!(t.row().msg_per_s, 1e7);
-        assert_eq!(t.row().bytes_per_s, 1e9);
+        let row = serde_json::to_value(t.row()).unwrap();
+        assert_eq!(["count", "msg_per_s", "bytes_per_s"].map(|k| row[k].as_f64().unwrap()), [10.0, 1e7, 1e9]);
     }
 }

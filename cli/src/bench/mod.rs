@@ -8,7 +8,7 @@ mod latency;
 mod onesided;
 mod stream;
 
-use crate::args::{FabricArgs, LoadArgs, WaitArg};
+use crate::args::{FabricArgs, LoadArgs};
 use crate::child::PeerProcess;
 use crate::control::{self, REPLY, REQUEST, Reply, Request, VERSION};
 use crate::failure::{Failure, INTERRUPTED, Result};
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 /// About how long a round takes at most, and at least.
 const ROUND: Duration = Duration::from_millis(100);
 const ROUND_MIN: Duration = Duration::from_millis(10);
+/// Operations of the first round.
+const FIRST: u64 = 4;
 /// How long a warm-up takes that has no number.
 const SETTLE: Duration = Duration::from_millis(30);
 /// How long a server may take to answer.
@@ -119,10 +121,11 @@ impl Client {
         Client::connect(endpoint, &address, Some(scheme.to_owned()), Some(process))
     }
 
-    /// Connects to a server by its address, over the given providers (none: all).
-    pub(crate) fn with_server(address: &str, fabric: &FabricArgs, wait: WaitArg) -> Result<Client> {
-        let schemes = crate::providers::chosen(&fabric.provider)?;
-        let endpoint = fabric.fabric()?.open(fabric.config(&schemes, wait))?;
+    /// Connects to a server by its address, over the given providers (none: all). This side is pinned; the server is where it is.
+    pub(crate) fn with_server(address: &str, fabric: &FabricArgs, load: &LoadArgs) -> Result<Client> {
+        let schemes = fabric.schemes()?;
+        crate::place::pin(load.pin.cpus()?.map(|c| c.0));
+        let endpoint = fabric.fabric()?.open(fabric.config(&schemes, load.wait))?;
         Client::connect(endpoint, address, None, None)
     }
 
@@ -273,10 +276,9 @@ pub(crate) fn rounds(
 /// Warms up; nanoseconds per operation.
 fn settle(load: &Load, round: &mut impl FnMut(u64, bool) -> Result<Duration>) -> Result<f64> {
     if let Some(n) = load.warmup.filter(|n| *n > 0) {
-        let took = round(n.min(control::MAX_COUNT), false)?;
-        return Ok(took.as_nanos() as f64 / n as f64);
+        return warm_up(load, n, round);
     }
-    let (mut count, started) = (4, Instant::now());
+    let (mut count, started) = (FIRST, Instant::now());
     loop {
         stop::check()?;
         let took = round(count, false)?;
@@ -285,5 +287,20 @@ fn settle(load: &Load, round: &mut impl FnMut(u64, bool) -> Result<Duration>) ->
             return Ok(took.as_nanos() as f64 / count as f64);
         }
         count = if took * 4 > SETTLE { count } else { count * 4 };
+    }
+}
+
+/// A warm-up of a known length, in rounds as the measurement.
+fn warm_up(load: &Load, n: u64, round: &mut impl FnMut(u64, bool) -> Result<Duration>) -> Result<f64> {
+    let (mut left, mut next) = (n, FIRST);
+    loop {
+        stop::check()?;
+        let count = next.min(left).min(control::MAX_COUNT);
+        let per_op = round(count, false)?.as_nanos() as f64 / count as f64;
+        left -= count;
+        if left == 0 {
+            return Ok(per_op);
+        }
+        next = ((load.round().as_nanos() as f64 / per_op.max(1.0)) as u64).max(1);
     }
 }

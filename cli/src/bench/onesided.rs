@@ -5,7 +5,7 @@ use super::figures::{Histogram, Row, Throughput};
 use super::latency::{BATCH, clock_price};
 use super::{Client, Length, Load, Test, rounds, unexpected};
 use crate::control::{self, Reply, Request};
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, INTERRUPTED, Result};
 use crate::payload::{Outgoing, is_intact, stamp_of};
 use crate::stop;
 use kfab::{Buffer, Op, WindowKey};
@@ -188,7 +188,8 @@ pub(super) fn run(client: &Client, test: Test, load: &Load, tick: &mut dyn FnMut
             side.singly(test, count, 1, price, &mut single)
         }
     })?;
-    if !stop::pressed() {
+    let mut rest = || {
+        stop::check()?;
         rounds(&share(load, 0.6), &mut |part| tick(0.4 + 0.6 * part), |count, counts| {
             let took = side.many(test, count, load.window)?;
             if counts {
@@ -196,13 +197,16 @@ pub(super) fn run(client: &Client, test: Test, load: &Load, tick: &mut dyn FnMut
             }
             Ok(took)
         })?;
-    }
-    // After Ctrl-C there are figures, and nobody who waits for more.
-    if !stop::pressed() {
+        stop::check()?;
         if load.check {
             side.verify(test, 0x1234_5678_9abc_def0)?;
         }
-        client.prepare(Request::Close)?;
+        client.prepare(Request::Close)
+    };
+    match rest() {
+        // There are figures, and nobody who waits for more.
+        Err(f) if f.code == INTERRUPTED => {}
+        ended => ended?,
     }
     if single.is_empty() {
         single = batched.clone();

@@ -27,12 +27,13 @@ struct LimitRow {
 
 pub(crate) fn run(args: &InfoArgs) -> Result<()> {
     let providers = Fabric::with_config(crate::providers::providers(), Default::default()).info();
-    let (limits, topology, facts) = (limits(), Topology::discover(), system::facts());
+    let (limits, fixed) = (limits(), fixed_limits());
+    let (topology, facts) = (Topology::discover(), system::facts());
     if args.json {
         let document = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "providers": providers.iter().map(provider_json).collect::<Vec<_>>(),
-            "limits": limits,
+            "limits": limits.iter().chain(&fixed).collect::<Vec<_>>(),
             "topology": topology,
             "system": facts,
         });
@@ -43,6 +44,8 @@ pub(crate) fn run(args: &InfoArgs) -> Result<()> {
     out.extend(providers.iter().map(provider_text));
     out += "\nLIMITS (defaults; every one can be set, see the docs of `Limits`, `PortLimits` and `PoolConfig`)\n";
     out += &limits_text(limits.iter().map(|l| (l.name.as_str(), l.value, l.unit, l.meaning)));
+    out += "\nLIMITS (fixed)\n";
+    out += &limits_text(fixed.iter().map(|l| (l.name.as_str(), l.value, l.unit, l.meaning)));
     for p in providers.iter().filter(|p| !p.limits.is_empty()) {
         out += &format!("\nLIMITS OF {} (fixed)\n", p.scheme);
         out += &limits_text(p.limits.iter().map(|l| (l.name, l.value, l.unit, l.meaning)));
@@ -158,7 +161,7 @@ fn number(v: &Value) -> Option<u64> {
     }
 }
 
-/// Every limit there is, by its own name; [`MEANINGS`] tells the rest.
+/// Every limit that can be set, by its own name; [`MEANINGS`] tells the rest.
 fn limits() -> Vec<LimitRow> {
     let mut found: Vec<(String, u64)> = Vec::new();
     let protocol = serde_json::to_value(Limits::default()).unwrap_or_default();
@@ -185,13 +188,16 @@ fn limits() -> Vec<LimitRow> {
     };
     pool("region_bytes", region_bytes, "of one slab of buffers");
     pool("max_bytes", max_bytes, "of all slabs of an endpoint");
-    rows.extend(kfab::fixed_limits().into_iter().map(|l| LimitRow {
-        name: l.name.to_owned(),
-        value: l.value,
-        unit: l.unit,
-        meaning: l.meaning,
-    }));
     rows
+}
+
+/// Those that cannot.
+fn fixed_limits() -> Vec<LimitRow> {
+    let row = |l: kfab::ProviderLimit| {
+        let (name, value, unit, meaning) = (l.name.to_owned(), l.value, l.unit, l.meaning);
+        LimitRow { name, value, unit, meaning }
+    };
+    kfab::fixed_limits().into_iter().map(row).collect()
 }
 
 #[cfg(test)]
@@ -208,7 +214,8 @@ mod tests {
             assert!(row.is_some_and(|r| !r.unit.is_empty() && r.value > 0), "{name}");
         }
         for fixed in ["max_events", "max_rules", "max_ways", "max_address", "watchers"] {
-            assert!(rows.iter().any(|r| r.name == fixed), "{fixed}");
+            assert!(fixed_limits().iter().any(|r| r.name == fixed), "{fixed}");
+            assert!(!rows.iter().any(|r| r.name == fixed), "{fixed} cannot be set");
         }
     }
 }

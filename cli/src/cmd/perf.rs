@@ -1,7 +1,7 @@
 //! `kfab perf`: one test at a time, many sizes, over any provider, here or against a server.
 
 use super::pingpong::limits_text;
-use crate::args::{FabricArgs, LoadArgs, MAX_WINDOW_BYTES};
+use crate::args::{FabricArgs, LoadArgs};
 use crate::bench::figures::Row;
 use crate::bench::{Client, Load, Test};
 use crate::failure::{Failure, Result};
@@ -142,16 +142,11 @@ fn test(test: Test, args: &TestArgs) -> Result<()> {
         .as_ref()
         .map_or(if test == Test::Rate { vec![8] } else { SIZES.to_vec() }, |s| s.0.clone());
     for &size in &sizes {
-        if size.saturating_mul(window) > MAX_WINDOW_BYTES {
-            let (size, most) = (units::size(size), units::size(MAX_WINDOW_BYTES));
-            return Err(Failure::usage(format!(
-                "--window {window} of {size} is more than {most} under way at once"
-            )));
-        }
+        args.load.window_of(size, window)?;
     }
     check_output(&args.output)?;
     let mut rows = Vec::new();
-    let outcome = measure(test, args, window, &sizes, &mut rows);
+    let outcome = measure(test, args, &sizes, &mut rows);
     if !rows.is_empty() {
         report(test, args, window, &rows)?;
     }
@@ -159,17 +154,17 @@ fn test(test: Test, args: &TestArgs) -> Result<()> {
     stop::check()
 }
 
-fn measure(test: Test, args: &TestArgs, window: usize, sizes: &[usize], rows: &mut Vec<Row>) -> Result<()> {
+fn measure(test: Test, args: &TestArgs, sizes: &[usize], rows: &mut Vec<Row>) -> Result<()> {
     if let Some(address) = &args.address {
-        let client = Client::with_server(address, &args.fabric, args.load.wait)?;
+        let client = Client::with_server(address, &args.fabric, &args.load)?;
         let mut bar = Bar::new(sizes.len());
-        return all_sizes(&client, test, args, window, sizes, rows, &mut bar);
+        return all_sizes(&client, test, args, sizes, rows, &mut bar);
     }
-    let schemes = crate::providers::chosen(&args.fabric.provider)?;
+    let schemes = args.fabric.schemes()?;
     let mut bar = Bar::new(sizes.len() * schemes.len());
     for scheme in schemes {
         let client = Client::with_child(scheme, &args.fabric, &args.load).map_err(|f| f.during(scheme))?;
-        all_sizes(&client, test, args, window, sizes, rows, &mut bar).map_err(|f| f.during(scheme))?;
+        all_sizes(&client, test, args, sizes, rows, &mut bar).map_err(|f| f.during(scheme))?;
     }
     Ok(())
 }
@@ -178,7 +173,6 @@ fn all_sizes(
     client: &Client,
     test: Test,
     args: &TestArgs,
-    window: usize,
     sizes: &[usize],
     rows: &mut Vec<Row>,
     bar: &mut Bar,
@@ -186,7 +180,7 @@ fn all_sizes(
     for &size in sizes {
         stop::check()?;
         bar.begin(format!("{} {} {}", test.name(), client.via(), units::size(size)));
-        let load = Load::of(&args.load, size, window, SECONDS);
+        let load = Load::of(&args.load, size, args.load.window_of(size, test.window())?, SECONDS);
         rows.push(client.run(test, &load, &mut |part| bar.tick(part))?);
         bar.end();
     }
@@ -207,12 +201,13 @@ fn report(test: Test, args: &TestArgs, window: usize, rows: &[Row]) -> Result<()
         o if o.json => show::print_json(&document)?,
         o if o.csv => show::print(&csv::perf(rows))?,
         _ => {
+            let fewer = if rows.iter().any(|r| r.window < window) { " (fewer of the largest)" } else { "" };
             let what = match test {
                 Test::Latency => "one-way latency (half the round trip)".to_owned(),
                 Test::Read | Test::Write => {
-                    format!("one-sided: latency of one whole operation; rate with {window} under way")
+                    format!("one-sided: latency of one whole operation; rate with {window} under way{fewer}")
                 }
-                _ => format!("one direction, {window} under way, counted and timed by the receiver"),
+                _ => format!("one direction, {window} under way{fewer}, counted and timed by the receiver"),
             };
             let (name, wait) = (test.name(), args.load.wait.name());
             show::print(&format!("{name}: {what}; waiting: {wait}\n\n{}", table::perf(rows)))?;

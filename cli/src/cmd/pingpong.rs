@@ -37,6 +37,13 @@ pub(crate) struct PingpongArgs {
 struct Line {
     #[serde(flatten)]
     latency: Row,
+    /// Absent where Ctrl-C came before it was measured.
+    #[serde(flatten)]
+    stream: Option<Stream>,
+}
+
+#[derive(Serialize)]
+struct Stream {
     stream_window: usize,
     stream_msg_per_s: f64,
     stream_bytes_per_s: f64,
@@ -48,7 +55,8 @@ struct Report {
     limits: Vec<Limit>,
     /// Providers that were left out, and why.
     unavailable: Vec<String>,
-    cpus: Option<(u32, u32)>,
+    /// Of both sides, of this side, or none.
+    cpus: Option<Vec<u32>>,
     wait: &'static str,
     /// The part of its CPU that this side got while it measured and spun; much less than 1 on a busy machine.
     cpu_share: Option<f64>,
@@ -60,6 +68,9 @@ const QUIET: f64 = 0.9;
 pub(crate) fn run(args: &PingpongArgs) -> Result<()> {
     let mut report = Report { wait: args.load.wait.name(), ..Default::default() };
     let sizes = args.load.size.as_ref().map_or(SIZES.to_vec(), |s| s.0.clone());
+    for &size in &sizes {
+        window(args, size)?;
+    }
     let outcome = measure(args, &sizes, &mut report);
     let interrupted = matches!(&outcome, Err(f) if f.code == crate::failure::INTERRUPTED);
     if outcome.is_ok() || interrupted || !report.rows.is_empty() {
@@ -71,11 +82,12 @@ pub(crate) fn run(args: &PingpongArgs) -> Result<()> {
 
 fn measure(args: &PingpongArgs, sizes: &[usize], report: &mut Report) -> Result<()> {
     if let Some(address) = &args.address {
-        let client = Client::with_server(address, &args.fabric, args.load.wait)?;
+        let client = Client::with_server(address, &args.fabric, &args.load)?;
+        report.cpus = args.load.pin.cpus()?.map(|(mine, _)| vec![mine]);
         let mut bar = Bar::new(sizes.len());
         return sizes.iter().try_for_each(|&size| one(&client, args, size, &mut bar, report));
     }
-    let schemes = crate::providers::chosen(&args.fabric.provider)?;
+    let schemes = args.fabric.schemes()?;
     report.unavailable = unavailable(args, &schemes);
     if schemes.is_empty() {
         return Err(Failure::unavailable(format!(
@@ -83,7 +95,7 @@ fn measure(args: &PingpongArgs, sizes: &[usize], report: &mut Report) -> Result<
             report.unavailable.join("; ")
         )));
     }
-    report.cpus = args.load.pin.cpus()?;
+    report.cpus = args.load.pin.cpus()?.map(|(mine, theirs)| vec![mine, theirs]);
     let mut bar = Bar::new(schemes.len() * sizes.len() + 1);
     bar.begin("the machine's limits".into());
     limits::measure(&args.load.pin, Scope::Brief, &mut report.limits, &mut |part| bar.tick(part))?;
@@ -112,22 +124,27 @@ fn unavailable(args: &PingpongArgs, schemes: &[&str]) -> Vec<String> {
     missing.filter_map(|p| p.probe().err().map(|why| format!("{}: {why}", p.scheme()))).collect()
 }
 
+/// Messages of a stream under way at once.
+fn window(args: &PingpongArgs, size: usize) -> Result<usize> {
+    args.load.window_of(size, if size <= 4096 { 64 } else { 16 })
+}
+
 /// One size: latency first, then a stream of messages.
 fn one(client: &Client, args: &PingpongArgs, size: usize, bar: &mut Bar, report: &mut Report) -> Result<()> {
     stop::check()?;
     bar.begin(format!("{} {}", client.via(), units::size(size)));
     let load = Load::of(&args.load, size, 1, SECONDS);
     let latency = client.run(Test::Latency, &load, &mut |part| bar.tick(part / 2.0))?;
-    let window = args.load.window.unwrap_or(if size <= 4096 { 64 } else { 16 });
-    let load = Load { window, ..load };
-    let mut line = Line { latency, stream_window: window, stream_msg_per_s: 0.0, stream_bytes_per_s: 0.0 };
-    let stream = client.run(Test::Bandwidth, &load, &mut |part| bar.tick(0.5 + part / 2.0));
-    if let Ok(s) = &stream {
-        (line.stream_msg_per_s, line.stream_bytes_per_s) = (s.msg_per_s, s.bytes_per_s);
-    }
-    report.rows.push(line);
+    let load = Load { window: window(args, size)?, ..load };
+    let streamed = client.run(Test::Bandwidth, &load, &mut |part| bar.tick(0.5 + part / 2.0));
+    let stream = streamed.as_ref().ok().and_then(|row| row.rate.as_ref()).map(|rate| Stream {
+        stream_window: load.window,
+        stream_msg_per_s: rate.msg_per_s,
+        stream_bytes_per_s: rate.bytes_per_s,
+    });
+    report.rows.push(Line { latency, stream });
     bar.end();
-    stream.map(drop)
+    streamed.map(drop)
 }
 
 fn show(args: &PingpongArgs, report: &Report) -> Result<()> {
@@ -138,9 +155,10 @@ fn show(args: &PingpongArgs, report: &Report) -> Result<()> {
 }
 
 fn text(report: &Report) -> String {
-    let place = match report.cpus {
-        Some((a, b)) => format!("two processes, CPU {a} and CPU {b}"),
-        None => "not pinned".to_owned(),
+    let place = match report.cpus.as_deref() {
+        Some([a, b]) => format!("two processes, CPU {a} and CPU {b}"),
+        Some([a]) => format!("this side on CPU {a}"),
+        _ => "not pinned".to_owned(),
     };
     let mut out = format!(
         "One-way latency (half the round trip) and one-way streams; {place}, waiting: {}.\n\n",
@@ -178,8 +196,12 @@ fn text(report: &Report) -> String {
         cells.extend(latency_cells(r.latency.as_ref()));
         cells.insert(3, ratio(p50, beside));
         let beside = limits::bandwidth_limit(&report.limits, &r.provider, r.size);
-        cells.push(units::bandwidth(line.stream_bytes_per_s));
-        cells.extend([ratio(Some(line.stream_bytes_per_s), beside), units::rate(line.stream_msg_per_s)]);
+        let dash = || "-".to_owned();
+        let stream = line.stream.as_ref();
+        let bytes_per_s = stream.map(|s| s.stream_bytes_per_s);
+        cells.push(bytes_per_s.map_or_else(dash, units::bandwidth));
+        cells.push(ratio(bytes_per_s, beside));
+        cells.push(stream.map_or_else(dash, |s| units::rate(s.stream_msg_per_s)));
         table.row(cells);
     }
     out += &table.text();

@@ -82,7 +82,7 @@ impl Wakes {
 
 pub(crate) fn run(args: &WakeArgs) -> Result<()> {
     let mut report = Report { test: "wake", rows: Vec::new(), providers: Vec::new() };
-    let schemes = crate::providers::chosen(&args.fabric.provider)?;
+    let schemes = args.fabric.schemes()?;
     let mut bar = Bar::new(schemes.len());
     let outcome = schemes.into_iter().try_for_each(|scheme| {
         bar.begin(format!("wake {scheme}"));

@@ -7,7 +7,7 @@ mod tcp;
 mod wake;
 
 use crate::failure::Result;
-use crate::place::{Pin, pin};
+use crate::place::{Pin, pin, share_a_cpu};
 use crate::stop;
 use serde::Serialize;
 use std::time::Duration;
@@ -90,7 +90,7 @@ pub(crate) fn measure(
     progress: &mut dyn FnMut(f64),
 ) -> Result<()> {
     let cpus = pins.cpus()?;
-    let spin = Spin { shared_cpu: cpus.is_none_or(|(a, b)| a == b) };
+    let spin = Spin { shared_cpu: share_a_cpu(cpus) };
     let full = scope == Scope::Full;
     let (memory, pingpong): (&[usize], &[usize]) = if full {
         (&[64, 4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20], &[8, 4 << 10, 64 << 10])

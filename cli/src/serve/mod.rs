@@ -30,7 +30,7 @@ pub(crate) struct ServeArgs {
 }
 
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
-    let schemes = crate::providers::chosen(&args.fabric.provider)?;
+    let schemes = args.fabric.schemes()?;
     let mut config = args.fabric.config(&schemes, args.wait);
     config.listen = args.listen.iter().map(|w| way(w)).collect();
     if args.fabric.provider.is_empty() {

@@ -1,10 +1,12 @@
 //! The server's side of a measurement: takes requests one by one and serves each to its end. One client at a time; others wait
-//! in the fabric's queue. A client that dies ends its request with an error, and the server goes on.
+//! in the fabric's queue. A client that dies ends its request with an error, and the server goes on. What stays between requests is
+//! each client's window.
 
+use crate::args::MAX_WINDOW_BYTES;
 use crate::control::{self, REPLY, REQUEST, Reply, Request, VERSION};
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::payload::{Incoming, Outgoing, SMALL, is_intact, stamp_of};
-use kfab::{Endpoint, Kind, Message, Op, Peer, Rights, Window};
+use kfab::{Endpoint, Events, FabricEvent, Kind, Message, Op, Peer, Rights, Window};
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,10 +20,15 @@ const SAMPLE: u64 = 64;
 /// How long a client may leave a sleeping server waiting.
 pub(crate) const WAKE_LIMIT: Duration = Duration::from_secs(30);
 
+/// The most windows at once, one for each client; together they have at most [`MAX_WINDOW_BYTES`].
+const MAX_WINDOWS: usize = 64;
+
 /// A server on an endpoint.
 pub(crate) struct Server<'a> {
     endpoint: &'a Endpoint,
-    window: Option<Window>,
+    /// Of clients that are there.
+    windows: Vec<(Peer, Window)>,
+    events: Events,
     /// For others to read, in the middle of a request too.
     pub(crate) counts: Arc<Counts>,
 }
@@ -41,20 +48,34 @@ pub(crate) fn clock_ns(id: ClockId) -> u64 {
 
 impl<'a> Server<'a> {
     pub(crate) fn new(endpoint: &'a Endpoint) -> Server<'a> {
-        Server { endpoint, window: None, counts: Arc::default() }
+        Server { endpoint, windows: Vec::new(), events: endpoint.subscribe(), counts: Arc::default() }
     }
 
     /// Serves until `stop` says so.
     pub(crate) fn run(&mut self, stop: impl Fn() -> bool) -> Result<()> {
         while !stop() {
-            let message = match self.endpoint.recv_tagged(REQUEST, 0).wait_timeout(LOOK) {
-                Ok(m) => m,
-                Err(e) if e.kind() == Kind::TimedOut => continue,
+            let received = self.endpoint.recv_tagged(REQUEST, 0).wait_timeout(LOOK);
+            self.forget_lost();
+            match received {
+                Ok(message) => self.answer(&message),
+                Err(e) if e.kind() == Kind::TimedOut => {}
                 Err(e) => return Err(e.into()),
-            };
-            self.answer(&message);
+            }
         }
         Ok(())
+    }
+
+    /// Closes the windows of clients that are lost, or have begun anew.
+    fn forget_lost(&mut self) {
+        let (events, missed) = self.events.read();
+        for event in events {
+            if let FabricEvent::PeerLost { peer, .. } = event {
+                self.windows.retain(|(of, _)| of.id() != peer);
+            }
+        }
+        if missed > 0 {
+            self.windows.retain(|(of, _)| of.info().is_some());
+        }
     }
 
     fn answer(&mut self, message: &Message) {
@@ -82,10 +103,10 @@ impl<'a> Server<'a> {
             }),
             Request::Echo { size, count, check } => self.echo(peer, size, count, check),
             Request::Sink { size, count, depth, check } => self.sink(peer, size, count, depth, check),
-            Request::Window { size } => self.open(size),
-            Request::Inspect { stamp } => self.inspect(stamp),
+            Request::Window { size } => self.open(peer, size),
+            Request::Inspect { stamp } => self.inspect(peer, stamp),
             Request::Close => {
-                self.window = None;
+                self.close(peer);
                 Ok(Reply::Ready)
             }
             Request::Wake { count } => self.wake(peer, count),
@@ -152,20 +173,26 @@ impl<'a> Server<'a> {
         Ok(Reply::Counted { count, elapsed_ns: started.elapsed().as_nanos() as u64, stamps, damaged })
     }
 
-    fn open(&mut self, size: usize) -> Result<Reply> {
-        self.window = None;
+    fn open(&mut self, peer: &Peer, size: usize) -> Result<Reply> {
+        self.close(peer);
+        let sizes: Vec<usize> = self.windows.iter().map(|(_, w)| w.len()).collect();
+        has_room(&sizes, size).map_err(Failure::failed)?;
         let window = self.endpoint.window(size, Rights::READ | Rights::WRITE)?;
         let mut bytes = vec![0; size];
         crate::payload::stamp(&mut bytes, 0);
         crate::payload::fill(&mut bytes);
         window.write_at(0, &bytes);
         let key = control::to_hex(&window.key().to_bytes());
-        self.window = Some(window);
+        self.windows.push((peer.clone(), window));
         Ok(Reply::Window { key })
     }
 
-    fn inspect(&mut self, stamp: u64) -> Result<Reply> {
-        let Some(window) = &self.window else {
+    fn close(&mut self, peer: &Peer) {
+        self.windows.retain(|(of, _)| of != peer);
+    }
+
+    fn inspect(&mut self, peer: &Peer, stamp: u64) -> Result<Reply> {
+        let Some((_, window)) = self.windows.iter().find(|(of, _)| of == peer) else {
             return Ok(Reply::Refused { why: "no window is open".into() });
         };
         let mut bytes = vec![0; window.len()];
@@ -196,6 +223,17 @@ impl<'a> Server<'a> {
     }
 }
 
+/// Whether there may be one more window beside those of these sizes.
+fn has_room(others: &[usize], size: usize) -> std::result::Result<(), String> {
+    let (count, bytes) = (others.len(), others.iter().sum::<usize>());
+    if count < MAX_WINDOWS && bytes.saturating_add(size) <= MAX_WINDOW_BYTES {
+        return Ok(());
+    }
+    Err(format!(
+        "other clients have {count} windows of {bytes} bytes open: all may have {MAX_WINDOWS} and {MAX_WINDOW_BYTES} bytes"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,13 +241,21 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(20);
 
+    fn endpoint() -> Endpoint {
+        kfab::Fabric::with_config(crate::providers::providers(), Default::default()).endpoint().unwrap()
+    }
+
     /// Runs a server beside `client`, which gets an endpoint and the server as its peer.
     fn beside(client: impl FnOnce(&Endpoint, &Peer)) {
-        let fabric = kfab::Fabric::with_config(crate::providers::providers(), Default::default());
-        let (far, near) = (fabric.endpoint().unwrap(), fabric.endpoint().unwrap());
+        let far = endpoint();
+        beside_of(&far, client);
+    }
+
+    fn beside_of(far: &Endpoint, client: impl FnOnce(&Endpoint, &Peer)) {
+        let near = endpoint();
         let stop = AtomicBool::new(false);
         std::thread::scope(|s| {
-            let server = s.spawn(|| Server::new(&far).run(|| stop.load(Ordering::Relaxed)));
+            let server = s.spawn(|| Server::new(far).run(|| stop.load(Ordering::Relaxed)));
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 client(&near, &near.peer(&far.address().to_string()).unwrap());
             }));
@@ -258,15 +304,54 @@ mod tests {
         });
     }
 
+    fn window(near: &Endpoint, peer: &Peer) -> kfab::WindowKey {
+        let Reply::Window { key } = ask(near, peer, &json(&Request::Window { size: 64 })) else { panic!() };
+        kfab::WindowKey::from_bytes(&control::from_hex(&key).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn each_client_has_a_window_of_its_own_for_as_long_as_it_is_there() {
+        let far = endpoint();
+        beside_of(&far, |near, peer| {
+            let other = endpoint();
+            let there = other.peer(&far.address().to_string()).unwrap();
+            let mine = window(near, peer);
+            window(&other, &there);
+            // It writes where it may, and nobody else is told that it did.
+            peer.write(&mine, 40, b"x").wait_timeout(LIMIT).unwrap();
+            let inspect = json(&Request::Inspect { stamp: 0 });
+            let as_it_was = Reply::Inspected { stamp_is_right: true, intact: true };
+            assert_eq!(ask(&other, &there, &inspect), as_it_was);
+            assert_eq!(ask(&other, &there, &json(&Request::Close)), Reply::Ready);
+            assert!(matches!(ask(&other, &there, &inspect), Reply::Refused { .. }));
+            assert!(matches!(ask(near, peer, &inspect), Reply::Inspected { intact: false, .. }));
+            window(&other, &there);
+            window(&other, &there);
+            assert_eq!(far.stats().lane.windows, 2);
+            drop((there, other));
+            let until = Instant::now() + LIMIT;
+            while far.stats().lane.windows > 1 {
+                assert!(Instant::now() < until, "the window of who is gone stays");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert!(matches!(ask(near, peer, &inspect), Reply::Inspected { intact: false, .. }));
+        });
+    }
+
+    #[test]
+    fn windows_have_bounds_that_are_named() {
+        assert_eq!(has_room(&[], MAX_WINDOW_BYTES), Ok(()));
+        assert!(has_room(&[1], MAX_WINDOW_BYTES).unwrap_err().contains("2147483648"));
+        assert_eq!(has_room(&[1; MAX_WINDOWS - 1], 1), Ok(()));
+        assert!(has_room(&[1; MAX_WINDOWS], 1).unwrap_err().contains("64"));
+    }
+
     #[test]
     fn a_window_is_inspected_as_it_is() {
         beside(|near, peer| {
             let refused = ask(near, peer, &json(&Request::Inspect { stamp: 0 }));
             assert!(matches!(refused, Reply::Refused { .. }), "{refused:?}");
-            let Reply::Window { key } = ask(near, peer, &json(&Request::Window { size: 64 })) else {
-                panic!()
-            };
-            let key = kfab::WindowKey::from_bytes(&control::from_hex(&key).unwrap()).unwrap();
+            let key = window(near, peer);
             let intact = Reply::Inspected { stamp_is_right: true, intact: true };
             assert_eq!(ask(near, peer, &json(&Request::Inspect { stamp: 0 })), intact);
             peer.write(&key, 40, b"x").wait_timeout(LIMIT).unwrap();

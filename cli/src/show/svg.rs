@@ -49,8 +49,8 @@ fn percentiles(rows: &[Row]) -> Vec<Series> {
 }
 
 fn bandwidths(rows: &[Row]) -> Vec<Series> {
-    let of =
-        |p: &str| rows.iter().filter(|r| r.provider == p).map(|r| (r.size as f64, r.bytes_per_s)).collect();
+    let point = |r: &Row| Some((r.size as f64, r.rate.as_ref()?.bytes_per_s));
+    let of = |p: &str| rows.iter().filter(|r| r.provider == p).filter_map(point).collect();
     providers(rows).into_iter().map(|p| (p.to_owned(), of(p))).collect()
 }
 

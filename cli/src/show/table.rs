@@ -67,7 +67,10 @@ pub(crate) fn perf(rows: &[Row]) -> String {
         if has_latency {
             cells.extend(latency_cells(r.latency.as_ref()));
         }
-        cells.extend([units::bandwidth(r.bytes_per_s), units::rate(r.msg_per_s), r.count.to_string()]);
+        cells.extend(match &r.rate {
+            Some(r) => [units::bandwidth(r.bytes_per_s), units::rate(r.msg_per_s), r.count.to_string()],
+            None => ["-"; 3].map(str::to_owned),
+        });
         table.row(cells);
     }
     table.text()

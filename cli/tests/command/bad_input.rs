@@ -91,10 +91,24 @@ fn sizes_windows_and_cpus_out_of_range_are_told_their_limits() {
     run(&["perf", "lat", "--window", "2"]).code(2).says(&["one message"]);
     run(&["perf", "bw", "--window", "1000", "--size", "256MiB"]).code(2).says(&["256 MiB", "2 GiB"]);
     run(&["perf", "lat", "--pin", "0,5000"]).code(2).says(&["5000"]);
+    run(&["perf", "lat", "tcp:127.0.0.1:9", "--pin", "0,5000"]).code(2).says(&["5000"]);
+    run(&["pingpong", "tcp:127.0.0.1:9", "--pin", "0,5000"]).code(2).says(&["5000"]);
+    run(&["pingpong", "--window", "1000", "--size", "256MiB"]).code(2).says(&["256 MiB", "2 GiB"]);
     run(&["perf", "lat", "--pin", "zero"]).code(2).says(&["CPU numbers"]);
     run(&["perf", "lat", "--iterations", "5", "--duration", "1"]).code(2);
     run(&["perf"]).code(2);
     run(&["frobnicate"]).code(2).says(&["frobnicate"]);
+}
+
+#[test]
+fn a_device_of_a_provider_that_is_left_out_is_named() {
+    let of_tcp = ["--provider", "shm", "--device", "tcp:lo"];
+    for command in [&["perf", "lat"][..], &["pingpong"], &["serve"], &["lnet", "node"]] {
+        run(&[command, &of_tcp].concat()).code(2).says(&["--device tcp:lo", "--provider"]);
+    }
+    // The twin; a device of the one provider is no matter to the peer process of the other.
+    let both = ["--provider", "shm,tcp", "--device", "tcp:lo", "--size", "8", "--iterations", "20"];
+    run(&[&["perf", "lat"], &both[..]].concat()).ok();
 }
 
 #[test]

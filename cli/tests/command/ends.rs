@@ -39,6 +39,17 @@ fn ctrl_c_prints_the_figures_so_far_and_leaves_no_process() {
     );
 }
 
+/// The first row is there after a second of processor time, the warm-up of the second takes many.
+#[test]
+fn ctrl_c_in_a_warm_up_keeps_the_rows_before() {
+    let args = ["perf", "lat", "--provider", "tcp", "--size", "8,4MiB", "--iterations", "50", "--csv"];
+    let running = Running::start(kfab(&[&args[..], &["--warmup", "20000"]].concat()));
+    assert!(wait_until(Duration::from_secs(80), || cpu_ticks(running.pid()) > 400), "it does not measure");
+    running.signal(Signal::INT);
+    let e = running.end().code(130);
+    assert!(e.out.lines().count() == 2 && e.out.contains("\nlat,tcp,8,1,50,"), "{e:?}");
+}
+
 #[test]
 fn a_killed_command_takes_its_peer_process_along() {
     let dir = Dir::new();

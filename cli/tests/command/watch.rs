@@ -25,6 +25,8 @@ fn info_names_everything() {
     ] {
         assert!(e.out.contains(word), "{word:?} is not in:\n{}", e.out);
     }
+    let can_be_set = e.out.split("every one can be set").nth(1).unwrap().split("\n\n").next().unwrap();
+    assert!(can_be_set.contains("credits") && !can_be_set.contains("max_events"), "{can_be_set}");
     let document = run(&["info", "--json"]).ok().json();
     let schemes: Vec<_> =
         document["providers"].as_array().unwrap().iter().map(|p| p["scheme"].clone()).collect();
@@ -47,6 +49,7 @@ fn top_sees_the_traffic_of_a_server() {
     });
     assert!(seen, "{:?}", run(&["top", &pid, "--json"]));
     let text = run(&["top", &pid, "--once", "--interval", "200"]).ok().out;
+    run(&["top", &pid]).code(3).says(&["no terminal", "--once"]);
     for word in ["peer 0.0", "rail 0", "tcp:127.0.0.1", "credits", "stalls", "unexpected"] {
         assert!(text.contains(word), "{word:?} is not in:\n{text}");
     }

@@ -78,7 +78,7 @@ pub(crate) fn run(args: &NodeArgs) -> Result<()> {
     let timeout = super::serve::seconds("--transaction-timeout", args.transaction_timeout)?;
     let params =
         NodeParams { transaction_timeout: timeout, retry_count: args.retry_count, ..NodeParams::default() };
-    let mut schemes = crate::providers::chosen(&args.fabric.provider)?;
+    let mut schemes = args.fabric.schemes()?;
     if args.fabric.provider.is_empty() {
         schemes.clear();
     }

@@ -120,11 +120,12 @@ fn parse(text: &str, command_of: impl Fn(u32) -> String) -> Vec<Found> {
 }
 
 fn choose(all: &[Found], which: Option<&str>) -> Result<Found> {
-    let fits = |f: &&Found| match which {
-        None => true,
-        Some(w) => w.parse() == Ok(f.pid) || f.name == w || f.command.contains(w),
-    };
-    let fitting: Vec<&Found> = all.iter().filter(fits).collect();
+    let is = |f: &&Found| which.is_none_or(|w| w.parse() == Ok(f.pid) || f.name == w);
+    let fits = |f: &&Found| which.is_some_and(|w| f.name.contains(w) || f.command.contains(w));
+    let mut fitting: Vec<&Found> = all.iter().filter(is).collect();
+    if fitting.is_empty() {
+        fitting = all.iter().filter(fits).collect();
+    }
     let shown = |list: &[&Found]| {
         list.iter().map(|f| format!("\n  {} ({}, pid {})", f.name, f.command, f.pid)).collect::<String>()
     };
@@ -164,6 +165,12 @@ mod tests {
         );
         assert_eq!(choose(&all, Some("20")).unwrap().pid, 20);
         assert_eq!(choose(&all, Some("prog7")).unwrap().pid, 7);
+        assert_eq!(choose(&all, Some("stats.20")).unwrap().pid, 20);
+        assert_eq!(choose(&all, Some("kfab-stats.7.1")).unwrap().pid, 7);
+        assert!(choose(&all, Some("kfab-stats")).unwrap_err().what.contains("kfab-stats.20.0"));
+        // What it is goes before what it is a part of.
+        let more = parse(UNIX, |_| "prog20".to_owned());
+        assert_eq!(choose(&more, Some("20")).unwrap().pid, 20);
         assert!(choose(&all, None).unwrap_err().what.contains("kfab-stats.20.0"));
         assert!(choose(&all, Some("99")).unwrap_err().what.contains("prog7"));
         assert!(choose(&[], None).unwrap_err().hint.is_some());

@@ -2,7 +2,7 @@
 
 use super::Watch;
 use super::model::{Peer, View};
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::show::{table::Table, units};
 use crate::stop;
 use ratatui::Frame;
@@ -11,6 +11,7 @@ use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Color, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Table as Grid};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 const HEAD: [&str; 11] =
@@ -18,8 +19,13 @@ const HEAD: [&str; 11] =
 
 /// Draws until `q`, Esc or Ctrl-C, or until the endpoint is gone.
 pub(super) fn run(watch: &mut Watch, command: &str, interval: Duration) -> Result<()> {
+    let hint = "on something else: --once or --json";
+    if !std::io::stdout().is_terminal() {
+        return Err(Failure::unavailable("standard output is no terminal").hint(hint));
+    }
     let mut view = View::new(watch.snapshot()?, Instant::now());
-    let mut terminal = ratatui::init();
+    let no_terminal = |e| Failure::unavailable(format!("this terminal cannot be drawn on: {e}")).hint(hint);
+    let mut terminal = ratatui::try_init().map_err(no_terminal)?;
     let outcome = (|| {
         loop {
             terminal.draw(|f| draw(f, &view, command))?;
