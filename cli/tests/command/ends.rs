@@ -1,6 +1,6 @@
 //! However a command ends, it ends: with figures on Ctrl-C, with an error when the other side dies, and with no process left.
 
-use crate::run::{Dir, Running, kfab, processes_with, server, wait_until};
+use crate::run::{Dir, Running, catches_ctrl_c, kfab, processes_with, server, wait_until};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
@@ -88,13 +88,6 @@ fn a_client_killed_in_the_middle_leaves_a_server_that_serves_the_next() {
     server.signal(Signal::INT);
     let e = server.end().code(130);
     assert!(e.err.contains("served"), "{e:?}");
-}
-
-/// `true` once a process catches Ctrl-C (proc_pid_status(5)).
-fn catches_ctrl_c(pid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:"));
-    caught.and_then(|m| u64::from_str_radix(m.trim(), 16).ok()).is_some_and(|m| m & 1 << 1 != 0)
 }
 
 /// Interrupts a command after a while; its document. Where the machine is so busy that not even one figure comes before the command's

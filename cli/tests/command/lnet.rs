@@ -247,6 +247,87 @@ fn a_console_runs_tests_between_groups() {
     }
 }
 
+/// A session of `a` with a group of each node, and a batch of pings from `b` to each of them.
+fn session(a: &Node, b: &Node, groups: &[(&str, &str)], test: &[&str]) {
+    a.knows(b);
+    a.lst(&["session", "new", "rw"]).ok();
+    for (group, nid) in groups {
+        a.lst(&["group", "add", group, nid]).ok();
+        a.lst(&["batch", "add", group]).ok();
+    }
+    for (group, _) in groups {
+        let sides = ["test", "add", "--batch", group, "--from", "b", "--to", group];
+        a.lst(&[&sides[..], test].concat()).ok();
+    }
+}
+
+/// A batch that went wrong does not spoil the figures of the next, and only calls of tests are counted.
+#[test]
+fn a_run_counts_its_own_batch() {
+    let [a, b, c] = ["57@kfi", "58@kfi", "59@kfi"].map(|nid| Node::kfi(nid, any()));
+    for (one, other) in [(&a, &c), (&b, &a), (&b, &c)] {
+        one.knows(other);
+    }
+    let groups = [("b", "58@kfi"), ("a", "57@kfi"), ("c", "59@kfi")];
+    session(&a, &b, &groups, &["--concurrency", "2", "--loop", "10"]);
+    b.lnet(&["fault", "drop", "add", "--dst", "59@kfi", "--error", "local_error"]).ok();
+    let bad = a.lst(&["run", "c", "--for", "60", "--json"]).code(1).says(&["20 calls failed"]).json();
+    assert_eq!((&bad["client_errors"], &bad["nodes"][0]["rpcs"]), (&20.into(), &0.into()), "{bad}");
+    for _ in 0..2 {
+        let good = a.lst(&["run", "a", "--for", "60", "--json"]).ok().json();
+        assert_eq!((&good["client_errors"], &good["nodes"][0]["rpcs"]), (&0.into(), &20.into()), "{good}");
+    }
+}
+
+#[test]
+fn a_batch_that_has_ended_can_be_changed_and_one_that_runs_cannot() {
+    let (a, b) = (Node::kfi("57@kfi", any()), Node::kfi("58@kfi", any()));
+    b.knows(&a);
+    session(&a, &b, &[("b", "58@kfi"), ("a", "57@kfi")], &["--loop", "1"]);
+    a.lst(&["group", "add", "all", "57@kfi", "58@kfi"]).ok();
+    assert!(a.lst(&["session", "show"]).ok().out.contains("2 nodes"), "{:?}", a.lst(&["session", "show"]));
+    a.lst(&["run", "a"]).ok();
+    // It ends by itself.
+    let add =
+        |test: &[&str]| a.lst(&[&["test", "add", "--batch", "a", "--from", "b", "--to", "a"], test].concat());
+    assert!(crate::run::wait_until(LIMIT, || add(&[]).code == Some(0)));
+    a.lst(&["run", "a"]).ok();
+    add(&[]).code(1).says(&["batch a is running", "lst stop"]);
+    a.lst(&["run", "a", "--for", "1"]).code(1).says(&["batch a is running"]);
+    a.lst(&["stop", "a"]).ok();
+    // More calls than a client may have in flight.
+    a.lst(&["group", "add", "many", "57@kfi", "57@kfi", "57@kfi", "57@kfi", "57@kfi"]).ok();
+    let many = ["test", "add", "--batch", "b", "--from", "b", "--to", "many", "--concurrency", "256"];
+    a.lst(&many).code(2).says(&["256 calls in flight to each of 5 servers", "1024 in all"]);
+}
+
+/// Ctrl-C shows what was done until then.
+#[test]
+fn ctrl_c_shows_the_figures_so_far() {
+    let (a, b) = (Node::kfi("57@kfi", any()), Node::kfi("58@kfi", any()));
+    b.knows(&a);
+    session(&a, &b, &[("b", "58@kfi"), ("a", "57@kfi")], &[]);
+    let sent = |node: &Node| node.json(&["stats"])["sent"]["put"].as_u64().unwrap();
+    let interrupted = |args: &[&str], busy: &Node| {
+        let running = Running::start(kfab(&[&["lst"], args, &["--json", "--node", &a.name]].concat()));
+        assert!(crate::run::wait_until(LIMIT, || crate::run::catches_ctrl_c(running.pid())));
+        let before = sent(busy);
+        assert!(crate::run::wait_until(LIMIT, || sent(busy) > before + 300), "{args:?}");
+        running.signal(Signal::INT);
+        running.end().code(130).json()
+    };
+    let run = interrupted(&["run", "a", "--for", "600"], &b);
+    assert!(run["nodes"][0]["rpcs"].as_u64().unwrap() > 16, "{run}");
+    assert!(run["clients"][0]["latency_us"]["p50"].as_f64().unwrap() > 0.0, "{run}");
+    assert_eq!(a.lst(&["batch", "list", "--json"]).ok().json()[1]["running"], 0);
+    a.lst(&["run", "a"]).ok();
+    let stat = interrupted(&["stat", "a", "--interval", "600"], &b);
+    assert!(stat["nodes"][0]["rpcs"].as_u64().unwrap() > 0, "{stat}");
+    a.lst(&["session", "end"]).ok();
+    let load = interrupted(&["load", "58@kfi", "--duration", "600"], &a);
+    assert!(load["report"]["calls"].as_u64().unwrap() > 16, "{load}");
+}
+
 #[test]
 fn a_partitioned_interface_says_where_it_runs() {
     let a = Node::start("partitions", &["--provider", any()]);
@@ -346,7 +427,8 @@ fn a_console_that_is_busy_says_so() {
     assert!(crate::run::wait_until(LIMIT, busy));
     // Ctrl-C there ends it, and the console answers again.
     long.signal(Signal::INT);
-    long.end().code(130);
+    let table = long.end().code(130).out;
+    assert!(table.contains("57@kfi"), "{table}");
     assert!(crate::run::wait_until(LIMIT, || a.lst(&["group", "list"]).code == Some(0)));
     a.lst(&["session", "end"]).ok();
 }

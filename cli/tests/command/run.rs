@@ -181,6 +181,13 @@ pub(crate) fn processes_with(word: &str) -> Vec<String> {
     lines.filter(|l| l.contains(word)).collect()
 }
 
+/// `true` once a process catches Ctrl-C (proc_pid_status(5)).
+pub(crate) fn catches_ctrl_c(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:"));
+    caught.and_then(|m| u64::from_str_radix(m.trim(), 16).ok()).is_some_and(|m| m & 1 << 1 != 0)
+}
+
 /// Waits until `done`; `false` if that takes longer than `limit`.
 pub(crate) fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     let started = Instant::now();

@@ -21,6 +21,8 @@ use crate::wire::lst::*;
 
 /// The kind of stat that asks for latencies. Lustre's nodes do not look at the kind.
 pub(super) const STAT_LATENCY: u32 = 0x6b66_6162;
+/// With the number of a batch added: the same, and errors, of this batch alone.
+pub(super) const STAT_BATCH: u32 = 0x6b6c_0000;
 /// Requests that fit in one buffer.
 const REQUESTS: usize = 256;
 /// Bytes of one destination in a list: 8-byte NID and pid, little-endian.
@@ -178,7 +180,10 @@ impl Worker {
         let mut bytes = vec![0; event.mlength as usize];
         memory.read_at(event.offset, &mut bytes);
         let client = ProcessId { nid: event.source, pid: event.initiator.pid };
-        self.stats.received = self.stats.received.wrapping_add(1);
+        // A console's own calls are no load.
+        if event.user == u64::from(PORTAL_REQUEST) {
+            self.stats.received = self.stats.received.wrapping_add(1);
+        }
         match LstMessage::decode(&bytes) {
             Ok(request) if self.pending.len() < self.params.max_pending => self.serve(client, request),
             _ => self.stats.dropped = self.stats.dropped.wrapping_add(1),
@@ -226,7 +231,8 @@ impl Worker {
             .bind(memory, SourceOptions::once(1), &self.sink)
             .and_then(|md| node.begun(md, node.put(md, put, None)));
         match sent {
-            Ok(()) => self.stats.sent = self.stats.sent.wrapping_add(1),
+            Ok(()) if is_load(&request.body) => self.stats.sent = self.stats.sent.wrapping_add(1),
+            Ok(()) => {}
             Err(_) => self.stats.errors = self.stats.errors.wrapping_add(1),
         }
     }
@@ -302,12 +308,14 @@ impl Worker {
                 LstBody::TestReply { status, session: self.session_id() }
             }
             LstBody::Brw { op, len, check, .. } => {
-                let moved = if op == 1 { &mut self.stats.bulk_put } else { &mut self.stats.bulk_get };
-                *moved += u64::from(len);
                 let check = Check::from_number(check).unwrap_or(Check::None);
                 let whole = event.mlength == len && pattern::check(&memory.to_vec(), check);
                 if op == 2 && status == 0 && !whole {
                     status = errno::BAD_DATA;
+                }
+                if status == 0 {
+                    let moved = if op == 1 { &mut self.stats.bulk_put } else { &mut self.stats.bulk_get };
+                    *moved += u64::from(len);
                 }
                 LstBody::BrwReply { status }
             }
@@ -411,10 +419,11 @@ impl Worker {
         let (rpc, mut lnet) = (self.stats, self.lnet_stats());
         let (status, framework) = match self.named(id) {
             Some(session) => {
-                if kind == STAT_LATENCY {
-                    lnet = latency_stats(session.latency_ns());
+                let batch = batch_of(kind);
+                if kind == STAT_LATENCY || batch.is_some() {
+                    lnet = latency_stats(session.latency_ns(batch));
                 }
-                (0, session.stats())
+                (0, session.stats(batch))
             }
             None => (errno::NO_SESSION, FrameworkStats::default()),
         };
@@ -467,6 +476,16 @@ impl Worker {
             }
         }
     }
+}
+
+/// Whether a request is one of a test.
+fn is_load(request: &LstBody) -> bool {
+    matches!(request, LstBody::Ping { .. } | LstBody::Brw { .. })
+}
+
+/// The batch that a kind of stat asks about.
+fn batch_of(kind: u32) -> Option<u64> {
+    (kind & !0xffff == STAT_BATCH).then_some(u64::from(kind & 0xffff))
 }
 
 /// Latencies where the counters of LNet would be, marked, for consoles of ours that ask for them.

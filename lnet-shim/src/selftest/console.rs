@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::agent::{STAT_LATENCY, destinations, is_ours, latency_of};
+use super::agent::{STAT_BATCH, STAT_LATENCY, destinations, is_ours, latency_of};
 use super::keeper::Keeper;
-use super::load::{Kind, Latency};
+use super::load::{Kind, Latency, check_in_flight};
 use super::pattern::Check;
 use super::rpc::{Bulk, Ids, Rpc, all, status_of};
 use crate::core::SharedBytes;
@@ -85,10 +85,19 @@ impl std::str::FromStr for Distribute {
 pub struct NodeStat {
     /// Of the framework.
     pub framework: FrameworkStats,
-    /// Of RPCs.
+    /// Of RPCs: those of tests; nodes of Lustre's count the console's own calls too.
     pub rpc: RpcStats,
     /// Of LNet: messages, not RPCs.
     pub lnet: LnetStats,
+}
+
+/// What a node's client tests of one batch have done since they were started last.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct BatchStat {
+    /// Calls that failed.
+    pub errors: u64,
+    /// Of those tests that have ended; `None` if none has.
+    pub latency: Option<Latency>,
 }
 
 /// A session on several nodes. [`Console::end`] ends it. While this exists a thread tells the nodes that it does; those that hear
@@ -165,7 +174,8 @@ impl Console {
     }
 
     /// Adds a test to a batch: told to the servers first, then to each client with the list of servers. `Invalid` for a server
-    /// with a 20-byte NID (IPv6) where a client is Lustre's: its lists hold 8-byte NIDs.
+    /// with a 20-byte NID (IPv6) where a client is Lustre's: its lists hold 8-byte NIDs; and for more calls in flight from a client than
+    /// there may be.
     pub async fn add_test(
         &self,
         batch: u64,
@@ -173,6 +183,9 @@ impl Console {
         servers: &[ProcessId],
         spec: TestSpec,
     ) -> Result<()> {
+        for i in 0..clients.len() {
+            check_in_flight(spec.distribute.servers_of(i, servers).len(), spec.concurrency)?;
+        }
         let large = servers.iter().find(|s| s.nid.to_nid4().is_none());
         if let Some(server) = large {
             for client in clients {
@@ -285,9 +298,20 @@ impl Console {
         self.stat_of(target, 0).await
     }
 
-    /// Latencies of what a node's client tests have done in this session, once they have ended. `None` from a node of Lustre's, or if it has done nothing.
-    pub async fn latency(&self, target: ProcessId) -> Result<Option<Latency>> {
-        Ok(latency_of(&self.stat_of(target, STAT_LATENCY).await?.lnet).map(Latency::of_ns))
+    /// What a node's client tests of one batch (below 65536) have done. `None` from a node of Lustre's, which counts all batches of the
+    /// session as one, without latencies.
+    pub async fn batch_stat(&self, target: ProcessId, batch: u64) -> Result<Option<BatchStat>> {
+        let number = u16::try_from(batch).map_err(|_| {
+            Error::new(
+                ErrorKind::Invalid,
+                "lst",
+                format!("batch {batch} is not below 65536: it has no figures"),
+            )
+        })?;
+        let stat = self.stat_of(target, STAT_BATCH | u32::from(number)).await?;
+        let errors = u64::from(stat.framework.brw_errors) + u64::from(stat.framework.ping_errors);
+        let latency = latency_of(&stat.lnet).map(Latency::of_ns);
+        Ok(is_ours(&stat.lnet).then_some(BatchStat { errors, latency }))
     }
 
     async fn stat_of(&self, target: ProcessId, kind: u32) -> Result<NodeStat> {

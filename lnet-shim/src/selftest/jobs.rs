@@ -14,9 +14,8 @@ use super::rpc::Rpc;
 use crate::nid::ProcessId;
 use crate::wire::lst::{FrameworkStats, Service, SessionId, TestParams, TestRequest};
 
-/// Limits of what a console may order.
-pub(super) const MAX_DESTINATIONS: u32 = 1024;
-const MAX_CONCURRENCY: u32 = 256;
+/// Limits of what a console may order; see also [`load::check_in_flight`].
+pub(super) const MAX_DESTINATIONS: u32 = load::MAX_IN_FLIGHT;
 const MAX_TESTS: usize = 256;
 
 /// A test of a batch.
@@ -74,10 +73,11 @@ impl Session {
             }
             TestParams::Ping { .. } => true,
         };
-        let bounded =
-            t.destinations <= MAX_DESTINATIONS && t.concurrency <= MAX_CONCURRENCY && tests < MAX_TESTS;
-        let complete = !t.is_client || t.destinations > 0 && t.concurrency > 0;
-        if sized && bounded && complete { Ok(()) } else { Err(errno::INVALID) }
+        let in_flight = match t.is_client {
+            true => load::check_in_flight(t.destinations as usize, t.concurrency).is_ok(),
+            false => t.destinations <= MAX_DESTINATIONS && t.concurrency <= load::MAX_CONCURRENCY,
+        };
+        if sized && in_flight && tests < MAX_TESTS { Ok(()) } else { Err(errno::INVALID) }
     }
 
     pub(super) fn add_test(&mut self, request: TestRequest, destinations: Vec<ProcessId>) {
@@ -109,10 +109,16 @@ impl Session {
         Ok(chosen.filter(|(_, t)| t.active.load(Ordering::Relaxed) > 0).count() as u32)
     }
 
-    /// Latencies of the client tests that have run: 50, 90, 99, 99.9 per cent, and the longest, nanoseconds.
-    pub(super) fn latency_ns(&self) -> Option<[u64; 5]> {
+    /// The tests of a batch; of all without one.
+    fn tests(&self, batch: Option<u64>) -> impl Iterator<Item = &Test> {
+        let chosen = self.batches.iter().filter(move |(id, _)| batch.is_none_or(|b| b == **id));
+        chosen.flat_map(|(_, b)| &b.tests)
+    }
+
+    /// Latencies of the client tests (of a batch) that have run: 50, 90, 99, 99.9 per cent, and the longest, nanoseconds.
+    pub(super) fn latency_ns(&self, batch: Option<u64>) -> Option<[u64; 5]> {
         let mut all = load::new_histogram().ok()?;
-        for test in self.batches.values().flat_map(|b| &b.tests) {
+        for test in self.tests(batch) {
             if let Some(h) = &*test.progress.latency.lock().unwrap_or_else(|p| p.into_inner()) {
                 all.add(h).ok()?;
             }
@@ -124,10 +130,10 @@ impl Session {
         self.started.elapsed()
     }
 
-    pub(super) fn stats(&self) -> FrameworkStats {
-        let tests = || self.batches.values().flat_map(|b| &b.tests);
+    /// Errors are those of one batch, if one is given.
+    pub(super) fn stats(&self, batch: Option<u64>) -> FrameworkStats {
         let errors = |service: Service| {
-            let of = tests().filter(|t| t.request.service == service as u32);
+            let of = self.tests(batch).filter(|t| t.request.service == service as u32);
             of.map(|t| t.progress.errors.load(Ordering::Relaxed)).sum::<u64>() as u32
         };
         let runs = |b: &&Batch| b.tests.iter().any(|t| t.active.load(Ordering::Relaxed) > 0);

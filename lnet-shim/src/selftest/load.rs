@@ -15,6 +15,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::nid::ProcessId;
 use crate::wire::lst::{LstBody, Service};
 
+/// The most calls in flight to each target, and to all of them.
+pub(super) const MAX_CONCURRENCY: u32 = 256;
+pub(super) const MAX_IN_FLIGHT: u32 = 1024;
+
 /// What each call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Kind {
@@ -155,10 +159,13 @@ pub(super) async fn one_call(rpc: &Rpc, target: ProcessId, spec: &LoadSpec, seq:
 /// The targets must have been told to serve (a session and a server-side test: see [`super::Console`]); our own agents
 /// serve always.
 pub fn run(rpc: &Rpc, targets: &[ProcessId], spec: LoadSpec, progress: &Progress) -> Result<LoadReport> {
-    let workers = targets.len() * spec.concurrency as usize;
-    if workers == 0 || spec.concurrency > 256 || workers > 1024 || spec.size == 0 || spec.size > 1 << 20 {
-        let words = "1 to 256 calls in flight to each target, at most 1024 in all; 1 to 1048576 bytes";
-        return Err(Error::new(ErrorKind::Invalid, "load", words));
+    check_in_flight(targets.len(), spec.concurrency)?;
+    if spec.size == 0 || spec.size > 1 << 20 {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            "load",
+            format!("{} bytes are not 1 to 1048576", spec.size),
+        ));
     }
     let start = Instant::now();
     let all = Mutex::new(new_histogram()?);
@@ -183,6 +190,19 @@ pub fn run(rpc: &Rpc, targets: &[ProcessId], spec: LoadSpec, progress: &Progress
         mib_per_second: progress.bytes.load(Ordering::Relaxed) as f64 / seconds / (1 << 20) as f64,
         latency_us,
     })
+}
+
+/// Whether so many calls may be in flight to each of so many targets.
+pub(super) fn check_in_flight(targets: usize, concurrency: u32) -> Result<()> {
+    let all = (targets as u64).saturating_mul(concurrency.into());
+    if concurrency <= MAX_CONCURRENCY && (1..=u64::from(MAX_IN_FLIGHT)).contains(&all) {
+        return Ok(());
+    }
+    let what = format!(
+        "{concurrency} calls in flight to each of {targets} servers are {all}: a client has 1 to {MAX_CONCURRENCY} to each, \
+        {MAX_IN_FLIGHT} in all"
+    );
+    Err(Error::new(ErrorKind::Invalid, "load", what))
 }
 
 /// 50, 90, 99, 99.9 per cent, and the longest.

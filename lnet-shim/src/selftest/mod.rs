@@ -13,7 +13,7 @@ mod pattern;
 mod rpc;
 
 pub use agent::{Agent, AgentParams};
-pub use console::{Console, Distribute, NodeStat, TestSpec};
+pub use console::{BatchStat, Console, Distribute, NodeStat, TestSpec};
 pub use pattern::{Check, check, fill};
 pub use rpc::{Bulk, Rpc};
 

@@ -6,7 +6,7 @@ use crate::core::*;
 use crate::nid::{Nid, ProcessId};
 use crate::node::{NiConfig, Node, NodeParams};
 use crate::tcp::TcpParams;
-use crate::wire::lst::{LstBody, Service};
+use crate::wire::lst::{LstBody, Service, SessionId};
 use futures_lite::future::block_on;
 use std::time::{Duration, Instant};
 
@@ -86,6 +86,14 @@ fn loads_run_without_errors_and_damage_is_seen() {
     };
     let reply = block_on(rpc.call(b_id, Service::Brw, body, Bulk::None, WAIT)).unwrap();
     assert_eq!(reply, LstBody::BrwReply { status: errno::INVALID });
+    // Counted is what went well, and no question about it.
+    let body = |ids: rpc::Ids| LstBody::Stat { reply_id: ids.reply_id, session: SessionId::NONE, kind: 0 };
+    for _ in 0..2 {
+        let reply = block_on(rpc.call(b_id, Service::Stat, body, Bulk::None, WAIT)).unwrap();
+        let LstBody::StatReply { rpc: counts, .. } = reply else { panic!("{reply:?}") };
+        assert_eq!((counts.bulk_put, counts.bulk_get), (5 << 20 | 40, 20 << 20 | 160 << 10));
+        assert_eq!((counts.received, counts.sent), (147, 147));
+    }
     drop(agent);
     let objects = b.with_engine(|e, _| e.core().objects());
     until("descriptors go", || b.with_engine(|e, _| e.core().objects().1) == 2 || objects.1 == 2);
@@ -114,7 +122,9 @@ fn a_console_makes_sessions_and_drives_tests_between_others() {
         let (client, server) = (console.stat(b_id).await.unwrap(), console.stat(c_id).await.unwrap());
         assert_eq!((client.framework.brw_errors, client.framework.ping_errors), (0, 0));
         assert_eq!((server.rpc.bulk_put, server.rpc.bulk_get), (20 * 65536, 20 * 65536));
-        assert!(server.rpc.received >= 60);
+        assert_eq!((server.rpc.received, server.rpc.sent), (60, 60), "the console's own calls are none");
+        let latency = |batch| block_on(console.batch_stat(b_id, batch)).unwrap().unwrap().latency;
+        assert!(latency(1).is_some() && latency(2).is_none());
         // For ever, until stopped.
         console.add_test(2, &[c_id], &[b_id], TestSpec { loops: 0, ..spec(Kind::Ping) }).await.unwrap();
         console.run(2, &[c_id]).await.unwrap();
@@ -122,6 +132,14 @@ fn a_console_makes_sessions_and_drives_tests_between_others() {
         console.stop(2, &[c_id]).await.unwrap();
         until("the batch stops", || active(2, c_id) == 0);
         assert!(console.run(99, &[c_id]).await.is_err());
+        // More than a client may have in flight is not begun.
+        let spec = TestSpec { concurrency: 256, distribute: Distribute::All, ..spec(Kind::Ping) };
+        let error = console.add_test(3, &[b_id], &[c_id; 5], spec).await.unwrap_err();
+        assert!(
+            error.kind() == crate::ErrorKind::Invalid && error.to_string().contains("are 1280"),
+            "{error}"
+        );
+        assert!(console.run(3, &[b_id]).await.is_err());
         let session = console.stat(b_id).await;
         assert!(session.is_ok());
         console.end().await.unwrap();

@@ -5,21 +5,25 @@ use super::request::{Line, Request};
 use crate::failure::{Failure, Result};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::Shutdown;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The first part of the names of nodes' sockets.
 pub(crate) const PREFIX: &str = "kfab-lnet.";
 /// How often a waiting command looks whether Ctrl-C was pressed.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long a node that is told to stop may take to say what there is so far.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Asks a node and prints the answer: as JSON, or as `table` makes it.
 pub(crate) fn ask(out: &Out, request: &Request, table: impl FnOnce(&Value) -> String) -> Result<()> {
     ask_with(out, request, |_, _| {}, table).map(drop)
 }
 
-/// The same, with the progress shown; the answer.
+/// The same, with the progress shown; the answer. On Ctrl-C a node that takes its time may say what there is so far: that is shown, and
+/// then comes the error.
 pub(crate) fn ask_with(
     out: &Out,
     request: &Request,
@@ -32,6 +36,7 @@ pub(crate) fn ask_with(
     } else {
         crate::show::print(&table(&value))?
     }
+    crate::stop::check()?;
     Ok(value)
 }
 
@@ -47,9 +52,21 @@ fn call(out: &Out, request: &Request, progress: &mut dyn FnMut(f64, &str)) -> Re
     let text = serde_json::to_string(request).map_err(|e| Failure::failed(e.to_string()))?;
     stream.write_all(format!("{text}\n").as_bytes()).map_err(unreachable)?;
     let mut lines = BufReader::new(stream);
+    let (mut text, mut until) = (String::new(), None);
     loop {
-        let line = line(&mut lines, &name)?;
-        match serde_json::from_str(&line) {
+        if crate::stop::pressed() {
+            let until = *until.get_or_insert_with(|| {
+                let _ = lines.get_ref().shutdown(Shutdown::Write);
+                Instant::now() + LAST_WORDS
+            });
+            if !request.takes_its_time() || Instant::now() > until {
+                return Err(Failure::interrupted());
+            }
+        }
+        if !line(&mut lines, &mut text, &name)? {
+            continue;
+        }
+        match serde_json::from_str(&std::mem::take(&mut text)) {
             Ok(Line::Progress { part, text }) => progress(part, &text),
             Ok(Line::Done(value)) => return Ok(value),
             Ok(Line::Failed { code, what, hint }) => return Err(Failure { code, what, hint }),
@@ -58,21 +75,13 @@ fn call(out: &Out, request: &Request, progress: &mut dyn FnMut(f64, &str)) -> Re
     }
 }
 
-/// The next line; Ctrl-C ends the wait, and closing the connection what the node does for us.
-fn line(lines: &mut BufReader<UnixStream>, name: &str) -> Result<String> {
-    let mut text = String::new();
-    loop {
-        match lines.read_line(&mut text) {
-            Ok(0) => {
-                let gone = format!("node {name} is gone, or belongs to another user");
-                return Err(Failure::unavailable(gone));
-            }
-            Ok(_) => return Ok(text),
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                crate::stop::check()?;
-            }
-            Err(e) => return Err(Failure::unavailable(format!("node {name}: {e}"))),
-        }
+/// Reads on; `true` once `text` is a whole line.
+fn line(lines: &mut BufReader<UnixStream>, text: &mut String, name: &str) -> Result<bool> {
+    match lines.read_line(text) {
+        Ok(0) => Err(Failure::unavailable(format!("node {name} is gone, or belongs to another user"))),
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(false),
+        Err(e) => Err(Failure::unavailable(format!("node {name}: {e}"))),
     }
 }
 

@@ -1,7 +1,8 @@
 //! `kfab lnet`: an LNet node as a process (`kfab lnet node`), and the commands that look at it and change it.
 //!
 //! A node listens on the abstract unix socket `kfab-lnet.NAME`, for its own user only. Every other command connects there, sends one
-//! request as a line of JSON and gets lines of JSON back: progress, then the outcome.
+//! request as a line of JSON and gets lines of JSON back: progress, then the outcome. Whoever closes its side for writing meanwhile gets the
+//! outcome early.
 
 pub(crate) mod client;
 mod node;

@@ -34,6 +34,14 @@ pub(crate) enum Request {
     Lst(LstRequest),
 }
 
+impl Request {
+    /// Whether the node tells how far it is, and ends early when it is told to.
+    pub(crate) fn takes_its_time(&self) -> bool {
+        use LstRequest::{Load, Run, Stat};
+        matches!(self, Request::Lst(Run { seconds: Some(_), .. } | Stat { .. } | Load(_)))
+    }
+}
+
 /// A question to a node's self-test console.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum LstRequest {

@@ -42,9 +42,15 @@ pub(crate) struct Server {
 pub(crate) struct Asker<'a>(&'a UnixStream);
 
 impl Asker<'_> {
-    /// Says how far we are; `false` if nobody listens any more.
+    /// Says how far we are; `false` if nobody listens any more, or for the end only.
     pub(crate) fn progress(&mut self, part: f64, text: &str) -> bool {
-        self.say(&Line::Progress { part, text: text.to_owned() })
+        self.say(&Line::Progress { part, text: text.to_owned() }) && !self.has_ended()
+    }
+
+    /// Whether whoever asked has closed its side: nothing else comes from there.
+    fn has_ended(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        recv(self.0, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok_and(|(n, _)| n == 0)
     }
 
     fn say(&mut self, line: &Line) -> bool {

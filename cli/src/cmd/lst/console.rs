@@ -12,18 +12,23 @@ use lnet_shim::node::Node;
 use lnet_shim::selftest::load::{LoadSpec, Progress};
 use lnet_shim::selftest::{Console, Distribute, NodeStat, TestSpec};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How often progress is told.
 const BEAT: Duration = Duration::from_millis(200);
+/// The shortest pause between two looks whether a batch has ended, and the part of its time that a pause is at most: so its end is seen
+/// soon enough not to matter.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LOOKS: u32 = 20;
 /// How long a command waits for another one's end.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The most groups, batches, tests of a batch.
 const MAX_NAMES: usize = 1024;
 
-/// How far, and a word on it; `false`: nobody listens any more.
+/// How far, and a word on it; `false`: whoever asked wants to know no more than the end.
 pub(crate) type Say<'a> = dyn FnMut(f64, &str) -> bool + 'a;
 
 /// The console of a node.
@@ -43,7 +48,8 @@ struct Session {
 struct Batch {
     name: String,
     tests: Vec<Test>,
-    running: bool,
+    /// It was begun, and nobody knows yet that it has ended.
+    begun: bool,
 }
 
 struct Test {
@@ -170,8 +176,8 @@ impl Consoles {
             LstRequest::SessionEnd => return self.end(),
             LstRequest::SessionShow => {
                 let show = |s: &Session| {
-                    let nodes: usize = s.groups.iter().map(|g| g.1.len()).sum();
-                    json!({ "name": s.name, "nodes": nodes, "batches": s.batches.len() })
+                    let nodes = distinct(s.groups.iter().flat_map(|g| &g.1));
+                    json!({ "name": s.name, "nodes": nodes.len(), "batches": s.batches.len() })
                 };
                 return Ok(self.lock()?.as_ref().map_or(Value::Null, show));
             }
@@ -288,11 +294,11 @@ impl Session {
         if self.batch(name).is_ok() || self.batches.len() >= MAX_NAMES {
             return Err(Failure::failed(format!("there is a batch {name} already, or too many")));
         }
-        self.batches.push(Batch { name: name.to_owned(), tests: Vec::new(), running: false });
+        self.batches.push(Batch { name: name.to_owned(), tests: Vec::new(), begun: false });
         Ok(Value::Null)
     }
 
-    fn batch_list(&self) -> Value {
+    fn batch_list(&mut self) -> Value {
         let test = |t: &Test| {
             let w = &t.words;
             json!({
@@ -300,20 +306,23 @@ impl Session {
                 "loops": w.loops, "distribute": w.distribute, "from": t.from, "to": t.to,
             })
         };
-        let one = |(i, b): (usize, &Batch)| {
+        let count = self.batches.len();
+        let one = |at: usize| {
             let mut silent = Silent::default();
-            let running = if b.running { self.active(i, &mut silent) } else { 0 };
+            let running = self.running(at, &mut silent);
+            let b = &self.batches[at];
             let tests: Vec<Value> = b.tests.iter().map(test).collect();
             json!({ "name": b.name, "tests": tests, "running": running, "silent": silent.show() })
         };
-        self.batches.iter().enumerate().map(one).collect()
+        (0..count).map(one).collect()
     }
 
     fn test_add(&mut self, batch: &str, from: &str, to: &str, words: &TestWords) -> Result<Value> {
         let at = self.batch(batch)?;
         let (clients, servers) = (self.group(from)?.to_vec(), self.group(to)?.to_vec());
-        if self.batches[at].running || self.batches[at].tests.len() >= MAX_NAMES {
-            return Err(Failure::failed(format!("batch {batch} is running, or has too many tests")));
+        self.rests(at)?;
+        if self.batches[at].tests.len() >= MAX_NAMES {
+            return Err(Failure::failed(format!("batch {batch} has {MAX_NAMES} tests: that is the most")));
         }
         let spec = spec(words)?;
         block_on(self.console.add_test(at as u64 + 1, &clients, &servers, spec)).map_err(failure)?;
@@ -323,17 +332,27 @@ impl Session {
     }
 
     fn clients(&self, at: usize) -> Vec<ProcessId> {
-        let mut all: Vec<ProcessId> = self.batches[at].tests.iter().flat_map(|t| t.clients.clone()).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
+        distinct(self.batches[at].tests.iter().flat_map(|t| &t.clients))
     }
 
     fn servers(&self, at: usize) -> Vec<ProcessId> {
-        let mut all: Vec<ProcessId> = self.batches[at].tests.iter().flat_map(|t| t.servers.clone()).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
+        distinct(self.batches[at].tests.iter().flat_map(|t| &t.servers))
+    }
+
+    /// An error for a batch that runs.
+    fn rests(&mut self, at: usize) -> Result<()> {
+        match self.running(at, &mut Silent::default()) {
+            0 => Ok(()),
+            _ => Err(Failure::failed(format!("batch {} is running", self.batches[at].name))
+                .hint("stop it with `kfab lst stop`")),
+        }
+    }
+
+    /// How many tests of a batch run. One may have ended by itself.
+    fn running(&mut self, at: usize, silent: &mut Silent) -> u32 {
+        let running = if self.batches[at].begun { self.active(at, silent) } else { 0 };
+        self.batches[at].begun = running > 0;
+        running
     }
 
     /// How many tests of a batch run on those clients that answer.
@@ -350,16 +369,23 @@ impl Session {
         if self.batches[at].tests.is_empty() {
             return Err(Failure::failed(format!("batch {batch} has no test")));
         }
-        let (servers, mut silent) = (self.servers(at), Silent::default());
-        let before = self.look(&servers, &mut silent);
+        self.rests(at)?;
+        let (servers, clients, mut silent) = (self.servers(at), self.clients(at), Silent::default());
+        let (before, clients_before) = (self.look(&servers, &mut silent), self.look(&clients, &mut silent));
         std::mem::take(&mut silent).none()?;
         let started = Instant::now();
-        block_on(self.console.run(at as u64 + 1, &self.clients(at))).map_err(failure)?;
-        self.batches[at].running = true;
+        block_on(self.console.run(at as u64 + 1, &clients)).map_err(failure)?;
+        self.batches[at].begun = true;
         let Some(time) = time else { return Ok(json!({ "running": true, "nodes": [] })) };
+        let mut told = started;
         while started.elapsed() < time && !stop::pressed() && self.active(at, &mut silent) > 0 {
-            std::thread::sleep(BEAT.min(time));
-            let rpcs: u64 = figures(&before, &self.look(&servers, &mut silent)).map(|f| f.1.0).sum();
+            let left = time.saturating_sub(started.elapsed());
+            std::thread::sleep((started.elapsed() / LOOKS).clamp(FIRST_LOOK, BEAT).min(left));
+            if told.elapsed() < BEAT {
+                continue;
+            }
+            told = Instant::now();
+            let rpcs: u64 = figures(&before, &self.look(&servers, &mut silent)).map(|f| f.rpcs).sum();
             let part = started.elapsed().as_secs_f64() / time.as_secs_f64();
             if !say(part, &format!("{rpcs} RPCs, {} nodes silent", silent.0.len())) {
                 break;
@@ -371,7 +397,7 @@ impl Session {
         while self.active(at, &mut silent) > 0 && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(50));
         }
-        let (errors, latencies) = (self.client_errors(at, &mut silent), self.latencies(at, &mut silent));
+        let (errors, latencies) = self.client_figures(at, &clients_before, &mut silent);
         Ok(json!({
             "seconds": took.as_secs_f64(), "client_errors": errors, "clients": latencies, "nodes": rows(&before, &after, took),
             "silent": silent.show(), "not_stopped": left,
@@ -381,24 +407,25 @@ impl Session {
     fn stop(&mut self, batch: &str) -> Result<Value> {
         let at = self.batch(batch)?;
         block_on(self.console.stop(at as u64 + 1, &self.clients(at))).map_err(failure)?;
-        self.batches[at].running = false;
         Ok(Value::Null)
     }
 
-    /// Latencies as the clients saw them.
-    fn latencies(&self, at: usize, silent: &mut Silent) -> Vec<Value> {
+    /// Calls of a batch that failed, as its clients count them, and latencies as they saw them. Lustre's count all batches as one: what
+    /// has been added to that since `before`.
+    fn client_figures(&self, at: usize, before: &Look, silent: &mut Silent) -> (u64, Vec<Value>) {
         let clients = silent.rest(&self.clients(at));
-        let all = clients.iter().map(|node| block_on(self.console.latency(*node))).collect();
-        let show =
-            |(node, latency): (ProcessId, _)| json!({ "nid": node.nid.to_string(), "latency_us": latency });
-        silent.answers(clients, all).into_iter().map(show).collect()
-    }
-
-    /// Calls that failed, as the clients count them.
-    fn client_errors(&self, at: usize, silent: &mut Silent) -> u64 {
-        let stats = self.look(&self.clients(at), silent);
-        let errors = |s: &NodeStat| u64::from(s.framework.brw_errors) + u64::from(s.framework.ping_errors);
-        stats.iter().map(|(_, s)| errors(s)).sum()
+        let ask = |node: &ProcessId| block_on(self.console.batch_stat(*node, at as u64 + 1));
+        let all = clients.iter().map(ask).collect();
+        let (mut errors, mut shown) = (0, Vec::new());
+        for (node, stat) in silent.answers(clients, all) {
+            errors += match stat {
+                Some(stat) => stat.errors,
+                None => figures(before, &self.look(&[node], silent)).map(|f| f.failed).sum(),
+            };
+            let latency = stat.and_then(|s| s.latency);
+            shown.push(json!({ "nid": node.nid.to_string(), "latency_us": latency }));
+        }
+        (errors, shown)
     }
 
     /// The counters of those nodes that answer.
@@ -428,35 +455,82 @@ impl Session {
 
 type Look = [(ProcessId, NodeStat)];
 
-/// For each node that answered both times: RPCs served, bytes put (read by clients), bytes got (written by them). The counters wrap.
-fn figures<'a>(
-    before: &'a Look,
-    after: &'a Look,
-) -> impl Iterator<Item = (&'a NodeStat, (u64, u64, u64), ProcessId)> {
-    after.iter().filter_map(|(node, a)| {
+/// What a node has done between two looks.
+struct Figures {
+    node: ProcessId,
+    /// Calls it served.
+    rpcs: u64,
+    /// Bytes put, which clients read.
+    put: u64,
+    /// Bytes got, which clients wrote.
+    got: u64,
+    /// Replies that could not be sent.
+    errors: u64,
+    /// Requests that it had no room for or did not understand.
+    dropped: u64,
+    /// Calls of its own client tests that failed.
+    failed: u64,
+}
+
+/// Of each node that answered both times. The counters wrap.
+fn figures<'a>(before: &'a Look, after: &'a Look) -> impl Iterator<Item = Figures> + use<'a> {
+    let more = |a: u32, b: u32| u64::from(a.wrapping_sub(b));
+    after.iter().filter_map(move |(node, a)| {
         let (_, b) = before.iter().find(|(n, _)| n == node)?;
-        let rpcs = u64::from(a.rpc.received.wrapping_sub(b.rpc.received));
-        let (put, get) =
-            (a.rpc.bulk_put.wrapping_sub(b.rpc.bulk_put), a.rpc.bulk_get.wrapping_sub(b.rpc.bulk_get));
-        Some((a, (rpcs, put, get), *node))
+        Some(Figures {
+            node: *node,
+            rpcs: more(a.rpc.received, b.rpc.received),
+            put: a.rpc.bulk_put.wrapping_sub(b.rpc.bulk_put),
+            got: a.rpc.bulk_get.wrapping_sub(b.rpc.bulk_get),
+            errors: more(a.rpc.errors, b.rpc.errors),
+            dropped: more(a.rpc.dropped, b.rpc.dropped),
+            failed: more(a.framework.brw_errors, b.framework.brw_errors)
+                + more(a.framework.ping_errors, b.framework.ping_errors),
+        })
     })
 }
 
 fn rows(before: &Look, after: &Look, took: Duration) -> Vec<Value> {
     let per_second = |n: u64| n as f64 / took.as_secs_f64();
-    let row = |(stat, (rpcs, put, get), node): (&NodeStat, (u64, u64, u64), ProcessId)| {
+    let row = |f: Figures| {
         json!({
-            "nid": node.nid.to_string(), "rpcs": rpcs, "rpcs_per_second": per_second(rpcs),
-            "read_bytes_per_second": per_second(put), "written_bytes_per_second": per_second(get),
-            "errors": stat.rpc.errors, "dropped": stat.rpc.dropped,
+            "nid": f.node.nid.to_string(), "rpcs": f.rpcs, "rpcs_per_second": per_second(f.rpcs),
+            "read_bytes_per_second": per_second(f.put), "written_bytes_per_second": per_second(f.got),
+            "errors": f.errors, "dropped": f.dropped,
         })
     };
     figures(before, after).map(row).collect()
 }
 
+/// Each once.
+fn distinct<'a>(nodes: impl Iterator<Item = &'a ProcessId>) -> Vec<ProcessId> {
+    nodes.copied().collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lnet_shim::wire::lst::{FrameworkStats, RpcStats};
+
+    #[test]
+    fn figures_are_of_the_time_between() {
+        let nid = "57@kfi".parse().unwrap();
+        let look = |n: u32| {
+            let rpc = RpcStats {
+                errors: n,
+                sent: n,
+                received: n,
+                dropped: n,
+                expired: n,
+                bulk_get: n.into(),
+                bulk_put: n.into(),
+            };
+            let framework = FrameworkStats { brw_errors: n, ..Default::default() };
+            [(ProcessId::lnet(nid), NodeStat { framework, rpc, lnet: Default::default() })]
+        };
+        let rows = rows(&look(u32::MAX), &look(2), Duration::from_secs(1));
+        assert_eq!(["rpcs", "errors", "dropped"].map(|k| rows[0][k].as_u64()), [Some(3); 3], "{rows:?}");
+    }
 
     #[test]
     fn sizes_of_bulk_have_bounds() {
