@@ -106,8 +106,8 @@ impl Store {
                 fs::rename(&beside, self.grave(name))?;
             }
             // Or a server died before it came to this.
-            if (!there || !done) && at.try_exists()? {
-                fs::remove_file(&at)?;
+            if !there || !done {
+                remove(&at)?;
             }
             drop(lock);
             self.sync()?;
@@ -204,7 +204,12 @@ fn remove_left(dir: &Path) -> std::io::Result<()> {
         Some(id) => !living.contains(&id),
         None => maker(name).is_some_and(|id| !living.contains(&id)),
     };
-    names.iter().filter(is_left).try_for_each(|name| fs::remove_file(dir.join(name)))
+    names.iter().filter(is_left).try_for_each(|name| remove(&dir.join(name)))
+}
+
+/// Removes a file that may have gone by itself.
+fn remove(at: &Path) -> std::io::Result<()> {
+    fs::remove_file(at).or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 
 /// The server that is writing a file of this name.
