@@ -110,7 +110,7 @@ impl Fabric {
             let asked = config.providers.iter().any(|n| n == scheme) || !ways_of(places, scheme).is_empty();
             match self.open_ports(p.as_ref(), &config, &mut missing) {
                 Ok(mut opened) => ports.append(&mut opened),
-                Err(e) if asked || is_a_mistake(&e) => return Err(e),
+                Err(e) if asked || e.kind() == Kind::InvalidArgument => return Err(e),
                 Err(e) => without.push((scheme.to_owned(), e.reason())),
             }
         }
@@ -214,11 +214,6 @@ impl Fabric {
     }
 }
 
-/// What the caller has to mend, not something that this machine lacks.
-fn is_a_mistake(e: &Error) -> bool {
-    matches!(e.kind(), Kind::AddressInUse | Kind::InvalidArgument)
-}
-
 /// A port on each of these devices. Those that cannot be used are left out, and that is said; if none can, why the first cannot.
 fn open_rails(
     p: &dyn Provider,
@@ -230,7 +225,9 @@ fn open_rails(
     for device in devices {
         match p.open(&PortConfig { device: Some(device.clone()), ..config.clone() }) {
             Ok(port) => ports.push(port),
-            Err(e) if is_a_mistake(&e) => return Err(e),
+            // What the caller has to mend is not something that this machine lacks.
+            Err(e) if e.kind() == Kind::InvalidArgument => return Err(e),
+            Err(e) if e.kind() == Kind::AddressInUse && config.listen.is_some() => return Err(e),
             Err(e) => failed.push((device, e)),
         }
     }

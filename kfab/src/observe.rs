@@ -121,14 +121,19 @@ pub(crate) struct Patience<'a> {
 impl Patience<'_> {
     /// Sleeps until the socket is ready. An error when the time is up, or the service is to end.
     pub(crate) fn wait(&self, socket: BorrowedFd<'_>, ready: PollFlags) -> io::Result<()> {
-        let left = self.until.saturating_duration_since(Instant::now());
-        let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut fds = [PollFd::new(self.stop, PollFlags::IN), PollFd::from_borrowed_fd(socket, ready)];
-        let n = poll(&mut fds, Some(&left))?;
-        if n == 0 || !fds[0].revents().is_empty() {
-            return Err(io::ErrorKind::TimedOut.into());
+        loop {
+            let left = self.until.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+            match poll(&mut fds, Some(&left)) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+                Ok(n) if n == 0 || !fds[0].revents().is_empty() => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Ok(_) => return Ok(()),
+            }
         }
-        Ok(())
     }
 
     /// Writes everything to a socket that does not block.

@@ -108,6 +108,31 @@ fn a_peer_with_two_names_is_one() {
 }
 
 #[test]
+fn what_is_late_finds_a_peer_by_its_other_name() {
+    watched("late", || {
+        let (a, b) = (fabric().open(common::config("tcp")).unwrap(), fabric().endpoint().unwrap());
+        b.peer(&a.address().to_string()).unwrap().send("hello").wait().unwrap();
+        let older = a.recv().wait().unwrap().from();
+        let action = FaultAction::Delay { ns: 1_000_000_000 };
+        let late = FaultRule { peer: Some(older.id()), port: None, action, chance: 1.0, seed: 1 };
+        let rule = a.add_fault(late).unwrap();
+        let sent = older.send("late");
+        let part = b.address().ways().iter().find(|w| w.scheme == "tcp").unwrap().to_string();
+        let newer = a.peer(&part).unwrap();
+        let second = newer.send("later");
+        for text in ["late", "later"] {
+            let m = b.recv().wait_timeout(std::time::Duration::from_secs(20)).unwrap();
+            assert_eq!(&m[..], text.as_bytes());
+        }
+        for s in [sent, second] {
+            s.wait().unwrap();
+        }
+        assert_eq!(a.stats().peers.len(), 1, "they are one");
+        assert!(a.remove_fault(rule) > Some(1));
+    });
+}
+
+#[test]
 fn any_endpoint_can_be_scraped() {
     watched("scrape", || {
         let (a, b, to_b) = pair("tcp");

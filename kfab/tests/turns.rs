@@ -245,7 +245,7 @@ fn the_longest_times_are_for_ever() {
         let mut c = config(s);
         c.limits.probe_after = long;
         (c.limits.peer_timeout, c.limits.rail_timeout, c.limits.idle_close) = (long, long, long);
-        (c.limits.ack_delay, c.ports.connect_timeout) = (Duration::from_secs(1 << 40), long);
+        c.ports.connect_timeout = long;
         let (a, b) = (fabric().open(c.clone()).unwrap(), fabric().open(c).unwrap());
         let to_a = b.peer(&a.address().to_string()).unwrap();
         let waits: Vec<_> = [Duration::from_millis(u64::MAX), Duration::from_secs(1 << 60), long]
@@ -259,6 +259,13 @@ fn the_longest_times_are_for_ever() {
             assert_eq!(w.cancel().unwrap_err().kind(), Kind::Canceled, "it had not ended");
         }
         assert!(to_a.info().unwrap().up);
+        // A receive that is over half way through a large message: what waits for the rest of it waits, too.
+        let large = pattern(32 << 20, 1);
+        let (sent, receive) = (to_a.send(&large[..]), a.recv());
+        std::thread::sleep(Duration::from_millis(3));
+        let m = receive.cancel().or_else(|_| a.recv().wait_timeout(Duration::from_secs(30))).unwrap();
+        assert!(m[..] == large[..]);
+        sent.wait().unwrap();
         to_a.send_with("still here", TOLD).wait_timeout(Duration::from_secs(20)).unwrap();
     });
 }

@@ -387,6 +387,9 @@ impl Machine {
             self.by_identity.insert(id, dialed);
         }
         *shell = real;
+        for (_, late, _) in self.late.iter_mut().filter(|l| l.1 == known) {
+            *late = dialed;
+        }
         self.timed.retain(|p| *p != known);
         self.dirty.retain(|p| *p != known);
         for c in self.conns.iter_mut().filter(|c| c.live && c.peer == Some(known)) {

@@ -42,8 +42,8 @@ pub struct Limits {
     pub reconnect: (Duration, Duration),
 }
 
-/// Longer times than this count as this: a century is for ever, and sums of times stay times.
-pub const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+/// Longer times than this count as this: ten years are for ever, and sums of times, and small multiples, stay times.
+pub const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// The largest message that any provider wants as one frame, bytes. One that waits for the first connection may be as large, and would
 /// wait for ever at a peer whose credit it exceeds.

@@ -348,8 +348,9 @@ impl Machine {
             match action {
                 // Only frames that are kept may be lost or late; the others are answers and probes, lost for good.
                 FaultAction::Delay { ns } if out.kind.is_sequenced() => {
-                    self.late.push((io.now + ns, pi, seq));
-                    self.next_tick = self.next_tick.min(io.now + ns);
+                    let due = io.now.saturating_add(ns);
+                    self.late.push((due, pi, seq));
+                    self.next_tick = self.next_tick.min(due);
                     return true;
                 }
                 FaultAction::Duplicate => {

@@ -231,7 +231,7 @@ impl VerbsPort {
     /// Whether there are receives for another connection; makes room for them where that is possible.
     fn has_room(&mut self) -> bool {
         while !self.memory.has_room(PROVIDE) {
-            if !self.grow() {
+            if self.memory.is_whole() || !self.grow() {
                 return false;
             }
         }
@@ -511,7 +511,7 @@ impl VerbsPort {
         let (reason, detail) = l.end.clone().unwrap_or((DownReason::Broken, String::new()));
         if !l.known || reason == DownReason::Hostile {
             for (slot, _) in std::mem::take(&mut l.backlog) {
-                self.memory.returned(slot);
+                self.memory.buried(slot);
             }
         }
         self.deliver(conn, events);

@@ -286,7 +286,7 @@ impl VerbsPort {
     /// A frame was used up: its receive is posted again, and the peer owed a credit. Without the peer it is for nobody.
     fn emptied(&mut self, conn: Conn, slot: Slot) {
         let Some(l) = self.links.get(conn).filter(|l| l.qp.is_some()) else {
-            return self.memory.returned(slot);
+            return self.memory.buried(slot);
         };
         if l.phase == Phase::Up && l.owes_one_more() {
             self.list(conn);

@@ -43,8 +43,10 @@ pub(crate) struct Memory {
     allowed: usize,
     /// ... and that the queue holds.
     depth: usize,
-    /// Messages that were not reported or not taken yet.
+    /// Messages that were not reported or not taken yet ...
     held: usize,
+    /// ... and those of them whose connection has ended: receives no more.
+    orphans: usize,
     /// Receives that may be lost: see [`Memory::maybe_lost`].
     suspects: usize,
     big: Vec<Slot>,
@@ -74,6 +76,7 @@ impl Memory {
             allowed: 0,
             depth,
             held: 0,
+            orphans: 0,
             suspects: 0,
             big: Vec::new(),
             bigs: 0,
@@ -104,6 +107,11 @@ impl Memory {
         self.allowed
     }
 
+    /// `true` if there may be as many receives as the queue holds.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.allowed == self.depth
+    }
+
     /// `true` if there may be receives for another connection.
     pub(crate) fn has_room(&self, n: usize) -> bool {
         let missing = (self.promised + n).saturating_sub(self.active);
@@ -112,10 +120,10 @@ impl Memory {
 
     /// Receives, wherever they are, with those that may be lost.
     fn all(&self) -> usize {
-        self.srq.len() + self.repost.len() + self.held
+        self.srq.len() + self.repost.len() + self.held - self.orphans
     }
 
-    /// Takes a message out of the queue; [`Memory::recycle`] or [`Memory::returned`] follows.
+    /// Takes a message out of the queue; [`Memory::recycle`], [`Memory::returned`] or [`Memory::buried`] follows.
     #[inline]
     pub(crate) fn complete(&mut self, wc: &Wc) -> Option<Slot> {
         let slot = self.srq.complete(wc)?;
@@ -206,12 +214,19 @@ impl Memory {
     }
 
     /// A connection has ended with so many messages that nobody has taken yet: they are no receives for others, who are given new ones when
-    /// they are promised any. [`Memory::returned`] follows for each.
+    /// they are promised any. [`Memory::buried`] follows for each.
     pub(crate) fn orphan(&mut self, n: usize) {
         self.active = self.active.saturating_sub(n);
+        self.orphans += n;
     }
 
-    /// A receive came back with an error, or as one of [`Memory::orphan`].
+    /// One of [`Memory::orphan`] was taken.
+    pub(crate) fn buried(&mut self, slot: Slot) {
+        self.orphans -= 1;
+        self.returned(slot);
+    }
+
+    /// A receive came back with an error.
     pub(crate) fn returned(&mut self, slot: Slot) {
         self.held -= 1;
         self.spare.push(slot);
