@@ -28,6 +28,7 @@ mod ops;
 mod orphans;
 mod pace;
 mod pairs;
+mod parked;
 mod parts;
 mod peer;
 mod posting;

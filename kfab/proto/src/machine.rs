@@ -143,7 +143,7 @@ pub struct Machine {
     /// Large messages whose receive is over.
     pub(crate) orphans: Vec<crate::orphans::Orphan>,
     /// Frames that wait: for the end of a twin on a dying connection, or of a fault rule that stalls their sender.
-    pub(crate) parked: Vec<crate::receive::Parked>,
+    pub(crate) parked: Vec<crate::parked::Parked>,
     /// Counts polls, and frames that came by the short way.
     pub(crate) round: u64,
     /// The short way is closed from that round on, until the next poll.

@@ -32,17 +32,6 @@ pub(crate) enum Taking {
     Discard { seq: Option<u32> },
 }
 
-/// A frame that waits: its first copy is still being taken from a connection that is dying, or a fault rule stalls its sender.
-#[derive(Debug)]
-pub(crate) struct Parked {
-    port: usize,
-    conn: Conn,
-    ci: u32,
-    header: [u8; 16],
-    inline: Inline,
-    body_len: usize,
-}
-
 fn message(from: PeerId, tag: Option<u64>, data: Data) -> Message {
     Message { from, tag, data }
 }
@@ -110,7 +99,7 @@ impl Machine {
 
     /// A frame that was counted when it came, and may have been looked at before.
     #[inline(always)]
-    fn sort_frame(
+    pub(crate) fn sort_frame(
         &mut self,
         io: &mut Io<'_>,
         ci: u32,
@@ -141,7 +130,7 @@ impl Machine {
     /// A frame of a peer over one of its rails.
     #[expect(clippy::too_many_arguments, reason = "the parts of one frame, taken apart once")]
     #[inline(always)]
-    fn hear(
+    pub(crate) fn hear(
         &mut self,
         io: &mut Io<'_>,
         ci: u32,
@@ -495,70 +484,6 @@ impl Machine {
             Some(Taking::Write { seq: s, .. } | Taking::Discard { seq: Some(s) }) => *s == seq,
             _ => false,
         })
-    }
-
-    /// The frame is also on its way over another connection, which its sender has given up: wait until that one has ended.
-    fn park(&mut self, io: &mut Io<'_>, ci: u32, h: &Header, inline: Inline, body_len: usize) {
-        let pi = self.conns[ci as usize].peer;
-        if self.conns[ci as usize].delivery == Delivery::Datagram {
-            return self.discard(io, ci, None, body_len);
-        }
-        let rails = pi.map(|pi| self.peers[pi as usize].rails.clone()).unwrap_or_default();
-        for other in rails.into_iter().filter(|o| *o != ci) {
-            let o = &self.conns[other as usize];
-            if o.taking.is_some() {
-                io.ports[o.port].close(o.conn);
-            }
-        }
-        self.wait_with(ci, h, inline, body_len);
-    }
-
-    fn wait_with(&mut self, ci: u32, h: &Header, inline: Inline, body_len: usize) {
-        let (port, conn) = (self.conns[ci as usize].port, self.conns[ci as usize].conn);
-        self.parked.push(Parked { port, conn, ci, header: h.to_bytes(), inline, body_len });
-    }
-
-    /// A fault rule stalls the peer: what its sender does not keep must not be lost by that, and waits until the rule is gone. What
-    /// there is no room to keep is heard.
-    #[cold]
-    #[expect(clippy::too_many_arguments, reason = "the parts of one frame, taken apart once")]
-    fn hold_back(
-        &mut self,
-        io: &mut Io<'_>,
-        ci: u32,
-        pi: u32,
-        kind: FrameKind,
-        h: &Header,
-        inline: &Inline,
-        body_len: usize,
-    ) {
-        if !kind.is_sequenced() && kind != FrameKind::Ack {
-            return self.discard(io, ci, None, body_len);
-        }
-        if self.parked.len() >= self.limits.max_unacked {
-            return self.hear(io, ci, pi, kind, h, inline, body_len);
-        }
-        self.wait_with(ci, h, *inline, body_len);
-    }
-
-    pub(crate) fn retry_parked(&mut self, io: &mut Io<'_>) {
-        for k in std::mem::take(&mut self.parked) {
-            self.look_again(io, &k);
-        }
-    }
-
-    /// A connection ends: what waits of it is looked at now or never.
-    pub(crate) fn release_parked(&mut self, io: &mut Io<'_>, ci: u32) {
-        for k in self.parked.extract_if(.., |k| k.ci == ci).collect::<Vec<_>>() {
-            self.look_again(io, &k);
-        }
-    }
-
-    fn look_again(&mut self, io: &mut Io<'_>, k: &Parked) {
-        let c = &self.conns[k.ci as usize];
-        if c.live && (c.port, c.conn) == (k.port, k.conn) {
-            self.sort_frame(io, k.ci, Header::parse(&k.header), &k.inline, k.body_len);
-        }
     }
 
     /// Finds memory for a body and takes it.
