@@ -1,17 +1,19 @@
 //! Two rails between two network namespaces of the test's own making: striping, a cut link, a healed one, loss, shaping.
 //!
-//! Needs root, `ip`, `tc` and `nft`; where they are missing the tests say so and do nothing.
+//! Needs root, `ip`, `tc` and `nft`. Where a first try shows that namespaces cannot be made, or nothing filtered in them, the tests are
+//! skipped; where they can, whatever else goes wrong fails.
 
 mod common;
 
 use common::child::{self, Kid};
 use common::traffic::{self, Arrivals, Numbers, send_until};
+use common::skip::skip;
 use common::{config, node, relay, watched_for};
 use kfab::{Endpoint, EndpointConfig, SendOptions};
 use std::collections::VecDeque;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// One network at a time.
@@ -38,36 +40,52 @@ fn sh(line: &str) {
     try_sh(line).unwrap_or_else(|e| panic!("{e}"));
 }
 
+/// Why namespaces and cables between them cannot be made, if they cannot.
+fn probe() -> Result<(), String> {
+    let name = format!("kfp{}", std::process::id());
+    let made = try_sh(&format!("ip netns add {name}"))
+        .and_then(|()| try_sh(&format!("ip -n {name} link add r0 type veth peer name r1")));
+    let _ = try_sh(&format!("ip netns del {name}"));
+    made
+}
+
 impl Net {
-    /// `None`, with a printed reason, where this is not permitted.
+    /// `None` where this is not permitted: the test is skipped.
     fn new() -> Option<Net> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
+        static PROBE: OnceLock<Result<(), String>> = OnceLock::new();
         let alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+        if let Err(e) = PROBE.get_or_init(probe) {
+            skip("namespaces", &format!("no network namespaces here: {e}"));
+            return None;
+        }
         let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let net = Net { a: format!("kfa{id}"), b: format!("kfb{id}"), _alone: alone };
-        match net.build() {
-            Ok(()) => Some(net),
-            Err(e) => {
-                println!("skipped, no network namespaces here: {e}");
-                None
+        net.build();
+        Some(net)
+    }
+
+    fn build(&self) {
+        let (a, b) = (&self.a, &self.b);
+        for n in [a, b] {
+            // A process of this number may have been ended before it removed its own.
+            let _ = try_sh(&format!("ip netns del {n}"));
+            sh(&format!("ip netns add {n}"));
+            sh(&format!("ip -n {n} link set lo up"));
+        }
+        for i in 0..2 {
+            sh(&format!("ip -n {a} link add r{i} type veth peer name r{i} netns {b}"));
+            for (n, host) in [(a, 1), (b, 2)] {
+                sh(&format!("ip -n {n} addr add 10.77.{i}.{host}/24 dev r{i}"));
+                sh(&format!("ip -n {n} link set r{i} up"));
             }
         }
     }
 
-    fn build(&self) -> Result<(), String> {
-        let (a, b) = (&self.a, &self.b);
-        for n in [a, b] {
-            try_sh(&format!("ip netns add {n}"))?;
-            try_sh(&format!("ip -n {n} link set lo up"))?;
-        }
-        for i in 0..2 {
-            try_sh(&format!("ip -n {a} link add r{i} type veth peer name r{i} netns {b}"))?;
-            for (n, host) in [(a, 1), (b, 2)] {
-                try_sh(&format!("ip -n {n} addr add 10.77.{i}.{host}/24 dev r{i}"))?;
-                try_sh(&format!("ip -n {n} link set r{i} up"))?;
-            }
-        }
-        Ok(())
+    /// Whether packets can be filtered here; where not, the test is skipped.
+    fn can_filter(&self) -> bool {
+        let tried = try_sh(&format!("ip netns exec {} nft add table inet probe", self.a));
+        tried.map_err(|e| skip("firewall", &format!("packets cannot be filtered here: {e}"))).is_ok()
     }
 
     fn link(&self, rail: usize, state: &str) {
@@ -83,27 +101,25 @@ impl Net {
         }
     }
 
-    /// Drops one packet of a hundred that come in by the rail, on both sides; the reason if it cannot.
-    fn lose(&self, rail: usize) -> Result<(), String> {
+    /// Drops one packet of a hundred that come in by the rail, on both sides.
+    fn lose(&self, rail: usize) {
         for n in [&self.a, &self.b] {
             for rule in [
                 "add table inet loss".to_owned(),
                 "add chain inet loss in { type filter hook input priority 0 ; }".to_owned(),
                 format!("add rule inet loss in iifname r{rail} numgen random mod 100 == 0 drop"),
             ] {
-                try_sh(&format!("ip netns exec {n} nft {rule}"))?;
+                sh(&format!("ip netns exec {n} nft {rule}"));
             }
         }
-        Ok(())
     }
 
     /// Puts a cable in user space in a rail's place: so much delay from `a` to `b`, and from `b` to `a`. It lasts as long as what is
-    /// returned; the reason if it cannot be.
-    fn delay(&self, rail: usize, there: Duration, back: Duration) -> Result<Cable, String> {
-        try_sh("test -w /dev/net/tun").map_err(|e| format!("no /dev/net/tun: {e}"))?;
+    /// returned.
+    fn delay(&self, rail: usize, there: Duration, back: Duration) -> Cable {
         let folder = std::env::temp_dir().join(&self.a);
-        std::fs::create_dir_all(&folder).map_err(|e| e.to_string())?;
-        try_sh(&format!("ip -n {} link del r{rail}", self.a))?;
+        std::fs::create_dir_all(&folder).expect("a temporary folder");
+        sh(&format!("ip -n {} link del r{rail}", self.a));
         let path = |side: &str| folder.join(side).to_string_lossy().into_owned();
         let (a, b, card) = (path("a"), path("b"), format!("r{rail}"));
         let us = |d: Duration| d.as_micros().to_string();
@@ -114,22 +130,21 @@ impl Net {
         let cable = Cable { ends, folder };
         for (end, n, host) in [(0, &self.a, 1), (1, &self.b, 2)] {
             cable.ends[end].says("ready");
-            try_sh(&format!("ip -n {n} addr add 10.77.{rail}.{host}/24 dev r{rail}"))?;
-            try_sh(&format!("ip -n {n} link set r{rail} up"))?;
+            sh(&format!("ip -n {n} addr add 10.77.{rail}.{host}/24 dev r{rail}"));
+            sh(&format!("ip -n {n} link set r{rail} up"));
         }
-        Ok(cable)
+        cable
     }
 
-    /// Lets nobody connect to `a`; the reason if that cannot be.
-    fn wall(&self) -> Result<(), String> {
+    /// Lets nobody connect to `a`.
+    fn wall(&self) {
         for rule in [
             "add table inet wall",
             "add chain inet wall in { type filter hook input priority 0 ; }",
             "add rule inet wall in tcp flags & (syn|ack) == syn drop",
         ] {
-            try_sh(&format!("ip netns exec {} nft {rule}", self.a))?;
+            sh(&format!("ip netns exec {} nft {rule}", self.a));
         }
-        Ok(())
     }
 
     /// The ports of `a` that connections to the server's lead from.
@@ -401,9 +416,10 @@ fn two_rails_of_unlike_speed_are_both_used_to_the_full() {
 fn one_rail_that_loses_packets_delays_and_loses_nothing() {
     watched_for("loss", 120, || {
         let Some(net) = Net::new() else { return };
-        if let Err(e) = net.lose(1) {
-            return println!("skipped, packets cannot be dropped here: {e}");
+        if !net.can_filter() {
+            return;
         }
+        net.lose(1);
         let mut pair = net.run("0,1");
         let start = pair.got();
         let took = pair.more(200);
@@ -418,9 +434,10 @@ fn one_rail_that_loses_packets_delays_and_loses_nothing() {
 fn one_open_port_is_enough() {
     watched_for("one open port", 120, || {
         let Some(net) = Net::new() else { return };
-        if let Err(e) = net.wall() {
-            return println!("skipped, no firewall can be made here: {e}");
+        if !net.can_filter() {
+            return;
         }
+        net.wall();
         let mut server = Kid::start_in(&net.b, "slow", &[]);
         let client = Kid::start_in(&net.a, "waits", &[&server.says("ready")]);
         server.says("asked");
@@ -455,10 +472,10 @@ fn a_rail_with_more_delay_one_way_than_the_other_loses_nothing() {
         for (there, back) in [(2, 40), (40, 2)] {
             let Some(net) = Net::new() else { return };
             let ms = Duration::from_millis;
-            let _cable = match net.delay(1, ms(there), ms(back)) {
-                Ok(c) => c,
-                Err(e) => return println!("skipped, no card can be made here: {e}"),
-            };
+            if let Err(e) = std::fs::metadata("/dev/net/tun") {
+                return skip("tun", &format!("no /dev/net/tun: {e}"));
+            }
+            let _cable = net.delay(1, ms(there), ms(back));
             println!("rail 1, {there} ms there and {back} ms back: {:?}", ping(&net, 1));
             // The slow rail alone works.
             let mut pair = net.run("1");

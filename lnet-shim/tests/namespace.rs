@@ -1,8 +1,12 @@
 //! Nodes in network namespaces of their own, with the real ports: large NIDs, port 988, privileged source ports; and two
-//! namespaces joined by a virtual cable. Skipped, with a word, where namespaces cannot be made.
+//! namespaces joined by a virtual cable. Skipped where namespaces cannot be made; where they can, whatever goes wrong fails.
+
+#[path = "../../kfab/tests/common/skip.rs"]
+mod skip;
 
 use rustix::thread::CapabilitySet;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use futures_lite::future::block_on;
@@ -21,13 +25,14 @@ fn role() -> Option<String> {
 }
 
 fn can_make_namespaces() -> bool {
-    let made =
-        Command::new("unshare").args(["-n", "ip", "link", "set", "lo", "up"]).stderr(Stdio::null()).status();
-    let can = made.is_ok_and(|s| s.success());
-    if !can {
-        eprintln!("skipped: no network namespaces here");
-    }
-    can
+    static PROBE: OnceLock<Result<(), String>> = OnceLock::new();
+    let probe = || {
+        let made = Command::new("unshare").args(["-n", "ip", "link", "set", "lo", "up"]).output();
+        let made = made.map_err(|e| format!("unshare: {e}"))?;
+        made.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&made.stderr).into_owned())
+    };
+    let can = PROBE.get_or_init(probe);
+    can.as_ref().map_err(|e| skip::skip("namespaces", &format!("no network namespaces here: {e}"))).is_ok()
 }
 
 /// This test again, as `role`, after the shell commands `setup`, in the namespace that `enter` enters.

@@ -1,7 +1,6 @@
 //! Commands: building, announcing, running and reading them.
 //!
-//! Every command gets no standard input, so that nothing can wait for an answer, and a time limit enforced
-//! by coreutils `timeout`, which ends the whole process group.
+//! Every command gets no standard input, so that nothing can wait for an answer, and runs under [`watched`].
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
@@ -28,9 +27,18 @@ pub(crate) fn on_path(name: &str) -> bool {
     std::env::split_paths(&path).chain(sbin).any(|folder| folder.join(name).is_file())
 }
 
+/// A command that ends, with all that it started, after so many seconds (coreutils `timeout` ends its whole process group) and when
+/// the thread that started it has ended: its group is not ours, so that Ctrl-C does not reach it. The words come after this.
+pub(crate) fn watched(limit_s: u64, grace_s: u64) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", "timeout", &format!("--kill-after={grace_s}"), &limit_s.to_string()]);
+    command
+}
+
 /// A command under a time limit.
 pub(crate) struct Sh {
     words: Vec<String>,
+    folder: Option<PathBuf>,
     env: Vec<(String, String)>,
     limit_s: u64,
     quiet: bool,
@@ -40,7 +48,7 @@ impl Sh {
     /// A command of these words, with the default limit of 30 minutes.
     pub(crate) fn new<W: AsRef<str>>(words: impl IntoIterator<Item = W>) -> Self {
         let words = words.into_iter().map(|word| word.as_ref().to_owned()).collect();
-        Self { words, env: Vec::new(), limit_s: 30 * 60, quiet: false }
+        Self { words, folder: None, env: Vec::new(), limit_s: 30 * 60, quiet: false }
     }
 
     /// A command written as one line, its words apart by blanks.
@@ -51,6 +59,12 @@ impl Sh {
     /// Sets a variable of its environment.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.env.push((name.to_owned(), value.as_ref().to_string_lossy().into_owned()));
+        self
+    }
+
+    /// Runs it in this folder.
+    pub(crate) fn within(mut self, folder: &Path) -> Self {
+        self.folder = Some(folder.to_owned());
         self
     }
 
@@ -80,9 +94,11 @@ impl Sh {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new("timeout");
-        command.args(["--kill-after=10", &self.limit_s.to_string()]).args(&self.words);
-        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        let mut command = watched(self.limit_s, 10);
+        command.args(&self.words).envs(self.env.iter().map(|(name, value)| (name, value)));
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
         command.stdin(Stdio::null());
         if !self.quiet {
             println!("  $ {}", self.shown());
@@ -172,6 +188,29 @@ mod tests {
     fn a_command_that_hangs_is_ended() {
         let error = Sh::line("sleep 60").quiet().limit_s(1).run().unwrap_err().to_string();
         assert!(error.contains("past its limit of 1 s"), "{error}");
+    }
+
+    #[test]
+    fn a_command_and_what_it_started_end_with_the_thread_that_started_it() {
+        let start = || {
+            let sh = Sh::new(["sh", "-c", "sleep 60 & echo $!; wait"]).quiet();
+            let mut child = sh.command().stdout(Stdio::piped()).spawn().unwrap();
+            let mut pid = String::new();
+            BufReader::new(child.stdout.take().unwrap()).read_line(&mut pid).unwrap();
+            (child, pid)
+        };
+        let (mut child, pid) = std::thread::spawn(start).join().unwrap();
+        let begun = std::time::Instant::now();
+        assert!(!child.wait().unwrap().success());
+        let running = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+            !stat.is_empty() && !stat.contains(") Z ")
+        };
+        while running() {
+            assert!(begun.elapsed().as_secs() < 30, "what it started is left");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert!(begun.elapsed().as_secs() < 30, "it was not ended");
     }
 
     #[test]

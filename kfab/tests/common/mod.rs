@@ -5,6 +5,7 @@ pub(crate) mod child;
 pub(crate) mod level;
 pub(crate) mod node;
 pub(crate) mod relay;
+pub(crate) mod skip;
 pub(crate) mod sys;
 pub(crate) mod times;
 pub(crate) mod traffic;

@@ -30,7 +30,6 @@ use anyhow::Result;
 
 use job::Side;
 use options::{Options, Plan};
-pub(crate) use packages::Unobtainable;
 use session::{Ending, Outcome, Sinks};
 
 /// Status when the guest gave none, as `timeout` and `git bisect run` know it.
@@ -95,7 +94,7 @@ fn carry_out(options: &Options) -> Result<ExitCode> {
 /// Makes sure that guests with this kernel can be started.
 ///
 /// # Errors
-/// With [`Unobtainable`] where Debian, its packages or the kernel cannot be had; without, something is wrong.
+/// With [`Unobtainable`](crate::apt::Unobtainable) where Debian, its packages or the kernel cannot be had; without, something is wrong.
 pub(crate) fn prepare(line: &str, iwarp: bool) -> Result<()> {
     let options = Options::read(["--kernel", line, "--prepare"])?;
     packages::ensure_installed()?;

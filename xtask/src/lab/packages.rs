@@ -2,13 +2,14 @@
 //!
 //! Nothing here needs rights except installing, which root does at once and everyone else is told how to.
 
-use std::fmt;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow};
 
 use super::options::KernelLine;
+use crate::apt::{self, Unobtainable};
+use crate::sh::on_path;
 
 /// A package and what the lab wants of it.
 pub(crate) struct Package {
@@ -44,22 +45,12 @@ pub(crate) const PACKAGES: [Package; 14] = [
 const COMPILER: [Package; 2] =
     [package("make", "builds a kernel module"), package("gcc-12", "as Debian built its kernels")];
 
-/// The context of an error that says: what the lab is made of cannot be had here. All other errors are defects.
-#[derive(Debug)]
-pub(crate) struct Unobtainable;
-
-impl fmt::Display for Unobtainable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("what the lab is made of cannot be had here")
-    }
-}
-
 /// Makes sure that all [`PACKAGES`] are installed, as root by installing what is missing.
 ///
 /// # Errors
-/// [`Unobtainable`] when something is missing and cannot be installed; says the command that would.
+/// [`Unobtainable`] when something is missing and cannot be had; another when apt fails otherwise.
 pub(crate) fn ensure_installed() -> Result<()> {
-    install_missing(&PACKAGES).context(Unobtainable)
+    install_missing(&PACKAGES)
 }
 
 /// Makes sure that modules can be built, in the same way.
@@ -67,51 +58,27 @@ pub(crate) fn ensure_installed() -> Result<()> {
 /// # Errors
 /// As [`ensure_installed`].
 pub(crate) fn ensure_compiler() -> Result<()> {
-    install_missing(&COMPILER).context(Unobtainable)
+    install_missing(&COMPILER)
 }
 
 fn install_missing(packages: &[Package]) -> Result<()> {
     let missing = missing(packages)?;
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let command = format!("apt-get install --no-install-recommends {}", missing.join(" "));
-    if !is_root()? {
-        bail!("packages are missing; install them with\n  sudo {command}");
-    }
-    eprintln!("lab: installing {}", missing.join(" "));
-    let mut install = vec!["install", "-y", "-qq", "--no-install-recommends"];
-    install.extend(&missing);
-    let install = || apt(&install, Path::new("/"));
-    install().or_else(|why| renew_lists(why).and_then(|()| install()))
+    if missing.is_empty() { Ok(()) } else { apt::add(&missing) }
 }
 
 fn missing(packages: &[Package]) -> Result<Vec<&'static str>> {
+    if !on_path("dpkg-query") {
+        let why = anyhow!("the lab is made of Debian packages and needs Debian, or a relative of it");
+        return Err(why.context(Unobtainable));
+    }
     let query = Command::new("dpkg-query")
         .args(["-W", "-f", "${db:Status-Status} ${Package}\n"])
         .args(packages.iter().map(|package| package.name))
         .output()
-        .context("dpkg-query: the lab is made of Debian packages and needs Debian, or a relative of it")?;
+        .context("dpkg-query")?;
     let known = String::from_utf8_lossy(&query.stdout);
     let installed: Vec<_> = known.lines().filter_map(|line| line.strip_prefix("installed ")).collect();
     Ok(packages.iter().map(|package| package.name).filter(|name| !installed.contains(name)).collect())
-}
-
-fn is_root() -> Result<bool> {
-    let id = Command::new("id").arg("-u").output().context("id -u")?;
-    Ok(id.stdout.trim_ascii() == b"0")
-}
-
-fn apt(args: &[&str], folder: &Path) -> Result<()> {
-    let mut apt = Command::new("apt-get");
-    let out = apt.args(args).current_dir(folder).env("DEBIAN_FRONTEND", "noninteractive").output()?;
-    ensure!(
-        out.status.success(),
-        "apt-get {} failed: {}",
-        args.join(" "),
-        String::from_utf8_lossy(&out.stderr).trim()
-    );
-    Ok(())
 }
 
 /// Name of the package with the newest kernel of a line, such as `linux-image-6.1.0-56-amd64`.
@@ -119,16 +86,16 @@ fn apt(args: &[&str], folder: &Path) -> Result<()> {
 /// # Errors
 /// [`Unobtainable`] when apt knows none. Root's lists are renewed before it is given up: those of a fresh machine are empty.
 pub(crate) fn newest_kernel(line: KernelLine) -> Result<String> {
-    known_kernel(line).or_else(|why| renew_lists(why).and_then(|()| known_kernel(line))).context(Unobtainable)
+    known_kernel(line).or_else(|why| apt::renew_lists(why).and_then(|()| known_kernel(line)))
 }
 
 /// Downloads a package into `folder`.
 ///
 /// # Errors
-/// [`Unobtainable`] when it does not come, also after root's lists are renewed: old packages vanish from the archive.
+/// [`Unobtainable`] when it cannot be had, also after root's lists are renewed: old packages vanish from the archive.
 pub(crate) fn download(package: &str, folder: &Path) -> Result<()> {
-    let fetch = || apt(&["download", "-qq", package], folder);
-    fetch().or_else(|why| renew_lists(why).and_then(|()| fetch())).context(Unobtainable)
+    let fetch = || apt::get(&["download", package], folder);
+    fetch().or_else(|why| apt::renew_lists(why).and_then(|()| fetch()))
 }
 
 /// The version of a package that apt would fetch.
@@ -156,21 +123,14 @@ fn cache(question: &str, package: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-/// `apt-get update`, where we may; else the reason why it is wanted.
-fn renew_lists(why: anyhow::Error) -> Result<()> {
-    if is_root()? { apt(&["update", "-qq"], Path::new("/")) } else { Err(why) }
-}
-
 fn known_kernel(line: KernelLine) -> Result<String> {
     for meta in ["linux-image-amd64".to_owned(), format!("linux-image-{}-amd64", line.version())] {
         if let Some(name) = kernel_in(&cache("depends", &meta)?, line) {
             return Ok(name);
         }
     }
-    bail!(
-        "apt knows no kernel {}: run apt-get update (as root), or add an archive that has it",
-        line.version()
-    )
+    let why = "run apt-get update (as root), or add an archive that has it";
+    Err(anyhow!("apt knows no kernel {}: {why}", line.version()).context(Unobtainable))
 }
 
 /// The kernel of `line` among the lines that `apt-cache depends META` prints.

@@ -18,7 +18,7 @@ const FOLDER: &str = "drivers/infiniband/sw/siw";
 /// Makes sure that the kernel in the cache has the module.
 ///
 /// # Errors
-/// [`packages::Unobtainable`] where the packages cannot be had; another when it does not build.
+/// [`Unobtainable`](crate::apt::Unobtainable) where the packages cannot be had; another when it does not build.
 pub(crate) fn add(kernel: &Kernel) -> Result<()> {
     let release = kernel.release()?;
     let modules = kernel.root.join("lib/modules").join(&release);

@@ -103,7 +103,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
 }
 
 fn install(folder: &std::path::Path) -> anyhow::Result<()> {
-    apt::install(apt::PEERS);
+    apt::install(apt::PEERS)?;
     let python = folder.join("venv/bin/pip");
     if !python.is_file() {
         let venv = folder.join("venv");

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::Bench;
+use crate::sh::watched;
 
 const START: Duration = Duration::from_secs(10);
 const LIMIT_S: u64 = 120;
@@ -44,8 +45,8 @@ where
 }
 
 fn start(core: usize, words: &[String], env: &[(&'static str, String)]) -> anyhow::Result<Child> {
-    let mut command = Command::new("timeout");
-    command.args(["--kill-after=2", &LIMIT_S.to_string(), "taskset", "-c", &core.to_string()]).args(words);
+    let mut command = watched(LIMIT_S, 2);
+    command.args(["taskset", "-c", &core.to_string()]).args(words);
     command.envs(env.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().with_context(|| words.join(" "))

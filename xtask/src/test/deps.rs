@@ -3,6 +3,7 @@
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
+use super::count::Counts;
 use super::{Options, Outcome, find, tools};
 use crate::sh::Sh;
 
@@ -17,10 +18,10 @@ pub(super) fn msrv(_: &Options) -> anyhow::Result<Outcome> {
     if Sh::new(["rustup", "run", &toolchain, "rustc", "--version"]).works() {
         let check = ["cargo", "check", "--locked", "--workspace", "--target-dir", "target/msrv"];
         Sh::new(["rustup", "run", &toolchain]).args(check).run()?;
-    } else {
-        println!("  Rust {toolchain} is not installed: declared versions and the lint only, not a build");
+        return Ok(Outcome::Passed);
     }
-    Ok(Outcome::Passed)
+    let why = format!("a build with Rust {toolchain}, which is not installed (rustup toolchain install {toolchain})");
+    Ok(Outcome::with(Counts::default(), vec![why]))
 }
 
 type Version = (u64, u64);
@@ -57,17 +58,17 @@ fn newer_than(metadata: &Value, promised: Version) -> Vec<String> {
 }
 
 /// Advisories need the database of RustSec, which is fetched over the network: where that cannot be reached,
-/// they are skipped with a line.
+/// the step says that they were not checked.
 pub(super) fn deny(_: &Options) -> anyhow::Result<Outcome> {
     tools::ensure_tool(&tools::DENY)?;
     Sh::line("cargo deny --locked --all-features --log-level error check --hide-inclusion-graph licenses bans sources").run()?;
     let database = "https://github.com/RustSec/advisory-db";
     if Sh::new(["git", "ls-remote", "--quiet", database, "HEAD"]).limit_s(20).works() {
         Sh::line("cargo deny --locked --all-features check advisories").run()?;
-    } else {
-        println!("  advisories: skipped, {database} cannot be reached from here");
+        return Ok(Outcome::Passed);
     }
-    Ok(Outcome::Passed)
+    let why = format!("advisories: {database} cannot be reached");
+    Ok(Outcome::with(Counts::default(), vec![why]))
 }
 
 #[cfg(test)]

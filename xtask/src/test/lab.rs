@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::count::Counts;
 use super::{Options, Outcome};
+use crate::apt::Unobtainable;
 use crate::lab;
 use crate::sh::Sh;
 
@@ -191,7 +192,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<Outcome> {
     for (at, kernel) in kernels.iter().enumerate() {
         let iwarp = JOBS.iter().any(|job| job.options.contains("--iwarp") && job.runs.on(at, options.full));
         match lab::prepare(kernel, iwarp) {
-            Err(why) if why.is::<lab::Unobtainable>() => {
+            Err(why) if why.is::<Unobtainable>() => {
                 return Ok(Outcome::Skipped(format!("kernel {kernel}: {why:#}")));
             }
             prepared => prepared?,

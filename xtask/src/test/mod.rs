@@ -3,6 +3,7 @@
 //! [`STEPS`] is the list; a new step is one line there. Steps run in order, each announced with its time, and
 //! the first that fails ends the run. A step that cannot run here says so and why; it never passes in silence.
 
+use std::fmt;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use anyhow::bail;
 use self::count::Counts;
 
 pub(crate) mod count;
+mod demands;
 mod deps;
 pub(crate) mod find;
 mod lab;
@@ -47,8 +49,47 @@ enum Outcome {
     Passed,
     /// It ran this many tests.
     Tests(Counts),
+    /// What could be checked holds, with this many tests; the rest could not be checked here, for these reasons.
+    Partly(Counts, Vec<String>),
     /// It could not run here, for this reason.
     Skipped(String),
+}
+
+impl Outcome {
+    /// Of a step that ran so many tests, if it runs tests, and could not check everything if there are reasons for that.
+    fn with(counts: Counts, unchecked: Vec<String>) -> Self {
+        match (counts == Counts::default(), unchecked.is_empty()) {
+            (true, true) => Self::Passed,
+            (false, true) => Self::Tests(counts),
+            _ => Self::Partly(counts, unchecked),
+        }
+    }
+
+    fn counts(&self) -> Counts {
+        match self {
+            Self::Tests(counts) | Self::Partly(counts, _) => *counts,
+            Self::Passed | Self::Skipped(_) => Counts::default(),
+        }
+    }
+
+    /// Whether all that the step checks was checked.
+    fn whole(&self) -> bool {
+        matches!(self, Self::Passed | Self::Tests(_))
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passed => f.write_str("passed"),
+            Self::Tests(counts) => write!(f, "passed: {counts}"),
+            Self::Partly(counts, why) if *counts == Counts::default() => {
+                write!(f, "passed; NOT CHECKED: {}", why.join("; "))
+            }
+            Self::Partly(counts, why) => write!(f, "passed: {counts}; NOT CHECKED: {}", why.join("; ")),
+            Self::Skipped(why) => write!(f, "SKIPPED: {why}"),
+        }
+    }
 }
 
 type Run = fn(&Options) -> anyhow::Result<Outcome>;
@@ -94,7 +135,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let begun = Instant::now();
-    let (mut lines, mut failed, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut lines, mut failed, mut unchecked) = (Vec::new(), Vec::new(), Vec::new());
     let mut sum = Counts::default();
     for (at, step) in chosen.iter().enumerate() {
         println!("\n== {}/{} {}: {}", at + 1, chosen.len(), step.name, step.what);
@@ -102,14 +143,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         let outcome = (step.run)(options);
         let took_s = start.elapsed().as_secs_f64();
         let said = match outcome {
-            Ok(Outcome::Passed) => "passed".to_owned(),
-            Ok(Outcome::Tests(counts)) => {
-                sum.add(&counts);
-                format!("passed: {counts}")
-            }
-            Ok(Outcome::Skipped(reason)) => {
-                skipped.push(step.name);
-                format!("SKIPPED: {reason}")
+            Ok(outcome) => {
+                sum.add(&outcome.counts());
+                if !outcome.whole() {
+                    unchecked.push(step.name);
+                }
+                outcome.to_string()
             }
             Err(error) => {
                 failed.push(step.name);
@@ -124,8 +163,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     println!("\n== {} of {} steps in {:.0} s", lines.len(), chosen.len(), begun.elapsed().as_secs_f64());
     lines.iter().for_each(|line| println!("{line}"));
-    if !skipped.is_empty() {
-        println!("\n!! NOT CHECKED on this machine: {} (the reasons are above)", skipped.join(", "));
+    if !unchecked.is_empty() {
+        println!(
+            "\n!! NOT CHECKED on this machine, or only in part: {} (the reasons are above)",
+            unchecked.join(", ")
+        );
     }
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
@@ -165,6 +207,26 @@ mod tests {
         assert_eq!(names(&options(false, &["loom"])), ["loom"]);
         assert_eq!(names(&options(false, &["lab"])), ["lab"]);
         assert_eq!(names(&options(false, &[])).len(), STEPS.len());
+    }
+
+    #[test]
+    fn what_was_not_checked_is_told() {
+        let counts = Counts { passed: 2, ..Counts::default() };
+        let why = || vec!["no network".to_owned()];
+        let outcomes = [
+            (Outcome::with(Counts::default(), vec![]), true, "passed"),
+            (Outcome::with(counts, vec![]), true, "passed: 2 passed, 0 failed, 0 skipped"),
+            (Outcome::with(Counts::default(), why()), false, "passed; NOT CHECKED: no network"),
+            (
+                Outcome::with(counts, why()),
+                false,
+                "passed: 2 passed, 0 failed, 0 skipped; NOT CHECKED: no network",
+            ),
+            (Outcome::Skipped("no network".to_owned()), false, "SKIPPED: no network"),
+        ];
+        for (outcome, whole, said) in outcomes {
+            assert_eq!((outcome.whole(), outcome.to_string().as_str()), (whole, said));
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{bail, ensure};
 
 use super::count::Counts;
+use super::demands::Demands;
 use super::{Options, Outcome, find};
 use crate::sh::Sh;
 use crate::{apt, fuzz as fuzzing, tidy as tidying};
@@ -19,7 +20,7 @@ const APART: [&str; 2] = ["fuzz/Cargo.toml", "benches/rpc-peers/Cargo.toml"];
 const SEEDS: &str = "200";
 
 pub(super) fn packages(_: &Options) -> anyhow::Result<Outcome> {
-    let missing = apt::install(apt::PACKAGES);
+    let missing = apt::install(apt::PACKAGES)?;
     let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
     Ok(match names.is_empty() {
         true => Outcome::Passed,
@@ -43,13 +44,14 @@ pub(super) fn tidy(_: &Options) -> anyhow::Result<Outcome> {
 pub(super) fn clippy(_: &Options) -> anyhow::Result<Outcome> {
     const DENY: [&str; 5] = ["--", "-D", "warnings", "-D", "clippy::incompatible_msrv"];
     Sh::line("cargo clippy --locked --workspace --all-targets").args(DENY).run()?;
-    for (package, feature) in usable_features()? {
+    let (usable, unusable) = usable_features()?;
+    for (package, feature) in usable {
         Sh::line("cargo clippy --locked --all-targets -p")
             .args([package, "--features", feature])
             .args(DENY)
             .run()?;
     }
-    Ok(Outcome::Passed)
+    Ok(Outcome::with(Counts::default(), unusable))
 }
 
 pub(super) fn doc(_: &Options) -> anyhow::Result<Outcome> {
@@ -58,37 +60,39 @@ pub(super) fn doc(_: &Options) -> anyhow::Result<Outcome> {
 }
 
 pub(super) fn tests(_: &Options) -> anyhow::Result<Outcome> {
-    counted(&Sh::line("cargo test --locked --workspace"))
+    let demands = Demands::of_this_machine()?;
+    let cargo = demands.put_to(Sh::line("cargo test --locked --workspace"));
+    Ok(Outcome::with(counted(&cargo)?, demands.skipped()?))
 }
 
 pub(super) fn features(_: &Options) -> anyhow::Result<Outcome> {
     let mut sum = Counts::default();
-    let usable = usable_features()?;
+    let (usable, unusable) = usable_features()?;
     if usable.is_empty() {
-        return Ok(Outcome::Skipped("no optional feature, or none whose native package is here".into()));
+        return Ok(Outcome::Skipped(unusable.join("; ")));
     }
     for (package, feature) in usable {
         let cargo = Sh::line("cargo test --locked -p").args([package, "--features", feature]);
-        sum.add(&Counts::read(&cargo.tee()?));
+        sum.add(&counted(&cargo)?);
     }
-    Ok(Outcome::Tests(sum))
+    Ok(Outcome::with(sum, unusable))
 }
 
-/// The features of the tree that can be built here.
-fn usable_features() -> anyhow::Result<Vec<(&'static str, &'static str)>> {
+/// The features of the tree that can be built here, and why others cannot.
+fn usable_features() -> anyhow::Result<(Vec<(&'static str, &'static str)>, Vec<String>)> {
     let packages = find::packages()?;
     let exists = |name: &str, feature: &str| {
         packages.iter().any(|p| p.name == name && p.features.iter().any(|f| f == feature))
     };
-    let mut usable = Vec::new();
+    let (mut usable, mut unusable) = (Vec::new(), Vec::new());
     for &(package, feature, native) in FEATURES {
         match (exists(package, feature), apt::has(native)) {
-            (false, _) => println!("  {package} has no feature {feature}"),
-            (true, false) => println!("  not built: {package}/{feature}, because {native} is missing"),
+            (false, _) => bail!("{package} has no feature {feature}"),
+            (true, false) => unusable.push(format!("{package}/{feature}: {native} is missing")),
             (true, true) => usable.push((package, feature)),
         }
     }
-    Ok(usable)
+    Ok((usable, unusable))
 }
 
 /// Test programs that read how many seeds to run from `KFAB_SEEDS` run again, with many.
@@ -137,10 +141,10 @@ fn optimised() -> Vec<String> {
 }
 
 /// Runs a test command; it must have run something.
-fn counted(cargo: &Sh) -> anyhow::Result<Outcome> {
+fn counted(cargo: &Sh) -> anyhow::Result<Counts> {
     let counts = Counts::read(&cargo.tee()?);
     if counts.passed == 0 {
         bail!("no test ran: {}", cargo.shown());
     }
-    Ok(Outcome::Tests(counts))
+    Ok(counts)
 }
