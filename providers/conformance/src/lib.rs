@@ -24,8 +24,8 @@
 //!     fn nobody(&self) -> Option<Way> {
 //!         Some(Way::new("tcp", "127.0.0.1:1"))
 //!     }
-//!     fn spawn_peer(&self) -> Option<Victim> {
-//!         Some(Victim::child("tcp").unwrap())
+//!     fn spawn_peer(&self) -> Option<std::io::Result<Victim>> {
+//!         Some(Victim::child("tcp"))
 //!     }
 //! }
 //!
@@ -40,7 +40,7 @@
 //! Each case gets a fresh rig from the maker, so a rig may hold state. Several rigs in one `main` are several configurations
 //! (with a key, small queues, another delivery promise). `cargo test -p PROVIDER --test conformance -- NAME` runs the cases
 //! whose name contains NAME; `--list` lists them. A case that does not apply is shown as ignored, with the reason on standard
-//! error. A rig whose ports are `Kind::Unavailable` here is ignored as a whole, with the reason.
+//! error. A rig whose ports are `Kind::Unavailable` here is ignored as a whole, with the reason, unless it is demanded.
 //!
 //! # Readings of the contract that the suite holds providers to
 //! 1. `connect` with a way that parses never fails at once for want of a listener: `Down` with `Refused` follows. A text that

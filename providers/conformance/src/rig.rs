@@ -49,9 +49,14 @@ pub trait Rig: Send + Sync {
         true
     }
 
-    /// A peer that can be killed: see [`Victim`]. `None` skips the cases of peer death.
-    fn spawn_peer(&self) -> Option<Victim> {
+    /// A peer that can be killed: see [`Victim`]. `None` skips the cases of peer death; one that does not start fails them.
+    fn spawn_peer(&self) -> Option<std::io::Result<Victim>> {
         None
+    }
+
+    /// `true` if ports must be had here: a rig that has none then fails, whatever the reason.
+    fn demanded(&self) -> bool {
+        false
     }
 
     /// A case that has not got where it wants within this time fails.

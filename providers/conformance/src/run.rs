@@ -3,7 +3,7 @@
 use crate::bench::Bench;
 use crate::cases::{CASES, Case};
 use crate::rig::Maker;
-use kfab_core::Kind;
+use kfab_core::{Error, Kind};
 use kfab_core::spi::{Caps, PortConfig};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::panic::AssertUnwindSafe;
@@ -48,13 +48,10 @@ pub fn run(maker: Maker) -> Report {
 /// Runs the cases that apply and whose name is `wanted`.
 pub fn run_only(maker: Maker, wanted: impl Fn(&str) -> bool) -> Report {
     let maker = Arc::new(maker);
-    let caps = match maker().open(&PortConfig::default()) {
-        Ok(p) => p.caps().clone(),
-        Err(e) => {
-            let note = Some(format!("no port can be opened: {e}"));
-            return Report {
-                cases: vec![CaseResult { name: "open", note, skipped: e.kind() == Kind::Unavailable }],
-            };
+    let caps = match caps(&maker) {
+        Ok(caps) => caps,
+        Err((why, skipped)) => {
+            return Report { cases: vec![CaseResult { name: "open", note: Some(why), skipped }] };
         }
     };
     let one = |case: &'static Case| match skip(&maker, &caps, case) {
@@ -75,13 +72,12 @@ pub fn main(rigs: Vec<(&'static str, Maker)>) -> ! {
 }
 
 fn trials_of(rig: &'static str, maker: Arc<Maker>, trials: &mut Vec<Trial>) {
-    let caps = match maker().open(&PortConfig::default()) {
-        Ok(p) => p.caps().clone(),
-        Err(e) => {
-            eprintln!("{rig}: no port can be opened: {e}");
-            let text = e.to_string();
-            let t = Trial::test(format!("{rig}::open"), move || Err(Failed::from(text)));
-            return trials.push(t.with_ignored_flag(e.kind() == Kind::Unavailable));
+    let caps = match caps(&maker) {
+        Ok(caps) => caps,
+        Err((why, ignored)) => {
+            eprintln!("{rig}: {why}");
+            let t = Trial::test(format!("{rig}::open"), move || Err(Failed::from(why)));
+            return trials.push(t.with_ignored_flag(ignored));
         }
     };
     for case in CASES {
@@ -94,6 +90,15 @@ fn trials_of(rig: &'static str, maker: Arc<Maker>, trials: &mut Vec<Trial>) {
             Trial::test(format!("{rig}::{}", case.name), move || guarded(&maker, case).map_err(Failed::from));
         trials.push(trial.with_ignored_flag(why.is_some()));
     }
+}
+
+/// What the rig's ports can do; why none can be opened, and whether that skips the rig instead of failing it.
+fn caps(maker: &Maker) -> Result<Caps, (String, bool)> {
+    let rig = maker();
+    let failed = |e: Error| {
+        (format!("no port can be opened: {e}"), e.kind() == Kind::Unavailable && !rig.demanded())
+    };
+    rig.open(&PortConfig::default()).map(|p| p.caps().clone()).map_err(failed)
 }
 
 /// Why a case does not run with this rig, if it does not.

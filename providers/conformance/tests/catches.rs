@@ -1,7 +1,7 @@
 //! The suite can fail: ports that break the contract in one way each are caught by the case that is meant to catch them.
 
-use kfab_conformance::{Rig, run_only};
-use kfab_core::Result;
+use kfab_conformance::{Rig, Victim, run_only};
+use kfab_core::{Error, Kind, Result};
 use kfab_core::mem::{Landing, Slice};
 use kfab_core::spi::*;
 use kfab_sim::{Clock, Sim, World, WorldConfig};
@@ -238,4 +238,46 @@ fn each_fault_is_caught_by_its_case() {
             });
         }
     });
+}
+
+/// A rig with a peer to kill that does not start, and, without a world, with ports that cannot be had.
+struct Poor {
+    sim: Option<Sim>,
+    demanded: bool,
+}
+
+impl Rig for Poor {
+    fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>> {
+        let none = || Error::new(Kind::Unavailable, "open", "nothing here");
+        self.sim.as_ref().ok_or_else(none)?.open(config)
+    }
+    fn malformed(&self) -> Vec<String> {
+        Vec::new()
+    }
+    fn nobody(&self) -> Option<Way> {
+        None
+    }
+    fn spawn_peer(&self) -> Option<std::io::Result<Victim>> {
+        Some(Err(std::io::Error::other("it cannot open a port")))
+    }
+    fn demanded(&self) -> bool {
+        self.demanded
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_start_fails_the_cases_of_death() {
+    let world = World::new(5, WorldConfig::new(Delivery::Connection).real_time());
+    let maker = move || -> Box<dyn Rig> { Box::new(Poor { sim: Some(Sim::new(&world)), demanded: false }) };
+    let report = run_only(Box::new(maker), |name| name.starts_with("a_killed_peer"));
+    assert_eq!((report.cases.len(), report.failed().count()), (2, 2), "{report:?}");
+}
+
+#[test]
+fn a_rig_without_ports_is_skipped_unless_it_is_demanded() {
+    for demanded in [false, true] {
+        let maker = move || -> Box<dyn Rig> { Box::new(Poor { sim: None, demanded }) };
+        let report = run_only(Box::new(maker), |_| true);
+        assert_eq!((report.passed(), report.failed().count()), (0, usize::from(demanded)), "{report:?}");
+    }
 }

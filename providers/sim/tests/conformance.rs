@@ -41,16 +41,19 @@ impl Rig for SimRig {
         Some(way.rest.clone())
     }
 
-    fn spawn_peer(&self) -> Option<Victim> {
+    fn spawn_peer(&self) -> Option<std::io::Result<Victim>> {
         let world = self.sim.world().clone();
-        let port = world.open(&PortConfig::default()).ok()?;
+        let port = match world.open(&PortConfig::default()) {
+            Ok(port) => port,
+            Err(e) => return Some(Err(std::io::Error::other(e))),
+        };
         let way = port.ways().remove(0);
-        let host = way.rest.split('.').next()?.parse().ok()?;
+        let host = way.rest.split('.').next().and_then(|host| host.parse().ok()).expect("HOST.PORT");
         let mut port = Some(port);
-        Some(Victim::new(way, move || {
+        Some(Ok(Victim::new(way, move || {
             world.crash(host);
             drop(port.take());
-        }))
+        })))
     }
 }
 

@@ -14,15 +14,19 @@ impl Counts {
     /// Adds up every `test result:` line of `output`.
     pub(crate) fn read(output: &str) -> Self {
         let mut sum = Self::default();
-        for line in output.lines().filter(|line| line.trim_start().starts_with("test result:")) {
+        Self::each(output).for_each(|counts| sum.add(&counts));
+        sum
+    }
+
+    /// Every `test result:` line of `output`: one for each test program.
+    pub(crate) fn each(output: &str) -> impl Iterator<Item = Self> {
+        output.lines().filter(|line| line.trim_start().starts_with("test result:")).map(|line| {
             let before = |word: &str| -> u64 {
                 let head = line.split(word).next().filter(|head| head.len() < line.len());
                 head.and_then(|head| head.split_whitespace().next_back()?.parse().ok()).unwrap_or(0)
             };
-            let skipped = before(" ignored");
-            sum.add(&Self { passed: before(" passed"), failed: before(" failed"), skipped });
-        }
-        sum
+            Self { passed: before(" passed"), failed: before(" failed"), skipped: before(" ignored") }
+        })
     }
 
     /// Adds `other` to this.

@@ -30,14 +30,16 @@ struct Job {
     judge: Judge,
 }
 
-/// What came of a guest whose script ended well, from what it printed; an error if that will not do.
-type Judge = fn(&str) -> anyhow::Result<Counts>;
+/// What came of a guest whose script ended well, from the script and what it printed; an error if that will not do.
+type Judge = fn(&str, &str) -> anyhow::Result<Counts>;
 
-/// Of test programs: they must have run something.
-fn tests_ran(said: &str) -> anyhow::Result<Counts> {
-    let counts = Counts::read(said);
-    ensure!(counts.passed > 0, "no test ran");
-    Ok(counts)
+/// Of test programs: each must have run something.
+fn tests_ran(script: &str, said: &str) -> anyhow::Result<Counts> {
+    let programs = script.split_whitespace().filter(|word| word.starts_with('@')).count();
+    let results: Vec<Counts> = Counts::each(said).collect();
+    ensure!(results.len() >= programs, "{programs} programs, but only {} results", results.len());
+    ensure!(results.iter().all(|counts| counts.passed > 0), "a program ran no test");
+    Ok(Counts::read(said))
 }
 
 /// In which runs a guest takes part.
@@ -242,7 +244,7 @@ fn boot(kernel: &str, job: &Job, programs: &[(String, PathBuf)]) -> anyhow::Resu
     let script = with_paths(job.script, programs)?;
     let companion = job.companion.map(|script| with_paths(script, programs)).transpose()?;
     let guest = guest(kernel, job.options, job.limit_s, &script, companion.as_deref())?;
-    (job.judge)(&guest.tee()?).with_context(|| format!("{kernel}: {}", job.what))
+    (job.judge)(job.script, &guest.tee()?).with_context(|| format!("{kernel}: {}", job.what))
 }
 
 /// A guest that runs a script, and another beside it if there is something for it to run.
@@ -314,6 +316,16 @@ mod tests {
         assert_eq!(with_paths("@a/b --x && true", &programs).unwrap(), "/x/b-123 --x && true");
         let error = with_paths("@a/c", &programs).unwrap_err().to_string();
         assert!(error.contains("a/c"), "{error}");
+    }
+
+    #[test]
+    fn each_program_must_have_run_tests() {
+        let line = |passed: u64| format!("test result: ok. {passed} passed; 0 failed; 2 ignored; finished in 1s\n");
+        let script = "@a/b --test-threads 1 && @a/c name";
+        assert_eq!(tests_ran(script, &(line(3) + &line(1))).unwrap().passed, 4);
+        assert!(tests_ran(script, &(line(3) + &line(0))).is_err());
+        assert!(tests_ran(script, &line(3)).is_err());
+        assert!(tests_ran(script, "").is_err());
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! Peers that are killed without warning.
 
 use crate::bench::{Bench, body, header};
+use crate::child::Victim;
 use kfab_core::spi::{Body, DownReason};
+
+fn spawn(b: &Bench) -> Victim {
+    b.rig.spawn_peer().expect("checked before").unwrap_or_else(|e| panic!("no peer to kill: {e}"))
+}
 
 pub(super) fn a_killed_peer_goes_down(b: &Bench) {
     // Killed while idle, with frames under way, and in the middle of connecting.
     for frames in [0, 1, 200] {
-        let mut victim = b.rig.spawn_peer().expect("checked before");
+        let mut victim = spawn(b);
         let mut x = b.open(&Default::default());
         let conn = x.port().connect(&victim.way).unwrap_or_else(|e| panic!("{}: {e}", victim.way));
         b.until("the victim is reached", &mut [&mut x], |n| n[0].up.contains(&conn));
@@ -32,7 +37,7 @@ pub(super) fn a_killed_peer_goes_down(b: &Bench) {
         }
         assert_eq!(b.pool.stats().in_use, 0, "memory lent to the dead connection");
     }
-    let mut victim = b.rig.spawn_peer().expect("checked before");
+    let mut victim = spawn(b);
     let mut x = b.open(&Default::default());
     let conn = x.port().connect(&victim.way).unwrap_or_else(|e| panic!("{}: {e}", victim.way));
     victim.kill();
@@ -42,7 +47,7 @@ pub(super) fn a_killed_peer_goes_down(b: &Bench) {
 pub(super) fn a_killed_peer_can_be_replaced(b: &Bench) {
     let mut x = b.open(&Default::default());
     for _ in 0..3 {
-        let mut victim = b.rig.spawn_peer().expect("checked before");
+        let mut victim = spawn(b);
         let conn = x.port().connect(&victim.way).unwrap_or_else(|e| panic!("{}: {e}", victim.way));
         b.until("the victim is reached", &mut [&mut x], |n| n[0].up.contains(&conn));
         victim.kill();
