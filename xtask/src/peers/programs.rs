@@ -106,28 +106,37 @@ impl Call {
         }
     }
 
-    /// Runs it once; the figure is in `unit`.
+    /// Runs it once, with so many messages under way; the figure is in `unit`.
     ///
     /// # Errors
     /// When the peer is not installed, fails, runs too long, or prints no figure.
-    pub(super) fn run(&self, bench: &Bench, unit: Unit) -> anyhow::Result<f64> {
+    pub(super) fn run(&self, bench: &Bench, unit: Unit, window: u64) -> anyhow::Result<f64> {
         let iterations = (self.iterations / bench.divide).max(100);
         match self.program {
-            Program::Ucx22(ucx) => self.run_ucx(bench, ucx, &site(bench)?, iterations, unit),
-            Program::Ucx13(ucx) => self.run_ucx(bench, ucx, Path::new(""), iterations, unit),
+            Program::Ucx22(ucx) => self.run_ucx(bench, ucx, &site(bench)?, (iterations, window), unit),
+            Program::Ucx13(ucx) => self.run_ucx(bench, ucx, Path::new(""), (iterations, window), unit),
             Program::Fabric(provider) => self.run_fabric(bench, provider, iterations),
-            Program::Mpi5(over) => self.run_mpi(bench, over, true, iterations, unit),
-            Program::Mpi4(over) => self.run_mpi(bench, over, false, iterations, unit),
+            Program::Mpi5(over) => self.run_mpi(bench, (over, true), (iterations, window), unit),
+            Program::Mpi4(over) => self.run_mpi(bench, (over, false), (iterations, window), unit),
             Program::Perf(provider) => kfab::messages(bench, provider, self.job, self.size),
-            Program::Rpc(system) => {
-                let flight = if self.job == Job::Rate { 64 } else { 1 };
-                rpc::run(bench, system, self.job, self.size, flight)
-            }
+            Program::Rpc(system) => rpc::run(bench, system, self.job, self.size, window),
         }
     }
 
+    /// The words that tell UCX what to measure: `n` iterations after a tenth of them for warming up, with a window.
+    fn ucx_words(&self, ucx: Ucx, (n, window): (u64, u64)) -> String {
+        format!("-t {} -s {} -n {n} -w {} -O {window} -v", ucx.test(self.job), self.size, n / 10)
+    }
+
     /// `site` is the folder of the package from PyPI, or empty for the program on the path.
-    fn run_ucx(&self, bench: &Bench, ucx: Ucx, site: &Path, n: u64, unit: Unit) -> anyhow::Result<f64> {
+    fn run_ucx(
+        &self,
+        bench: &Bench,
+        ucx: Ucx,
+        site: &Path,
+        load: (u64, u64),
+        unit: Unit,
+    ) -> anyhow::Result<f64> {
         let own = !site.as_os_str().is_empty();
         let program = if own { site.join("bin/ucx_perftest") } else { PathBuf::from("ucx_perftest") };
         let mut env = vec![("UCX_TLS", ucx.transports.to_owned()), ("UCX_NET_DEVICES", "lo".to_owned())];
@@ -135,7 +144,7 @@ impl Call {
             env.push(("LD_LIBRARY_PATH", site.join("lib").to_string_lossy().into_owned()));
         }
         let program = program.to_string_lossy().into_owned();
-        let test = format!("-t {} -s {} -n {n} -w {} -v", ucx.test(self.job), self.size, n / 10);
+        let test = self.ucx_words(ucx, load);
         let pair = Pair {
             server: |port: u16| vec![program.clone(), "-p".to_owned(), port.to_string()],
             client: |port: u16| {
@@ -163,7 +172,13 @@ impl Call {
         read_fabric(&run_pair(bench, &pair)?)
     }
 
-    fn run_mpi(&self, bench: &Bench, over: Mpi, five: bool, n: u64, unit: Unit) -> anyhow::Result<f64> {
+    fn run_mpi(
+        &self,
+        bench: &Bench,
+        (over, five): (Mpi, bool),
+        (n, window): (u64, u64),
+        unit: Unit,
+    ) -> anyhow::Result<f64> {
         let (mpirun, program) = if five {
             (bench.folder.join("venv/bin/mpirun"), bench.folder.join("pingpong-5"))
         } else {
@@ -179,11 +194,7 @@ impl Call {
         sh = sh.args([mpirun.to_string_lossy()]).args(
             format!("--allow-run-as-root -np 2 --bind-to core --mca pml ob1 --mca btl {btl}").split(' '),
         );
-        let (job, window) = match self.job {
-            Job::Latency => ("lat", 1),
-            Job::Rate => ("rate", 64),
-            _ => ("rate", 16),
-        };
+        let job = if self.job == Job::Latency { "lat" } else { "rate" };
         let words = [job.to_owned(), self.size.to_string(), n.to_string(), window.to_string()];
         let out = sh.args([program.to_string_lossy()]).args(words).quiet().limit_s(120).read()?;
         let figure = out.lines().find_map(|line| line.trim().parse().ok());
@@ -273,6 +284,15 @@ mod tests {
         let short = UCX.replace("40000,", "[thread 0] 9,1,1,1,1,1,1,1\n 400,");
         assert!((read_ucx(&short, Unit::Messages, 8).unwrap() - 7_136_509.0).abs() < 1e-6);
         assert!(read_ucx("Connection refused\n", Unit::Messages, 8).is_err());
+    }
+
+    #[test]
+    fn ucx_is_told_the_window_of_the_line() {
+        let lines = super::super::plan::lines();
+        let line = lines.iter().find(|line| line.name == "shm rate 8 B").unwrap();
+        let Program::Ucx22(ucx) = line.peers[0].program else { panic!("UCX comes first") };
+        let words = line.peers[0].ucx_words(ucx, (1000, line.window));
+        assert_eq!(words, "-t tag_bw -s 8 -n 1000 -w 100 -O 64 -v");
     }
 
     #[test]

@@ -23,22 +23,25 @@ struct Verdict {
     target: f64,
     /// Nothing when one of the two has no figure.
     ratio: Option<f64>,
+    /// Another that has no figure may have been better: then the target may be missed, and is never met.
+    incomplete: bool,
     lower_is_better: bool,
 }
 
 impl Verdict {
     fn met(&self) -> bool {
-        self.ratio.is_some_and(|ratio| match self.lower_is_better {
-            true => ratio <= self.target,
-            false => ratio >= self.target,
-        })
+        self.word() == "met"
     }
 
     fn word(&self) -> &'static str {
+        let reached = |ratio: f64| match self.lower_is_better {
+            true => ratio <= self.target,
+            false => ratio >= self.target,
+        };
         match self.ratio {
-            None => "not measured",
-            Some(_) if self.met() => "met",
-            Some(_) => "MISSED",
+            Some(ratio) if !reached(ratio) => "MISSED",
+            Some(_) if !self.incomplete => "met",
+            _ => "not measured",
         }
     }
 }
@@ -119,13 +122,14 @@ fn verdicts(line: &Line, measured: &Measured) -> Vec<Verdict> {
     if let Some(limit) = &line.limit {
         let ratio = over(&measured.beside_limit, measured.limit.median());
         let against = limit.name.replace('_', " ");
-        all.push(Verdict { against, target: limit.target, ratio, lower_is_better });
+        all.push(Verdict { against, target: limit.target, ratio, incomplete: false, lower_is_better });
     }
     if let Some(target) = line.target {
         let best = best(line, measured);
         let ratio = over(&measured.kfab, best.as_ref().map(|best| best.1));
         let against = best.map_or("the best peer".to_owned(), |best| best.0);
-        all.push(Verdict { against, target, ratio, lower_is_better });
+        let incomplete = measured.peers.iter().any(|peer| peer.median().is_none());
+        all.push(Verdict { against, target, ratio, incomplete, lower_is_better });
     }
     all
 }
@@ -213,9 +217,10 @@ mod tests {
         Samples { figures: figures.to_vec(), failures: Vec::new() }
     }
 
+    /// The first peers' figures; those after them have the last one's.
     fn measured(line: &Line, kfab: f64, limit: f64, peers: &[f64]) -> Measured {
-        let mut all = vec![Samples::default(); line.peers.len()];
-        all.iter_mut().zip(peers).for_each(|(slot, &figure)| *slot = samples(&[figure]));
+        let figures = peers.iter().chain(std::iter::repeat(&peers[peers.len() - 1]));
+        let all = figures.take(line.peers.len()).map(|&figure| samples(&[figure])).collect();
         let (kfab, limit) = (samples(&[kfab]), samples(&[limit]));
         Measured { beside_limit: kfab.clone(), kfab, limit, peers: all }
     }
@@ -236,6 +241,20 @@ mod tests {
         let line = lines.iter().find(|line| line.name == "shm rate 8 B").unwrap();
         let word = |kfab| verdicts(line, &measured(line, kfab, 0.0, &[10e6, 20e6]))[0].word();
         assert_eq!((word(30e6), word(29e6)), ("met", "MISSED"));
+    }
+
+    #[test]
+    fn a_target_is_not_met_while_a_peer_has_no_figure() {
+        let lines = plan::lines();
+        let line = lines.iter().find(|line| line.name == "shm rate 8 B").unwrap();
+        let lines = std::slice::from_ref(line);
+        for (kfab, word) in [(30e6, "not measured"), (29e6, "MISSED")] {
+            let mut measured = [measured(line, kfab, 0.0, &[10e6, 20e6])];
+            measured[0].peers[0] = Samples::default();
+            let report = Report::new(lines, &measured, vec![0.0], [0, 1]);
+            assert!(!report.all_met());
+            assert_eq!(report.json()["lines"][0]["verdicts"][0]["verdict"], word);
+        }
     }
 
     #[test]

@@ -114,7 +114,7 @@ fn one(bench: &Bench, line: &Line, measured: &mut Measured) {
         },
     }
     for (call, samples) in line.peers.iter().zip(&mut measured.peers) {
-        samples.take(call.run(bench, line.unit));
+        samples.take(call.run(bench, line.unit, line.window));
     }
 }
 
