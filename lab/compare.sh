@@ -5,13 +5,14 @@
 #   cargo build --release -p kfab-cli
 #   cargo xtask lab --memory 2048 --limit 900 -- lab/compare.sh target/release/kfab [ROUNDS [LINE...]]
 #
-# Lines: send-lat-8, and write-bw, read-bw and send-bw, each -65536 and -1048576. Without any: all.
+# Lines, each with a size: send-lat, beside perftest, medians in us; pingpong, beside libfabric, means in us one way, so that 65536 divided
+# by the figure is a ping-pong's bandwidth in MB/s; write-bw and read-bw, beside perftest, MiB/s. Without any: all that stand below.
 # Programs are pinned: servers to CPU 1, clients to CPU 0. What fails is said and left out of its median.
 set -u
 kfab=$1
 rounds=${2:-5}
 [ $# -ge 2 ] && shift 2 || shift
-chosen=${*:-send-lat-8 write-bw-65536 read-bw-65536 send-bw-65536 write-bw-1048576 read-bw-1048576 send-bw-1048576}
+chosen=${*:-send-lat-8 pingpong-8 write-bw-65536 read-bw-65536 pingpong-65536 write-bw-1048576 read-bw-1048576 pingpong-1048576}
 there=10.8.0.2
 results=$(mktemp)
 on0="taskset -c 0 timeout 60"
@@ -37,14 +38,14 @@ perftest() {
 	took "$line" "$program" "$(echo "$said" | awk -v c="$column" '$1 ~ /^[0-9]+$/ { v = $c } END { print v }')"
 }
 
-# pingpong LINE COLUMN SIZE COUNT
+# pingpong LINE SIZE COUNT: usec/xfer, which is one way.
 pingpong() {
-	$on1 fi_pingpong -p verbs -e msg -S "$3" -I "$4" >/dev/null 2>&1 &
+	$on1 fi_pingpong -p verbs -e msg -S "$2" -I "$3" >/dev/null 2>&1 &
 	waits=$!
 	lab wait-port 47592 20
-	said=$($on0 fi_pingpong -p verbs -e msg -S "$3" -I "$4" $there 2>&1)
+	said=$($on0 fi_pingpong -p verbs -e msg -S "$2" -I "$3" $there 2>&1)
 	wait $waits
-	took "$1" fi_pingpong "$(echo "$said" | awk -v c="$2" 'NF >= 8 { v = $c } END { sub(/[^0-9.].*/, "", v); print v }')"
+	took "$1" fi_pingpong "$(echo "$said" | awk 'NF >= 8 { v = $7 } END { sub(/[^0-9.].*/, "", v); print v }')"
 }
 
 # ours LINE WAIT FIELD FACTOR WORDS...: the field of `kfab perf --json` times the factor. The server waits as perftest's does: it spins where
@@ -69,19 +70,18 @@ one_line() {
 	send-lat-*)
 		perftest "$1" ib_send_lat 5 -s $size -n $count
 		ours "$1" spin p50_ns 0.001 lat $same
-		pingpong "$1" 7 $size $count
+		;;
+	pingpong-*)
+		ours "$1" spin mean_ns 0.001 lat $same
+		pingpong "$1" $size $count
 		;;
 	write-bw-*)
-		perftest "$1" ib_write_bw 4 -s $size -n $count
+		perftest "$1" ib_write_bw 4 --perform_warm_up -s $size -n $count
 		ours "$1" adaptive bytes_per_s $mib write $same
 		;;
 	read-bw-*)
-		perftest "$1" ib_read_bw 4 -s $size -n $count
+		perftest "$1" ib_read_bw 4 --perform_warm_up -s $size -n $count
 		ours "$1" adaptive bytes_per_s $mib read $same
-		;;
-	send-bw-*)
-		ours "$1" spin bytes_per_s $mib bw $same
-		pingpong "$1" 6 $size $count
 		;;
 	*) echo "no line $1" >&2 ;;
 	esac
@@ -111,7 +111,7 @@ sort -k1,1 -k2,2 -k3,3g "$results" | awk '
 			own = part[1] " kfab"
 			ratio = ""
 			if (k != own && median[own] > 0) {
-				best = part[1] ~ /-lat-/ ? low[own] / low[k] : high[own] / high[k]
+				best = part[1] ~ /-lat-|pingpong-/ ? low[own] / low[k] : high[own] / high[k]
 				ratio = sprintf("%12.2f %8.2f", median[own] / median[k], best)
 			}
 			printf "%-20s %-12s %10.2f %10.2f %10.2f %5d %s\n", part[1], part[2], median[k], low[k], high[k], runs[k], ratio | "sort"
