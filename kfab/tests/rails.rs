@@ -6,8 +6,8 @@
 mod common;
 
 use common::child::{self, Kid};
-use common::traffic::{self, Arrivals, Numbers, send_until};
 use common::skip::skip;
+use common::traffic::{self, Arrivals, Numbers, send_until};
 use common::{config, node, relay, watched_for};
 use kfab::{Endpoint, EndpointConfig, SendOptions};
 use std::collections::VecDeque;

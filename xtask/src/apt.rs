@@ -189,7 +189,8 @@ mod tests {
 
     #[test]
     fn only_what_cannot_be_had_is_unobtainable() {
-        let unobtainable = |said: &str| judged(anyhow!("exit code 100: apt-get\n    {said}")).is::<Unobtainable>();
+        let unobtainable =
+            |said: &str| judged(anyhow!("exit code 100: apt-get\n    {said}")).is::<Unobtainable>();
         for said in [
             "E: Unable to locate package no-such-package",
             "E: Package 'x' has no installation candidate",

@@ -1,12 +1,13 @@
 //! Tasks of the kfab repository: `cargo xtask TASK`.
 //!
 //! This file only reads the command line and hands over to one module for each task. Every task is run
-//! from the root of the repository, wherever it was called.
+//! from the root of the repository, wherever it was called; the lab is told where that was.
 
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
 mod apt;
@@ -50,6 +51,7 @@ struct Words {
 }
 
 fn run(task: Task) -> anyhow::Result<ExitCode> {
+    let here = std::env::current_dir();
     std::env::set_current_dir(sh::root())?;
     match task {
         Task::Test(options) => test::run(&options),
@@ -57,7 +59,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Peers(options) => peers::run(&options),
         Task::Soak(options) => soak::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
-        Task::Lab(Words { words }) => lab::run(words),
+        Task::Lab(Words { words }) => lab::run(words, &here.context("the current folder is gone")?),
     }
 }
 

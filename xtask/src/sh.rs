@@ -31,7 +31,13 @@ pub(crate) fn on_path(name: &str) -> bool {
 /// the thread that started it has ended: its group is not ours, so that Ctrl-C does not reach it. The words come after this.
 pub(crate) fn watched(limit_s: u64, grace_s: u64) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "TERM", "timeout", &format!("--kill-after={grace_s}"), &limit_s.to_string()]);
+    command.args([
+        "--pdeathsig",
+        "TERM",
+        "timeout",
+        &format!("--kill-after={grace_s}"),
+        &limit_s.to_string(),
+    ]);
     command
 }
 

@@ -3,8 +3,8 @@
 use crate::bench::Bench;
 use crate::cases::{CASES, Case};
 use crate::rig::Maker;
-use kfab_core::{Error, Kind};
 use kfab_core::spi::{Caps, PortConfig};
+use kfab_core::{Error, Kind};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, mpsc};
@@ -95,9 +95,8 @@ fn trials_of(rig: &'static str, maker: Arc<Maker>, trials: &mut Vec<Trial>) {
 /// What the rig's ports can do; why none can be opened, and whether that skips the rig instead of failing it.
 fn caps(maker: &Maker) -> Result<Caps, (String, bool)> {
     let rig = maker();
-    let failed = |e: Error| {
-        (format!("no port can be opened: {e}"), e.kind() == Kind::Unavailable && !rig.demanded())
-    };
+    let failed =
+        |e: Error| (format!("no port can be opened: {e}"), e.kind() == Kind::Unavailable && !rig.demanded());
     rig.open(&PortConfig::default()).map(|p| p.caps().clone()).map_err(failed)
 }
 

@@ -1,9 +1,9 @@
 //! The suite can fail: ports that break the contract in one way each are caught by the case that is meant to catch them.
 
 use kfab_conformance::{Rig, Victim, run_only};
-use kfab_core::{Error, Kind, Result};
 use kfab_core::mem::{Landing, Slice};
 use kfab_core::spi::*;
+use kfab_core::{Error, Kind, Result};
 use kfab_sim::{Clock, Sim, World, WorldConfig};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;

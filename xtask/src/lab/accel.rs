@@ -60,7 +60,7 @@ fn remembered(cache: &Path, kernel: &Kernel) -> Result<Accel> {
 
 fn probe(kernel: &Kernel) -> Result<bool> {
     eprintln!("lab: trying KVM");
-    let mut plan = Options::read(["--cards", "0", "true"])?.plan()?;
+    let mut plan = Options::read(["--cards", "0", "true"])?.plan(Path::new("/"))?;
     plan.limit = PROBE_LIMIT;
     let ran = session::run(&plan, kernel, Accel::Kvm, &mut |_| session::Sinks::none());
     Ok(ran.is_ok_and(|outcome| outcome.ending == session::Ending::Status(0)))

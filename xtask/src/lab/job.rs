@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     fn plan(words: &[&str]) -> Plan {
-        Options::read(words.iter().copied()).unwrap().plan().unwrap()
+        Options::read(words.iter().copied()).unwrap().plan(Path::new("/")).unwrap()
     }
 
     #[test]

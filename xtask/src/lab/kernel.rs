@@ -2,8 +2,9 @@
 //!
 //! One folder for each line: `lib/modules/RELEASE`, `vmlinux` (the ELF file out of the compressed image, which
 //! QEMU starts directly; unpacking it in the guest would take seconds each time), `initramfs` (busybox and the
-//! modules it takes to see the host's files), and `release`, written last. A folder is made under another name
-//! and then renamed, so that it is whole or absent, whoever else makes one at the same time.
+//! modules it takes to see the host's files), and `release`, written last. A folder is made under another name, which ends
+//! with the number of the process, and then renamed, so that it is whole or absent, whoever else makes one at the same time;
+//! [`sweep`] removes those of processes that were ended before.
 
 use std::fs;
 use std::io::Write;
@@ -69,6 +70,7 @@ fn fetch(cache: &Path, line: KernelLine, renew: bool) -> Result<Kernel> {
     }
     eprintln!("lab: fetching {package}");
     fs::create_dir_all(cache)?;
+    sweep(cache)?;
     let work = cache.join(format!("new-{}-{}", line.version(), std::process::id()));
     let done = build(&work, &package, release).and_then(|()| put_in_place(&work, &kernel.root));
     if work.exists() {
@@ -81,7 +83,7 @@ fn fetch(cache: &Path, line: KernelLine, renew: bool) -> Result<Kernel> {
 fn put_in_place(work: &Path, root: &Path) -> Result<()> {
     if root.exists() {
         // A guest that still runs on the old one keeps its open files; a new one starts on the new.
-        let old = work.with_extension("old");
+        let old = work.with_file_name(format!("new-old-{}", std::process::id()));
         fs::rename(root, &old)?;
         fs::rename(work, root)?;
         return Ok(fs::remove_dir_all(&old)?);
@@ -113,6 +115,23 @@ fn build(work: &Path, package: &str, release: &str) -> Result<()> {
         }
     }
     fs::write(work.join("release"), format!("{release}\n"))?;
+    Ok(())
+}
+
+/// Removes folders for work (`new-...-PID`, `siw-PID`) of processes that are no more.
+///
+/// # Errors
+/// When the folder cannot be read, or one in it not be removed.
+pub(super) fn sweep(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let pid = name.rsplit_once('-').and_then(|(_, pid)| pid.parse::<u32>().ok());
+        let work = ["new-", "siw-"].iter().any(|kind| name.starts_with(kind));
+        if work && pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+        }
+    }
     Ok(())
 }
 
@@ -226,6 +245,26 @@ mod tests {
         assert_eq!(paths, [Path::new("/r/lib/modules/6/kernel/net/9p/9pnet.ko.xz"), Path::new("/r/9p.ko")]);
         assert_eq!(plain_name(&paths[0]).unwrap(), "9pnet.ko");
         assert_eq!(plain_name(&paths[1]).unwrap(), "9p.ko");
+    }
+
+    #[test]
+    fn folders_of_processes_that_are_no_more_are_swept_away() {
+        let cache = std::env::temp_dir().join(format!("kfab-lab-sweep-{}", std::process::id()));
+        let mut gone = Command::new("true").spawn().unwrap();
+        let (gone, me) = (gone.wait().map(|_| gone.id()).unwrap(), std::process::id());
+        let left =
+            [format!("new-6.1-{me}"), format!("siw-{me}"), "6.1-v1".to_owned(), format!("other-{gone}")];
+        for name in left.iter().chain(&[format!("new-6.1-{gone}"), format!("siw-{gone}")]) {
+            fs::create_dir_all(cache.join(name).join("lib")).unwrap();
+        }
+        sweep(&cache).unwrap();
+        let mut names: Vec<_> =
+            fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut left = left.map(std::ffi::OsString::from);
+        names.sort();
+        left.sort();
+        assert_eq!(names, left);
+        fs::remove_dir_all(cache).unwrap();
     }
 
     /// A bzImage with one setup sector and `payload` right behind it.

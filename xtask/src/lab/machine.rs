@@ -26,11 +26,25 @@ use super::qemu::{self, Channel, Files};
 
 /// Longest wait for QEMU to connect to its sockets.
 const CONNECT_LIMIT: Duration = Duration::from_secs(120);
+/// How long nobody must have been kept waiting by who reads the output, before all of it is taken for handed on.
+const FREE: Duration = Duration::from_secs(1);
+/// How often that is looked at: a write that takes longer is kept waiting.
+const LOOK: Duration = Duration::from_millis(50);
+/// What output has after the run's limit to be handed on.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Bytes of the console that are kept to be shown when a guest dies.
 const TAIL_BYTES: usize = 16 << 10;
 
 /// The last bytes of a channel.
 type Tail = Arc<Mutex<VecDeque<u8>>>;
+
+/// How far output has been handed on.
+#[derive(Default)]
+struct Flow {
+    bytes: AtomicU64,
+    /// Counts each begin and each end of a write: odd during one.
+    turn: AtomicU64,
+}
 
 /// Where output goes.
 pub(crate) type Sink = Box<dyn Write + Send>;
@@ -73,23 +87,25 @@ pub(crate) struct Machine {
     tail: Tail,
     monitor_tail: Tail,
     complaints: PathBuf,
-    /// Bytes of output and of errors that have been handed on.
-    handed_on: [Arc<AtomicU64>; 2],
+    /// Of output and of errors.
+    flows: [Arc<Flow>; 2],
+    /// The end of the run's limit.
+    deadline: Instant,
 }
 
 impl Machine {
-    /// Starts one.
+    /// Starts one, for a run that has time until `deadline`; what it has to say goes into the sinks and the events.
     ///
     /// # Errors
-    /// When its files cannot be written, or QEMU ends before it has connected.
+    /// When its files cannot be written, or QEMU ends before it has connected, or does not in time.
     pub(crate) fn start(
         plan: &Plan,
         side: Side,
         accel: Accel,
         kernel: &Kernel,
         scratch: &Path,
-        sinks: Sinks,
-        events: SyncSender<(Side, Event)>,
+        (sinks, events): (Sinks, SyncSender<(Side, Event)>),
+        deadline: Instant,
     ) -> Result<Self> {
         let folder = scratch.join(side.name());
         fs::create_dir(&folder)?;
@@ -109,7 +125,7 @@ impl Machine {
             .stderr(File::create(&complaints)?)
             .spawn()
             .context("setpriv")?;
-        let streams = match accept(&listeners, &mut child) {
+        let streams = match accept(&listeners, &mut child, deadline.min(Instant::now() + CONNECT_LIMIT)) {
             Ok(streams) => streams,
             Err(error) => {
                 let _ = child.kill();
@@ -124,16 +140,16 @@ impl Machine {
         let from_control = control.try_clone()?;
         let from_monitor = monitor.try_clone()?;
         let (kept, monitor_kept) = (Arc::clone(&tail), Arc::clone(&monitor_tail));
-        let handed_on = [Arc::default(), Arc::default()];
-        let [out_count, err_count] = handed_on.clone();
+        let flows = <[Arc<Flow>; 2]>::default();
+        let [out_flow, err_flow] = flows.clone();
         let readers = vec![
             thread::spawn(move || keep(console, &kept, log)),
             thread::spawn(move || keep(from_monitor, &monitor_kept, None)),
             thread::spawn(move || read_lines(from_control, side, &events)),
-            thread::spawn(move || forward(out, sinks.out, &out_count)),
-            thread::spawn(move || forward(err, sinks.err, &err_count)),
+            thread::spawn(move || forward(out, sinks.out, &out_flow)),
+            thread::spawn(move || forward(err, sinks.err, &err_flow)),
         ];
-        Ok(Self { side, child, control, monitor, readers, tail, monitor_tail, complaints, handed_on })
+        Ok(Self { side, child, control, monitor, readers, tail, monitor_tail, complaints, flows, deadline })
     }
 
     /// Sends the guest's setup a line. A guest that has just died does not get it, which its end will tell.
@@ -156,19 +172,31 @@ impl Machine {
         }
     }
 
-    /// Waits until so many bytes of output and of errors have been handed on, or until `deadline`.
-    pub(crate) fn await_output(&self, bytes: [u64; 2], deadline: Instant) {
+    /// Whether QEMU still runs.
+    pub(crate) fn lives(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits until so many bytes of output and of errors have been handed on, or until the run's limit. Where the number is not known,
+    /// until whoever reads them keeps up: see [`await_free`].
+    pub(crate) fn await_output(&self, bytes: Option<[u64; 2]>) {
+        let Some(bytes) = bytes else { return await_free(&self.flows, self.deadline) };
         let short =
-            || self.handed_on.iter().zip(bytes).any(|(count, all)| count.load(Ordering::Acquire) < all);
-        while short() && Instant::now() < deadline {
+            || self.flows.iter().zip(bytes).any(|(flow, all)| flow.bytes.load(Ordering::Acquire) < all);
+        while short() && Instant::now() < self.deadline {
             thread::sleep(Duration::from_millis(2));
         }
     }
 
-    /// Ends it. Output that has reached QEMU is still handed on.
+    /// What QEMU complains of.
+    pub(crate) fn complaints(&self) -> String {
+        fs::read_to_string(&self.complaints).unwrap_or_default()
+    }
+
+    /// Ends it. Output that has reached QEMU is still handed on, until the run's limit.
     pub(crate) fn stop(mut self) -> Remains {
         self.end();
-        let qemu = fs::read_to_string(&self.complaints).unwrap_or_default();
+        let qemu = self.complaints();
         Remains { console: text(&self.tail), monitor: text(&self.monitor_tail), qemu }
     }
 
@@ -180,9 +208,7 @@ impl Machine {
 
     fn end(&mut self) {
         self.kill();
-        for reader in self.readers.drain(..) {
-            let _ = reader.join();
-        }
+        join_until(self.readers.drain(..), self.deadline.max(Instant::now() + LAST_WORDS));
     }
 }
 
@@ -203,8 +229,7 @@ fn listen(folder: &Path) -> Result<[UnixListener; 5]> {
 }
 
 /// Waits until QEMU has connected to all sockets, which it does before anything else.
-fn accept(listeners: &[UnixListener; 5], child: &mut Child) -> Result<[UnixStream; 5]> {
-    let deadline = Instant::now() + CONNECT_LIMIT;
+fn accept(listeners: &[UnixListener; 5], child: &mut Child, deadline: Instant) -> Result<[UnixStream; 5]> {
     let mut one = |listener: &UnixListener| -> Result<UnixStream> {
         loop {
             match listener.accept() {
@@ -237,12 +262,41 @@ fn console_file(path: &Path, side: Side) -> Result<File> {
 }
 
 /// Hands on what comes, as it comes; goes on reading when the sink takes no more, so that the guest can end.
-fn forward(mut from: UnixStream, mut to: Sink, handed_on: &AtomicU64) {
+fn forward(mut from: UnixStream, mut to: Sink, flow: &Flow) {
     let mut buffer = vec![0; 64 << 10];
     let mut open = true;
     while let Ok(count @ 1..) = from.read(&mut buffer) {
+        flow.turn.fetch_add(1, Ordering::Release);
         open = open && to.write_all(&buffer[..count]).and_then(|()| to.flush()).is_ok();
-        handed_on.fetch_add(count as u64, Ordering::Release);
+        flow.turn.fetch_add(1, Ordering::Release);
+        flow.bytes.fetch_add(count as u64, Ordering::Release);
+    }
+}
+
+/// Waits until for a while no write was kept waiting, or until `deadline`: what a command had written before it ended, a few pipes and
+/// buffers full, has come through by then. That output goes on is no reason to wait: it is a daemon's.
+fn await_free(flows: &[Arc<Flow>; 2], deadline: Instant) {
+    let turns = || flows.each_ref().map(|flow| flow.turn.load(Ordering::Acquire));
+    let (mut free_since, mut seen) = (Instant::now(), turns());
+    while free_since.elapsed() < FREE && Instant::now() < deadline {
+        thread::sleep(LOOK);
+        let now = turns();
+        if seen.iter().zip(now).any(|(before, now)| *before == now && now % 2 == 1) {
+            free_since = Instant::now();
+        }
+        seen = now;
+    }
+}
+
+/// Waits for the threads' ends until `deadline`. Those that are still kept waiting then, by who reads the output, end with this program.
+fn join_until(threads: impl Iterator<Item = JoinHandle<()>>, deadline: Instant) {
+    for thread in threads {
+        while !thread.is_finished() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(2));
+        }
+        if thread.is_finished() {
+            let _ = thread.join();
+        }
     }
 }
 
@@ -279,5 +333,77 @@ impl Sinks {
     /// Output that nobody wants.
     pub(crate) fn none() -> Self {
         Self { out: Box::new(std::io::sink()), err: Box::new(std::io::sink()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    /// Keeps the writer waiting until it is told to go on, or for good.
+    struct Slow(Receiver<()>);
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let _ = self.0.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Output on its way to a [`Slow`] reader, who is inside of a write.
+    fn on_its_way() -> ([Arc<Flow>; 2], std::sync::mpsc::Sender<()>, JoinHandle<()>) {
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let (go_on, slow) = channel();
+        let flows = <[Arc<Flow>; 2]>::default();
+        let flow = Arc::clone(&flows[0]);
+        let thread = thread::spawn(move || forward(host, Box::new(Slow(slow)), &flow));
+        guest.write_all(b"the last words").unwrap();
+        while flows[0].turn.load(Ordering::Acquire) == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        (flows, go_on, thread)
+    }
+
+    #[test]
+    fn a_reader_that_pauses_is_waited_for() {
+        let (flows, go_on, thread) = on_its_way();
+        let reader = thread::spawn(move || {
+            thread::sleep(FREE + FREE / 2);
+            go_on.send(()).unwrap();
+        });
+        await_free(&flows, Instant::now() + Duration::from_secs(100));
+        assert_eq!(flows[0].bytes.load(Ordering::Acquire), 14);
+        reader.join().unwrap();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_reader_that_reads_no_more_holds_up_nothing_beyond_the_limit() {
+        let (flows, _go_on, thread) = on_its_way();
+        let deadline = Instant::now() + FREE + FREE / 2;
+        await_free(&flows, deadline);
+        assert!(Instant::now() >= deadline);
+        join_until(std::iter::once(thread), deadline);
+        assert_eq!(flows[0].bytes.load(Ordering::Acquire), 0);
+    }
+
+    #[test]
+    fn output_that_goes_on_is_not_waited_for() {
+        let flows = <[Arc<Flow>; 2]>::default();
+        let (daemon, deadline) = (Arc::clone(&flows[1]), Instant::now() + Duration::from_secs(100));
+        thread::spawn(move || {
+            while Instant::now() < deadline {
+                daemon.turn.fetch_add(1, Ordering::Release);
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        await_free(&flows, deadline);
+        assert!(Instant::now() < deadline);
     }
 }

@@ -35,13 +35,13 @@ use session::{Ending, Outcome, Sinks};
 /// Status when the guest gave none, as `timeout` and `git bisect run` know it.
 const NO_STATUS: u8 = 125;
 
-/// Runs the lab with the words that followed `lab` on the command line.
+/// Runs the lab with the words that followed `lab` on the command line, for somebody who is in the folder `here`.
 ///
 /// The status is the command's, or 125 when there is none.
 ///
 /// # Errors
 /// When standard output or error cannot be written. All else that goes wrong is told there and gives 125.
-pub(crate) fn run(args: Vec<String>) -> Result<ExitCode> {
+pub(crate) fn run(args: Vec<String>, here: &Path) -> Result<ExitCode> {
     let options = match Options::read(args) {
         Ok(options) => options,
         Err(error) => {
@@ -53,7 +53,7 @@ pub(crate) fn run(args: Vec<String>) -> Result<ExitCode> {
         list_packages(options.verbose)?;
         return Ok(ExitCode::SUCCESS);
     }
-    Ok(carry_out(&options).unwrap_or_else(|error| {
+    Ok(carry_out(&options, here).unwrap_or_else(|error| {
         eprintln!("lab: {error:#}");
         ExitCode::from(NO_STATUS)
     }))
@@ -63,7 +63,7 @@ pub(crate) fn run(args: Vec<String>) -> Result<ExitCode> {
 ///
 /// # Errors
 /// When they do not fit together, packages or kernels cannot be had, or QEMU does not start.
-fn carry_out(options: &Options) -> Result<ExitCode> {
+fn carry_out(options: &Options, here: &Path) -> Result<ExitCode> {
     packages::ensure_installed()?;
     let kernel = kernel::prepare(&cache(), options.kernel, options.renew)?;
     if options.iwarp {
@@ -76,7 +76,7 @@ fn carry_out(options: &Options) -> Result<ExitCode> {
     if options.selftest {
         return selftest::run(options, &kernel);
     }
-    let plan = options.plan()?;
+    let plan = options.plan(here)?;
     let accel = accel::choose(plan.accel, &cache(), &kernel)?;
     let outcome = session::run(&plan, &kernel, accel, &mut streams)?;
     if plan.verbose {

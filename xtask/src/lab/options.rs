@@ -240,25 +240,24 @@ impl Options {
         Self::try_parse_from(name.chain(words.into_iter().map(Into::into)))
     }
 
-    /// Checks the options against each other.
+    /// Checks the options against each other; paths are seen from the folder `here`, where the command will run.
     ///
     /// # Errors
     /// The first pair that does not fit, in words.
-    pub(crate) fn plan(&self) -> Result<Plan> {
+    pub(crate) fn plan(&self, here: &Path) -> Result<Plan> {
         ensure!(!self.command.is_empty(), "no command: cargo xtask lab [OPTIONS] -- COMMAND");
         let wiring = self.wiring()?;
         let cuts = self.cut.iter().map(|script| cut::parse(script)).collect::<Result<Vec<_>>>()?.concat();
         for cut in &cuts {
             ensure!(cut.rail < wiring.rails, "--cut names rail {}; there are {}", cut.rail, wiring.rails);
         }
-        let folder = std::env::current_dir().context("the current folder is gone")?;
-        let shares = self.share.iter().map(|dir| share(dir)).collect::<Result<_>>()?;
+        let shares = self.share.iter().map(|dir| share(&here.join(dir))).collect::<Result<_>>()?;
         Ok(Plan {
             shape: self.shape()?,
             wiring,
             command: self.shell_command(),
             companion: self.two.clone(),
-            folder,
+            folder: here.to_owned(),
             cuts,
             limit: Duration::from_secs(self.limit),
             memlock_kib: self.memlock,
@@ -267,7 +266,7 @@ impl Options {
             shares,
             cpu: self.cpu.clone(),
             accel: self.accel,
-            console: self.keep_console.clone(),
+            console: self.keep_console.as_ref().map(|file| here.join(file)),
             verbose: self.verbose,
         })
     }
@@ -351,7 +350,7 @@ mod tests {
     use super::*;
 
     fn plan(words: &str) -> Result<Plan> {
-        Options::read(words.split_whitespace())?.plan()
+        Options::read(words.split_whitespace())?.plan(Path::new("/"))
     }
 
     #[test]
@@ -402,6 +401,15 @@ mod tests {
         assert!(plan("--cards 40 true").is_err());
         assert!(plan("--kernel 5.10 true").is_err());
         assert!(plan("").unwrap_err().to_string().contains("no command"));
+    }
+
+    #[test]
+    fn paths_are_seen_from_where_the_lab_was_called() {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let words = "--share src --keep-console console.txt true";
+        let plan = Options::read(words.split_whitespace()).unwrap().plan(here).unwrap();
+        assert_eq!((&*plan.folder, plan.console), (here, Some(here.join("console.txt"))));
+        assert_eq!(plan.shares, [here.join("src").canonicalize().unwrap()]);
     }
 
     #[test]

@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     fn line(words: &str, side: Side) -> String {
-        let plan = Options::read(words.split_whitespace()).unwrap().plan().unwrap();
+        let plan = Options::read(words.split_whitespace()).unwrap().plan(Path::new("/")).unwrap();
         let files = Files {
             kernel: Path::new("/c/vmlinux"),
             initramfs: Path::new("/s/initramfs"),

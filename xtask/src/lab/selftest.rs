@@ -299,7 +299,7 @@ pub(super) fn run(options: &Options, kernel: &Kernel) -> Result<ExitCode> {
 fn passes(check: &Check, kernel: &Kernel, accel: Accel) -> Result<()> {
     let mut words = check.options.to_vec();
     words.extend(["--", "sh", "-c", check.script]);
-    let plan = Options::read(words)?.plan()?;
+    let plan = Options::read(words)?.plan(&std::env::current_dir()?)?;
     let (out, err, companion) = (Kept::default(), Kept::default(), Kept::default());
     let outcome = session::run(&plan, kernel, accel, &mut |side| match side {
         Side::One | Side::A => Sinks { out: Box::new(out.clone()), err: Box::new(err.clone()) },

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::accel::Accel;
 use super::cut::{self, Order, Step};
@@ -87,7 +87,7 @@ fn run_once(
     sinks: &mut dyn FnMut(Side) -> Sinks,
     begun: Instant,
 ) -> Result<Outcome> {
-    let born_by = Instant::now() + BOOT_LIMIT;
+    let (born_by, deadline) = (Instant::now() + BOOT_LIMIT, begun + plan.limit);
     let scratch = Scratch::new()?;
     let (sender, events) = sync_channel(256);
     let mut machines = Vec::new();
@@ -99,11 +99,13 @@ fn run_once(
             accel,
             kernel,
             scratch.path(),
-            sinks(side),
-            sender.clone(),
+            (sinks(side), sender.clone()),
+            deadline,
         )?);
         if side == Side::A {
-            await_wires(&scratch, plan.wiring.rails)?;
+            let deadline = deadline.min(Instant::now() + WIRE_LIMIT);
+            await_wires(&scratch, plan.wiring.rails, deadline, || machines[0].lives())
+                .with_context(|| machines[0].complaints())?;
         }
     }
     drop(sender);
@@ -132,9 +134,14 @@ fn run_once(
 }
 
 /// Waits until the first guest's QEMU listens on the rails' sockets: the second one tries only once.
-fn await_wires(scratch: &Scratch, rails: u32) -> Result<()> {
-    let deadline = Instant::now() + WIRE_LIMIT;
+fn await_wires(
+    scratch: &Scratch,
+    rails: u32,
+    deadline: Instant,
+    mut lives: impl FnMut() -> bool,
+) -> Result<()> {
     while !(0..rails).all(|rail| qemu::wire_socket(scratch.path(), rail).exists()) {
+        ensure!(lives(), "QEMU ended before the first guest offered its wires");
         ensure!(Instant::now() < deadline, "the first guest offers no wire");
         thread::sleep(Duration::from_millis(5));
     }
@@ -288,14 +295,10 @@ impl Session<'_> {
 
     fn command_ended(&mut self, side: Side, status: &str, written: Option<&str>) {
         let index = self.index(side);
-        match written.and_then(|counts| counts.split_once(' ')) {
-            Some((out, err)) => {
-                let bytes = [out, err].map(|count| count.parse().unwrap_or(0));
-                self.machines[index].await_output(bytes, self.begun + self.plan.limit);
-            }
-            // Something else still holds the streams: what it writes is not waited for.
-            None => thread::sleep(Duration::from_millis(100)),
-        }
+        // Without numbers something else still holds the streams: what it writes is not waited for.
+        let bytes = written.and_then(|counts| counts.split_once(' '));
+        let bytes = bytes.map(|(out, err)| [out, err].map(|count| count.parse().unwrap_or(0)));
+        self.machines[index].await_output(bytes);
         self.statuses[index] = Some(status.parse().unwrap_or(125));
         if index == 0 {
             self.grace = Some(Instant::now() + COMPANION_GRACE);
@@ -347,6 +350,17 @@ mod tests {
         assert_eq!(telling(&many).len(), 40);
         assert_eq!(telling(&lines[..1]), ["fine"]);
         assert!(telling(&[]).is_empty());
+    }
+
+    #[test]
+    fn wires_are_not_waited_for_without_a_guest_nor_beyond_the_limit() {
+        let scratch = Scratch::new().unwrap();
+        let hour = Instant::now() + Duration::from_secs(3600);
+        let dead = await_wires(&scratch, 1, hour, || false).unwrap_err().to_string();
+        let late = await_wires(&scratch, 1, Instant::now(), || true).unwrap_err().to_string();
+        assert!(dead.contains("QEMU ended") && late.contains("no wire"), "{dead}, {late}");
+        std::fs::write(qemu::wire_socket(scratch.path(), 0), "").unwrap();
+        await_wires(&scratch, 1, hour, || true).unwrap();
     }
 
     #[test]

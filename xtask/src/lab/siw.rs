@@ -7,9 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use super::kernel::{Kernel, call};
+use super::kernel::{Kernel, call, sweep};
 use super::packages;
 
 /// The driver's folder in the kernel's source.
@@ -23,20 +23,32 @@ pub(crate) fn add(kernel: &Kernel) -> Result<()> {
     let release = kernel.release()?;
     let modules = kernel.root.join("lib/modules").join(&release);
     let module = modules.join("extra/siw.ko");
-    if module.exists() {
+    let listed = || Ok::<_, std::io::Error>(lists(&fs::read_to_string(modules.join("modules.dep"))?));
+    if listed()? {
         return Ok(());
     }
-    packages::ensure_compiler()?;
-    eprintln!("lab: building siw for {release}");
-    let work = kernel.root.join(format!("siw-{}", std::process::id()));
-    fs::create_dir_all(&work)?;
-    let built = build(&work, &release).and_then(|()| {
-        fs::create_dir_all(modules.join("extra"))?;
-        fs::rename(work.join("siw.ko"), &module)?;
-        call(Command::new("depmod").arg("-b").arg(&kernel.root).arg(&release)).map(drop)
-    });
-    fs::remove_dir_all(&work)?;
-    built.with_context(|| format!("building siw for {release}"))
+    // Whoever put it there may have been ended before it was listed.
+    if !module.exists() {
+        packages::ensure_compiler()?;
+        eprintln!("lab: building siw for {release}");
+        sweep(&kernel.root)?;
+        let work = kernel.root.join(format!("siw-{}", std::process::id()));
+        fs::create_dir_all(&work)?;
+        let built = build(&work, &release).and_then(|()| {
+            fs::create_dir_all(modules.join("extra"))?;
+            Ok(fs::rename(work.join("siw.ko"), &module)?)
+        });
+        fs::remove_dir_all(&work)?;
+        built.with_context(|| format!("building siw for {release}"))?;
+    }
+    call(Command::new("depmod").arg("-b").arg(&kernel.root).arg(&release))?;
+    ensure!(listed()?, "depmod does not list siw for {release}");
+    Ok(())
+}
+
+/// Whether a `modules.dep` has the module, so that `modprobe` finds it.
+fn lists(modules_dep: &str) -> bool {
+    modules_dep.lines().any(|line| line.starts_with("extra/siw.ko:"))
 }
 
 /// Leaves `siw.ko` in `work`.
@@ -79,4 +91,16 @@ fn unpack(work: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_that_depmod_has_not_seen_is_not_there() {
+        assert!(lists("kernel/a.ko.xz:\nextra/siw.ko: kernel/drivers/infiniband/core/ib_core.ko.xz\n"));
+        assert!(!lists("kernel/a.ko.xz: extra/siw.ko\n"));
+        assert!(!lists(""));
+    }
 }

@@ -20,7 +20,9 @@ pub(super) fn msrv(_: &Options) -> anyhow::Result<Outcome> {
         Sh::new(["rustup", "run", &toolchain]).args(check).run()?;
         return Ok(Outcome::Passed);
     }
-    let why = format!("a build with Rust {toolchain}, which is not installed (rustup toolchain install {toolchain})");
+    let why = format!(
+        "a build with Rust {toolchain}, which is not installed (rustup toolchain install {toolchain})"
+    );
     Ok(Outcome::with(Counts::default(), vec![why]))
 }
 

@@ -320,7 +320,8 @@ mod tests {
 
     #[test]
     fn each_program_must_have_run_tests() {
-        let line = |passed: u64| format!("test result: ok. {passed} passed; 0 failed; 2 ignored; finished in 1s\n");
+        let line =
+            |passed: u64| format!("test result: ok. {passed} passed; 0 failed; 2 ignored; finished in 1s\n");
         let script = "@a/b --test-threads 1 && @a/c name";
         assert_eq!(tests_ran(script, &(line(3) + &line(1))).unwrap().passed, 4);
         assert!(tests_ran(script, &(line(3) + &line(0))).is_err());

@@ -78,8 +78,11 @@ pub(super) fn features(_: &Options) -> anyhow::Result<Outcome> {
     Ok(Outcome::with(sum, unusable))
 }
 
+/// A package and a feature of it.
+type Feature = (&'static str, &'static str);
+
 /// The features of the tree that can be built here, and why others cannot.
-fn usable_features() -> anyhow::Result<(Vec<(&'static str, &'static str)>, Vec<String>)> {
+fn usable_features() -> anyhow::Result<(Vec<Feature>, Vec<String>)> {
     let packages = find::packages()?;
     let exists = |name: &str, feature: &str| {
         packages.iter().any(|p| p.name == name && p.features.iter().any(|f| f == feature))
