@@ -105,7 +105,7 @@ fn run_once(
         if side == Side::A {
             let deadline = deadline.min(Instant::now() + WIRE_LIMIT);
             await_wires(&scratch, plan.wiring.rails, deadline, || machines[0].lives())
-                .with_context(|| machines[0].complaints())?;
+                .with_context(|| format!("QEMU says: {}", machines[0].complaints().trim()))?;
         }
     }
     drop(sender);
