@@ -206,6 +206,7 @@ mod tests {
             (child, pid)
         };
         let (mut child, pid) = std::thread::spawn(start).join().unwrap();
+        assert!(pid.trim().parse::<u32>().is_ok(), "it has not started: {pid:?}");
         let begun = std::time::Instant::now();
         assert!(!child.wait().unwrap().success());
         let running = || {
