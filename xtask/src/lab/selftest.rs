@@ -64,7 +64,7 @@ impl Run {
     }
 }
 
-const CHECKS: [Check; 15] = [
+const CHECKS: [Check; 16] = [
     Check {
         name: "the exit status comes back, both streams come apart",
         options: &["--cards", "0"],
@@ -82,6 +82,15 @@ const CHECKS: [Check; 15] = [
             ensure!(run.tail >= Duration::from_secs(2), "nothing was shown before the end");
             run.says(&["first", "second"])?;
             run.ended_with(0)
+        },
+    },
+    Check {
+        name: "a daemon that outlives the command holds up nothing, and nothing is lost",
+        options: &["--cards", "0"],
+        script: "while :; do echo x >&2; sleep 0.3; done & seq 40000; exit 3",
+        verdict: |run| {
+            ensure!(run.out.lines().count() == 40_000 && run.out.ends_with("\n40000\n"), "output is missing");
+            run.ended_with(3)
         },
     },
     Check {

@@ -27,11 +27,11 @@ pub(crate) fn add(kernel: &Kernel) -> Result<()> {
     if listed()? {
         return Ok(());
     }
+    sweep(&kernel.root)?;
     // Whoever put it there may have been ended before it was listed.
     if !module.exists() {
         packages::ensure_compiler()?;
         eprintln!("lab: building siw for {release}");
-        sweep(&kernel.root)?;
         let work = kernel.root.join(format!("siw-{}", std::process::id()));
         fs::create_dir_all(&work)?;
         let built = build(&work, &release).and_then(|()| {
