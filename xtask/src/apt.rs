@@ -22,7 +22,7 @@ impl fmt::Display for Unobtainable {
 }
 
 /// What apt says (`LC_ALL=C`) when it knows no such package, and when it reaches no archive.
-const UNOBTAINABLE: [&str; 11] = [
+const UNOBTAINABLE: [&str; 18] = [
     "Unable to locate package",
     "has no installation candidate",
     "' was not found",
@@ -34,6 +34,13 @@ const UNOBTAINABLE: [&str; 11] = [
     "Unable to connect",
     "onnection timed out",
     "etwork is unreachable",
+    "Connection failed",
+    "Connection reset",
+    "Error reading from server",
+    "Not Found [IP",
+    "Service Unavailable",
+    "Bad Gateway",
+    "Gateway Time",
 ];
 
 /// How to tell that a package is already there, whoever installed it.
@@ -197,6 +204,8 @@ mod tests {
             "E: Version '1' for 'x' was not found",
             "E: Failed to fetch http://deb.debian.org/x.deb  Temporary failure resolving 'deb.debian.org'",
             "E: Failed to fetch http://x/y.deb  Could not connect to x:80 (10.0.0.1), connection timed out",
+            "E: Failed to fetch http://x/y.deb  404  Not Found [IP: 10.0.0.1 80]",
+            "E: Failed to fetch http://x/y.deb  503  Service Unavailable [IP: 10.0.0.1 80]",
         ] {
             assert!(unobtainable(said), "{said}");
         }
