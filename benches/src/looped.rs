@@ -39,6 +39,7 @@ pub fn pair(delivery: Delivery) -> (Box<dyn Port>, Box<dyn Port>) {
         delivery,
         max_body: 64 << 10,
         eager_max: 16 << 10,
+        fetch_min: 0,
         fragment: 64 << 10,
         rma: false,
         zero_copy: false,

@@ -105,6 +105,7 @@ fn caps_text(c: &Caps) -> String {
         delivery,
         max_body,
         eager_max,
+        fetch_min,
         fragment,
         rma,
         zero_copy,
@@ -116,8 +117,9 @@ fn caps_text(c: &Caps) -> String {
     let yes = |b: &bool, what: &str| if *b { format!(", {what}") } else { String::new() };
     let node = c.node.map_or(String::new(), |n| format!(", node {n}"));
     format!(
-        "delivery by {}, frames to {max_body} B, eager to {eager_max} B, fragments of {fragment} B, rank {rank}{}{}{}{node}",
+        "delivery by {}, frames to {max_body} B, eager to {eager_max} B, {}fragments of {fragment} B, rank {rank}{}{}{}{node}",
         format!("{delivery:?}").to_lowercase(),
+        if *fetch_min > 0 { format!("fetched above {fetch_min} B, ") } else { String::new() },
         yes(rma, "one-sided without the peer"),
         yes(zero_copy, "zero copy"),
         yes(sees_death, "sees dead peers"),

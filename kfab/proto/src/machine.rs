@@ -59,6 +59,8 @@ pub(crate) struct ConnState {
     pub(crate) weight: u64,
     pub(crate) max_body: usize,
     pub(crate) eager_max: usize,
+    /// Above this many bytes a message in a slab is fetched.
+    pub(crate) fetch_min: usize,
     /// Its port has one-sided access.
     pub(crate) rma: bool,
     pub(crate) unacked_bytes: usize,
@@ -619,6 +621,7 @@ impl Machine {
             weight: u64::from(caps.weight.max(1)),
             max_body: caps.max_body,
             eager_max: caps.eager_max,
+            fetch_min: caps.fetch_min.max(self.limits.fetch_min),
             rma: caps.rma,
             unacked_bytes: 0,
             rma_bytes: 0,

@@ -145,7 +145,7 @@ impl Machine {
         let (pi, len) = (to.index, from.as_ref()?.len());
         let p = self.peers.get(pi as usize).filter(|p| p.name == to)?;
         let c = self.conns.get_mut(p.short as usize)?;
-        let large = len > self.limits.fetch_min && len as u64 <= self.limits.max_message;
+        let large = len > c.fetch_min && len as u64 <= self.limits.max_message;
         let free = large && c.rma && !c.blocked && p.tx.is_drained() && p.tx.credit() > 0;
         if !free || self.closed || self.ops.is_full() {
             return None;

@@ -77,7 +77,7 @@ impl Machine {
             None => p.candidates.first().map_or(0, |c| c.port),
         };
         let caps = io.ports[port].caps();
-        let fetch = caps.rma && in_slab && len > self.limits.fetch_min;
+        let fetch = caps.rma && in_slab && len > self.limits.fetch_min.max(caps.fetch_min);
         !fetch && p.is_eager(&self.limits, caps.eager_max, len)
     }
 

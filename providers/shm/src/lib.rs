@@ -53,6 +53,7 @@ fn caps() -> Caps {
         delivery: Delivery::Process,
         max_body: MAX_BODY,
         eager_max: EAGER_MAX,
+        fetch_min: 0,
         fragment: MAX_BODY,
         rma: true,
         zero_copy: true,

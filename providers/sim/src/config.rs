@@ -181,6 +181,7 @@ impl WorldConfig {
             delivery: self.delivery,
             max_body: self.max_body,
             eager_max: self.eager_max,
+            fetch_min: 0,
             fragment: self.fragment,
             rma: self.rma,
             zero_copy: true,

@@ -51,6 +51,7 @@ fn caps(weight: u32, node: Option<u32>) -> Caps {
         delivery: Delivery::Connection,
         max_body: wire::MAX_BODY,
         eager_max: EAGER_MAX,
+        fetch_min: 0,
         fragment: FRAGMENT,
         rma: false,
         zero_copy: true,

@@ -66,6 +66,7 @@ fn caps(card: &Card, weight: u32) -> Caps {
         delivery: Delivery::Connection,
         max_body: wire::MAX_BODY,
         eager_max: wire::MAX_BODY,
+        fetch_min: wire::MAX_BODY,
         fragment: FRAGMENT,
         // iWARP cards check and place a write segment by segment (RFC 5041): one that is refused for its end has changed the memory before
         // it. And the sink of a read must be open to the peer's writes. There access is served by messages, whole or not at all.

@@ -24,6 +24,9 @@ pub struct Caps {
     pub max_body: usize,
     /// Messages up to this many bytes go eagerly; larger ones by rendezvous.
     pub eager_max: usize,
+    /// A message that the receiver could fetch is sent all the same up to this many bytes: where a fetch is a round trip of its own, that
+    /// costs less. The protocol has a limit of its own for all ports.
+    pub fetch_min: usize,
     /// The body size that the port likes best for the pieces of a large transfer, in bytes.
     pub fragment: usize,
     /// `true` if [`Port::rma`](super::Port::rma) serves one-sided access without the peer's processor.
