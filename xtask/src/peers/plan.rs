@@ -1,4 +1,7 @@
 //! What is compared with what: one [`Line`] for each line of the table of targets.
+//!
+//! Left out are peers that were never the best of a line where they were tried: MPICH, iceoryx2, Cap'n Proto, libfabric's newer wheel
+//! and Open MPI over UCX, which is UCX and more.
 
 use super::programs::{Call, Job, Mpi, Program, Ucx};
 
