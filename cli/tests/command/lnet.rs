@@ -123,6 +123,23 @@ fn nodes_ping_discover_and_show_each_other() {
     }
 }
 
+/// What cannot even be sent, because nobody at that address takes the connection, is over in time all the same.
+#[test]
+fn a_ping_that_is_swallowed_ends_in_time() {
+    let nids = [address(1), address(2)];
+    let node = Node::tcp(&nids[0], "20402");
+    let at: std::net::SocketAddr = format!("{}:20402", nids[1].split('@').next().unwrap()).parse().unwrap();
+    let listener = std::net::TcpListener::bind(at).unwrap();
+    // Nobody accepts: once its queue is full, who knocks gets no answer. The queue of a standard listener is long: shorten it.
+    rustix::net::listen(&listener, 0).unwrap();
+    let knock = || std::net::TcpStream::connect_timeout(&at, std::time::Duration::from_millis(200));
+    let knocked: Vec<_> = std::iter::from_fn(|| knock().ok()).take(8).collect();
+    assert!(knocked.len() < 8, "they are all let in");
+    let begun = std::time::Instant::now();
+    node.lnet(&["ping", &nids[1], "--timeout", "0.5"]).code(3).says(&["TimedOut"]);
+    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+}
+
 #[test]
 fn faults_drop_and_delay() {
     let (a, b) = (Node::kfi("57@kfi", any()), Node::kfi("58@kfi", any()));

@@ -67,6 +67,8 @@ pub enum Effect {
     Event(EventSink, Event),
     /// Tell who waits for a discovery.
     Discovered(OneShot<Result<PeerInfo>>, Result<PeerInfo>),
+    /// Tell who asked for it that it is time.
+    Alarm(OneShot<()>),
 }
 
 /// A local interface.
@@ -139,6 +141,7 @@ pub struct Engine {
     /// Payloads being fetched, by the NID of the network that does it.
     fetches: HashMap<OpId, Nid>,
     pub(super) delayed: BTreeMap<(Time, u64), Delayed>,
+    alarms: BTreeMap<(Time, u64), OneShot<()>>,
     pub(super) effects: VecDeque<Effect>,
     pub(super) faults: Faults,
     pub(super) priorities: Vec<(NidList, u32)>,
@@ -178,6 +181,7 @@ impl Engine {
             tracked: HashMap::new(),
             fetches: HashMap::new(),
             delayed: BTreeMap::new(),
+            alarms: BTreeMap::new(),
             effects: VecDeque::new(),
             stats: NodeStats::default(),
             next_id: 1,
@@ -460,8 +464,9 @@ impl Engine {
             || self.nis.iter().any(|n| sick(&n.health))
             || self.peer_nis.values().any(|p| sick(&p.health));
         let delayed = self.delayed.keys().next().map(|k| k.0);
+        let alarm = self.alarms.keys().next().map(|k| k.0);
         let tick = busy.then_some(self.next_tick);
-        [delayed, tick, self.route_check_due()].into_iter().flatten().min()
+        [delayed, alarm, tick, self.route_check_due()].into_iter().flatten().min()
     }
 
     /// Does what has come due.
@@ -472,6 +477,9 @@ impl Engine {
                 Delayed::Receive(local, rx) => self.accept(now, local, rx),
             }
         }
+        while let Some(entry) = self.alarms.first_entry().filter(|e| e.key().0 <= now) {
+            self.effects.push_back(Effect::Alarm(entry.remove()));
+        }
         if now >= self.next_tick {
             self.next_tick = now + self.params.tick();
             self.expire_answers(now);
@@ -479,6 +487,13 @@ impl Engine {
         }
         self.check_routes(now);
         self.settle(now);
+    }
+
+    /// Tells `waiter` when an answer that was to come within `timeout` should have come, or the word that it does not: what is being sent
+    /// keeps its memory, and ends when the network says so, which may be much later.
+    pub fn alarm(&mut self, now: Time, timeout: Time, waiter: OneShot<()>) {
+        let id = self.id();
+        self.alarms.insert((now + timeout + 2 * self.params.tick(), id), waiter);
     }
 
     fn expire_answers(&mut self, now: Time) {

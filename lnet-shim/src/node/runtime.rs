@@ -20,6 +20,7 @@ use crate::network::{Command, ConnectionInfo, Failure, Network, Upcall, Upper};
 use crate::nid::{Nid, ProcessId};
 use crate::tcp::{self, TcpNetwork, TcpParams};
 use crate::wire::ping::{self, PingInfo};
+use futures_lite::future;
 use kfab::topo::Placement;
 
 /// The sink of a ping, as LNet's tools have it: the largest that every network carries.
@@ -68,6 +69,7 @@ struct Work {
     commands: Vec<(Nid, Vec<Command>)>,
     sinks: Vec<EventSink>,
     discovered: Vec<(OneShot<Result<PeerInfo>>, Result<PeerInfo>)>,
+    alarms: Vec<OneShot<()>>,
 }
 
 impl Work {
@@ -83,6 +85,7 @@ impl Work {
                     self.sinks.push(sink);
                 }
                 Effect::Discovered(waiter, result) => self.discovered.push((waiter, result)),
+                Effect::Alarm(waiter) => self.alarms.push(waiter),
             }
         }
     }
@@ -144,6 +147,7 @@ impl Inner {
         for sink in work.sinks {
             sink.run();
         }
+        work.alarms.into_iter().for_each(|waiter| waiter.complete(()));
         for (waiter, result) in work.discovered {
             waiter.complete(result);
         }
@@ -463,7 +467,16 @@ impl Node {
     /// Asks a node about itself, as `lctl ping` does.
     pub async fn ping(&self, nid: Nid, timeout: Duration) -> Result<PingReport> {
         let start = Instant::now();
-        let bytes = self.get_bytes(ProcessId::lnet(nid), 0, ping::MATCH_BITS, 0, PING_SINK, timeout).await?;
+        let (get, alarm) = (
+            self.get_bytes(ProcessId::lnet(nid), 0, ping::MATCH_BITS, 0, PING_SINK, timeout),
+            OneShot::default(),
+        );
+        self.inner.with(|engine, now| engine.alarm(now, timeout, alarm.clone()));
+        let late = async {
+            alarm.recv().await;
+            Err(Error::new(ErrorKind::TimedOut, "get", "TimedOut: it could not even be sent"))
+        };
+        let bytes = future::or(get, late).await?;
         let info = PingInfo::decode(&bytes)?;
         Ok(PingReport { info, time: start.elapsed() })
     }

@@ -124,6 +124,7 @@ impl World {
                 Effect::Command(_, other) => self.commands.push(other),
                 Effect::Event(sink, event) => sink.push(event),
                 Effect::Discovered(waiter, result) => waiter.complete(result),
+                Effect::Alarm(waiter) => waiter.complete(()),
             }
         }
         panic!("does not come to rest");
