@@ -42,6 +42,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_provider_has_limits_with_names_of_their_own() {
+        for p in providers() {
+            let all = p.limits();
+            assert!(!all.is_empty(), "{}", p.scheme());
+            for l in &all {
+                assert!(l.value > 0 && !l.unit.is_empty() && !l.meaning.is_empty(), "{}: {l:?}", p.scheme());
+                assert_eq!(all.iter().filter(|o| o.name == l.name).count(), 1, "{}: {}", p.scheme(), l.name);
+            }
+        }
+    }
+
+    #[test]
     fn names_are_resolved_and_unknown_ones_listed() {
         assert_eq!(chosen(&["sockets".into()]).unwrap(), ["tcp"]);
         let e = chosen(&["tcp".into(), "smoke".into()]).unwrap_err();

@@ -128,6 +128,12 @@ pub fn fixed_limits() -> Vec<ProviderLimit> {
             "frames",
             "that answer one peer and wait; above that it is given up",
         ),
+        n(
+            "orphan_patience",
+            kfab_proto::ORPHAN_PATIENCE as usize,
+            "peer_timeout",
+            "without a piece of a large message whose receive is over, then it is given up",
+        ),
         n("max_ways", Address::MAX_WAYS, "ways", "of an address; the worst beyond are left out"),
         n("max_address", Address::MAX_LEN, "bytes", "of an address as text"),
     ];

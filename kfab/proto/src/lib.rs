@@ -48,6 +48,7 @@ pub use machine::{Io, Machine};
 pub use message::{Data, Message, OpId, Outcome, Payload, Peeked, PeerId, SendOptions, Started, Want};
 pub use notice::Notice;
 pub use onesided::{WindowId, WindowKey, WindowMemory};
+pub use orphans::ORPHAN_PATIENCE;
 pub use parts::Parts;
 pub use peer::{MAX_CONTROL, PeerCounters};
 pub use short::{Direct, Polled};

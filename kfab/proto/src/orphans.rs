@@ -7,9 +7,9 @@ use crate::message::OpId;
 use crate::ops::Proto;
 use crate::wire::Status;
 
-/// Without a piece for so many times [`Limits::peer_timeout`](crate::Limits::peer_timeout) it is given up, and its sender told so. A slow
-/// link may need long for one.
-const PATIENCE: u64 = 12;
+/// A large message whose receive is over, and of which no piece came for so many times
+/// [`Limits::peer_timeout`](crate::Limits::peer_timeout), is given up, and its sender told so. A slow link may need long for one.
+pub const ORPHAN_PATIENCE: u64 = 12;
 
 /// One of them, and when it had how many pieces yet to come.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl Machine {
     }
 
     fn orphans_patience(&self) -> u64 {
-        ns(self.limits.peer_timeout).saturating_mul(PATIENCE)
+        ns(self.limits.peer_timeout).saturating_mul(ORPHAN_PATIENCE)
     }
 
     /// Gives up those that make no headway; when to look again.

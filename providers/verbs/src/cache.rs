@@ -14,11 +14,12 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
-const EXTENT: usize = 4 << 20;
+/// Bytes of a piece of memory that is registered at once.
+pub(crate) const EXTENT: usize = 4 << 20;
 /// Registrations kept ...
-const ENTRIES_MAX: usize = 512;
+pub(crate) const ENTRIES_MAX: usize = 512;
 /// ... and at most one in so many of all that the card has.
-const SHARE: usize = 4;
+pub(crate) const SHARE: usize = 4;
 const PAGE: usize = 4096;
 
 struct Entry {

@@ -33,11 +33,11 @@ use zerocopy::IntoBytes;
 
 /// Attempts of ours that are under way at once, whatever the configuration allows: making queue pairs keeps the processor busy, not
 /// the wire, so more at once would only make each take longer.
-const DIALS_MAX: usize = 8;
+pub(crate) const DIALS_MAX: usize = 8;
 /// Without a descriptor for who came the listener is looked at again after this time.
 const LISTEN_AGAIN: Duration = Duration::from_millis(100);
 /// How long we wait for the peer's goodbye after ours.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl VerbsPort {
     pub(crate) fn dial(&mut self, way: &Way) -> Result<Conn> {

@@ -44,7 +44,7 @@ mod sys;
 mod wire;
 
 use device::{Card, Gid};
-use kfab_core::spi::{Caps, Delivery, Device, Port, PortConfig, Provider, Unavailable};
+use kfab_core::spi::{Caps, Delivery, Device, Port, PortConfig, Provider, ProviderLimit, Unavailable};
 use kfab_core::{Error, Kind, Result};
 use networks::Networks;
 use std::net::SocketAddr;
@@ -77,6 +77,66 @@ fn caps(card: &Card, weight: u32) -> Caps {
         rank: RANK,
         node: card.node,
     }
+}
+
+/// Everything that bounds a port here, by name.
+fn limits() -> Vec<ProviderLimit> {
+    let n = |name, value: usize, unit, meaning| ProviderLimit::new(name, value as u64, unit, meaning);
+    vec![
+        n("max_body", wire::MAX_BODY, "bytes", "of one frame; larger messages are fetched"),
+        n(
+            "frame_credits",
+            wire::CREDITS.into(),
+            "frames",
+            "of a connection under way unasked; beyond, frames wait in the protocol",
+        ),
+        n(
+            "reserve",
+            wire::RESERVE.into(),
+            "receives",
+            "of a connection beyond its credits, for what returns credits and for the goodbye",
+        ),
+        n(
+            "send_depth",
+            port::SEND_DEPTH,
+            "requests",
+            "of a connection that the card has at once; beyond, frames wait in the protocol",
+        ),
+        n(
+            "rma_waiting",
+            link::RMA_WAITING_MAX,
+            "operations",
+            "of a connection that wait for the card; beyond, they fail with Limit",
+        ),
+        n(
+            "cq_entries",
+            port::CQ_MAX,
+            "entries",
+            "of the completion queue at most, half for receives: what connections are promised, and more fail",
+        ),
+        n("links", link::LINKS_MAX, "connections", "of a port at most, whatever max_conns says"),
+        n("dials", connect::DIALS_MAX, "connections", "made at once; more wait for their turn"),
+        n(
+            "stalled_us",
+            port::STALLED.as_micros() as usize,
+            "us",
+            "without a completion, then a connection that has work under way is broken",
+        ),
+        n(
+            "close_us",
+            connect::CLOSE_TIMEOUT.as_micros() as usize,
+            "us",
+            "a closing connection waits for the goodbye",
+        ),
+        n("extent", cache::EXTENT, "bytes", "of memory that are registered with the card at once"),
+        n(
+            "registrations",
+            cache::ENTRIES_MAX,
+            "registrations",
+            "of a port's memory kept for further use; beyond, the longest unused goes",
+        ),
+        n("share", cache::SHARE, "registrations", "of the card for each that is kept, at least"),
+    ]
 }
 
 impl Provider for Verbs {
@@ -112,6 +172,10 @@ impl Provider for Verbs {
             Some(Ok(at)) if !at.ip().is_unspecified() => Vec::new(),
             _ => device::cards().unwrap_or_default().into_iter().map(|c| c.label).collect(),
         }
+    }
+
+    fn limits(&self) -> Vec<ProviderLimit> {
+        limits()
     }
 
     /// `listen` is `ADDRESS:PORT` with an address of a card; `device` names a card (with `/PORT` where it has several) or its

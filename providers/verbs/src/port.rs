@@ -37,16 +37,16 @@ const EPOLL_EVERY: u32 = 256;
 /// Readiness reports taken from epoll at once: each may cost the making of a queue pair.
 const EPOLL_BATCH: usize = 16;
 /// Requests of one queue pair under way.
-const SEND_DEPTH: usize = 128;
+pub(crate) const SEND_DEPTH: usize = 128;
 /// Pieces of memory in one request.
 const SGES: usize = 4;
 /// Entries of the completion queue, half for receives and half for requests: at first, as all of them take their turn and few stay in
 /// the processor's cache ...
 const CQ_FIRST: usize = 2048;
 /// ... and as more are needed, at most.
-const CQ_MAX: usize = 65_536;
+pub(crate) const CQ_MAX: usize = 65_536;
 /// Work that got no completion for this long is not coming: beyond all retries of the card.
-const STALLED: Duration = Duration::from_secs(10);
+pub(crate) const STALLED: Duration = Duration::from_secs(10);
 /// How often that is looked for.
 const STALL_EVERY: Duration = Duration::from_secs(1);
 
