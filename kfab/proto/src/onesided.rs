@@ -686,6 +686,9 @@ mod tests {
         };
         let b = k.to_bytes();
         assert_eq!(WindowKey::from_bytes(&b).unwrap(), k);
+        let words = |all: &[u8]| all.iter().flat_map(|n| u64::from(*n).to_le_bytes()).collect::<Vec<_>>();
+        let golden = [&words(&[1, 2, 3, 4])[..], &[1, 1, 7, 0], &words(&[8, 9, 10])].concat();
+        assert_eq!(b, golden);
         for cut in 0..b.len() {
             assert!(WindowKey::from_bytes(&b[..cut]).is_err());
         }

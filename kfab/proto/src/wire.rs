@@ -2,7 +2,7 @@
 //!
 //! Little-endian, sizes asserted at compile time, golden bytes in the tests. A frame is `header | inline (<= 40 B) | body`; the
 //! transport delimits the three. Whatever comes from a peer is read with [`Header::parse`] and the `read_from` of
-//! the inline structs, which check and never panic.
+//! the inline structs, which check and never panic: reserved bytes and bits are zero.
 
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -65,6 +65,8 @@ pub(crate) const TAGGED: u8 = 0x10;
 pub(crate) const ORDERED: u8 = 0x20;
 /// The sender waits for the acknowledgement: send it without delay.
 pub(crate) const URGENT_ACK: u8 = 0x40;
+/// All flags.
+const FLAGS: u8 = TAGGED | ORDERED | URGENT_ACK;
 
 /// The header of every frame. On the wire, little-endian: kind and flags u8, sequence number u24, ack u16, credit u16, tag u64.
 /// Packed and unpacked by shifts: headers stay in registers on their way through the machine.
@@ -144,17 +146,17 @@ impl Header {
 }
 
 macro_rules! inline_struct {
-    ($(#[$doc:meta])* $name:ident $len:literal { $($(#[$fdoc:meta])* $field:ident: $ty:ty),* $(,)? }) => {
+    ($(#[$doc:meta])* $name:ident $len:literal { $($(#[$fdoc:meta])* $field:ident: $ty:ty),* $(,)? } $(if $check:expr)?) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
         #[repr(C)]
         pub(crate) struct $name { $($(#[$fdoc])* pub(crate) $field: $ty),* }
         const _: () = assert!(size_of::<$name>() == $len && $len <= kfab_core::spi::INLINE_MAX);
         impl $name {
-            /// Exactly these bytes, or `None`.
+            /// Exactly these bytes, with nothing in them that is reserved; or `None`.
             #[inline]
             pub(crate) fn parse(b: &[u8]) -> Option<$name> {
-                $name::read_from_bytes(b).ok()
+                $name::read_from_bytes(b).ok()$(.filter($check))?
             }
         }
     };
@@ -168,6 +170,8 @@ pub(crate) const STRANGER: u32 = 2;
 pub(crate) const AGAIN: u32 = 4;
 /// The sender can call by itself: its user has named who reads this, or it has called before.
 pub(crate) const CALLS: u32 = 8;
+/// All of them.
+const HELLO_FLAGS: u32 = KEYED | STRANGER | AGAIN | CALLS;
 
 inline_struct!(
     /// Who a connection belongs to.
@@ -189,6 +193,8 @@ inline_struct!(
         /// So many bytes of a message to the sender of this hello cost a unit.
         credit_bytes: U32,
     }
+    // Of another version nothing but the number is known.
+    if |h| h.version.get() != VERSION || h.flags.get() & !HELLO_FLAGS == 0
 );
 
 inline_struct!(
@@ -245,6 +251,7 @@ inline_struct!(
         index: U32,
         reserved: U32,
     }
+    if |p| p.reserved == U32::ZERO
 );
 
 inline_struct!(
@@ -255,6 +262,7 @@ inline_struct!(
         status: U32,
         reserved: U32,
     }
+    if |d| d.reserved == U32::ZERO
 );
 
 inline_struct!(
@@ -287,6 +295,7 @@ inline_struct!(
         access: U32,
         reserved: U32,
     }
+    if |n| n.reserved == U32::ZERO
 );
 
 inline_struct!(
@@ -298,6 +307,7 @@ inline_struct!(
         len: U16,
         tag: U64,
     }
+    if |r| u16::from_le_bytes([r.flags, r.reserved]) & !u16::from(FLAGS) == 0
 );
 
 /// How an operation ended at the other side.
@@ -364,6 +374,107 @@ mod tests {
         for cut in 0..want.len() {
             assert!(Hello::parse(&want[..cut]).is_none());
         }
+    }
+
+    /// A structure, its golden bytes, and where bytes are that must be zero; and that it is read back from these bytes alone.
+    fn golden<T: IntoBytes + Immutable + PartialEq + std::fmt::Debug>(
+        s: &T,
+        parse: fn(&[u8]) -> Option<T>,
+        want: &str,
+        reserved: std::ops::Range<usize>,
+    ) {
+        let b = s.as_bytes();
+        let shown: String = b.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(shown, want.replace(' ', ""), "{s:?}");
+        assert_eq!(parse(b).as_ref(), Some(s));
+        (0..b.len()).for_each(|cut| assert_eq!(parse(&b[..cut]), None, "{s:?} cut at {cut}"));
+        assert_eq!(parse(&[b, &[0]].concat()), None, "{s:?} and more");
+        for (at, bit) in reserved.flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+            let mut bad = b.to_vec();
+            bad[at] |= 1 << bit;
+            assert_eq!(parse(&bad), None, "{s:?} with bit {bit} of byte {at}");
+        }
+    }
+
+    #[test]
+    fn golden_structures_with_nothing_in_what_is_reserved() {
+        const OP: u64 = 0x0807_0605_0403_0201;
+        let (op, region, base, secret) = (OP.into(), 0x11.into(), 0x2200.into(), 0x33_0000.into());
+        golden(
+            &Rts { bytes: Rts::bytes_of(0x0605_0403_0201), port: 7.into(), op, region, base, secret },
+            Rts::parse,
+            "010203040506 0700 0102030405060708 1100000000000000 0022000000000000 0000330000000000",
+            0..0,
+        );
+        golden(
+            &Cts { op, sink: 9.into(), piece: 0x1_0000.into(), pieces: 3.into() },
+            Cts::parse,
+            "0102030405060708 0900000000000000 00000100 03000000",
+            0..0,
+        );
+        golden(
+            &Piece { sink: OP.into(), index: 0x0403_0201.into(), reserved: 0.into() },
+            Piece::parse,
+            "0102030405060708 01020304 00000000",
+            12..16,
+        );
+        golden(
+            &Done { op, status: (Status::NoMemory as u32).into(), reserved: 0.into() },
+            Done::parse,
+            "0102030405060708 03000000 00000000",
+            12..16,
+        );
+        let access = Access { window: 5.into(), secret, offset: 0x1000.into(), op };
+        let golden_access = "0500000000000000 0000330000000000 0010000000000000 0102030405060708";
+        golden(&access, Access::parse, golden_access, 0..0);
+        golden(
+            &AccessNotice { access, bytes: 0x0100.into() },
+            AccessNotice::parse,
+            &format!("{golden_access} 0001000000000000"),
+            0..0,
+        );
+        golden(
+            &NoticeHead { window: 5.into(), secret, bytes: 6.into(), access: 2.into(), reserved: 0.into() },
+            NoticeHead::parse,
+            "0500000000000000 0000330000000000 0600000000000000 02000000 00000000",
+            28..32,
+        );
+        golden(
+            &Record { flags: TAGGED | ORDERED | URGENT_ACK, reserved: 0, len: 0x0201.into(), tag: OP.into() },
+            Record::parse,
+            "70 00 0102 0102030405060708",
+            1..2,
+        );
+        for flags in 0..=255 {
+            let r = Record { flags, reserved: 0, len: 0.into(), tag: 0.into() };
+            assert_eq!(Record::parse(r.as_bytes()).is_some(), flags & 0x8f == 0, "{flags:#x}");
+        }
+    }
+
+    #[test]
+    fn golden_numbers() {
+        use FrameKind::*;
+        let all = [Hello, Eager, Batch, Rts, Cts, Piece, Done, Ack, Probe, Write, Read, Bye, Notice];
+        assert_eq!(all.map(|k| k as u8), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        all.iter().for_each(|k| assert_eq!(FrameKind::from_bits(*k as u8), Some(*k)));
+        let all = [Status::Ok, Status::Denied, Status::Canceled, Status::NoMemory];
+        assert_eq!(all.map(|s| s as u32), [0, 1, 2, 3]);
+        all.iter().for_each(|s| assert_eq!(Status::from_bits(*s as u32), Some(*s)));
+        assert_eq!((FrameKind::from_bits(13), Status::from_bits(4)), (None, None));
+        assert_eq!((TAGGED, ORDERED, URGENT_ACK), (0x10, 0x20, 0x40));
+        assert_eq!((KEYED, STRANGER, AGAIN, CALLS), (1, 2, 4, 8));
+    }
+
+    #[test]
+    fn unknown_flags_of_a_hello_are_refused_and_another_version_is_told() {
+        let mut hello = [0; 40];
+        hello[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        for bit in 0..32 {
+            hello[20..24].copy_from_slice(&(1u32 << bit).to_le_bytes());
+            assert_eq!(Hello::parse(&hello).is_some(), bit < 4, "bit {bit}");
+        }
+        hello[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
+        assert!(Hello::parse(&hello).is_some_and(|h| h.version.get() == VERSION + 1));
     }
 
     #[test]

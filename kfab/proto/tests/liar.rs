@@ -6,11 +6,15 @@ use kfab_proto::*;
 use kfab_sim::{World, WorldConfig};
 
 const EAGER: u8 = 1;
+const BATCH: u8 = 2;
 const HELLO: u8 = 0;
 const RTS: u8 = 3;
 const CTS: u8 = 4;
+const PIECE: u8 = 5;
+const DONE: u8 = 6;
 const ACK: u8 = 7;
 const READ: u8 = 10;
+const NOTICE: u8 = 12;
 
 /// A header: kind, sequence number.
 fn header(kind: u8, seq: u32) -> [u8; 16] {
@@ -194,5 +198,41 @@ fn a_promise_that_is_not_kept_holds_no_memory_when_its_receive_is_over() {
         };
         assert_eq!((s.machine.stats().ops, s.lost()), (0, None));
         assert!((50_000_000_000..70_000_000_000).contains(&freed_after), "{freed_after} ns");
+    }
+}
+
+/// Frames of every kind with something reserved in them, each with its twin that has zero there.
+#[test]
+fn who_sets_what_is_reserved_is_given_up() {
+    const RECORD: usize = 12;
+    let cases: [(u8, usize, usize, usize, &str); 5] = [
+        // Kind, bytes inline, bytes of body, which byte of both is reserved.
+        (PIECE, 16, 1024, 12, "a bad piece"),
+        (DONE, 16, 0, 15, "a bad end of operation"),
+        (NOTICE, 32, 0, 28, "a bad notice"),
+        (BATCH, 0, RECORD, 1, "a bad batch"),
+        (BATCH, 0, RECORD, 0, "a bad batch"),
+    ];
+    for (kind, inline, body, reserved, why) in cases {
+        for lies in [false, true] {
+            let mut bytes = vec![0; inline + body];
+            bytes[reserved] |= u8::from(lies);
+            if kind == NOTICE {
+                // Of a write.
+                bytes[24] = 2;
+            }
+            let (mut s, mut said) = (Stage::new(), false);
+            for _ in 0..100 {
+                s.hear();
+                if s.greeted && !said {
+                    said = s.say(header(kind, 0), Inline::new(&bytes[..inline]).unwrap(), &bytes[inline..]);
+                }
+                s.with(|m, io| m.poll(io));
+                s.world.advance(100_000);
+            }
+            let lost = s.lost();
+            assert!(said && lost.is_some() == lies, "{kind}: {lost:?}");
+            assert!(lost.is_none_or(|l| l.contains(why)), "{kind}");
+        }
     }
 }
