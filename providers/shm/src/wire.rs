@@ -144,13 +144,25 @@ mod tests {
 
     #[test]
     fn golden_bytes() {
-        let hello = Msg::Hello { version: 1, asymmetric: true }.encode();
-        assert_eq!(hello, [2, b'k', b'f', b's', b'h', 1, 0, 1]);
-        assert_eq!(
-            Msg::Ask { region: 0x0102, secret: 3 }.encode(),
-            [5, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]
-        );
-        assert_eq!(Msg::Deny(Denial::Full).encode(), [4, 3]);
+        let golden: [(Msg, &[u8]); 11] = [
+            (Msg::Auth(vec![7, 8]), b"\x01\x07\x08"),
+            (Msg::Hello { version: VERSION, asymmetric: true }, b"\x02kfsh\x02\0\x01"),
+            (Msg::Welcome { asymmetric: false }, b"\x03\0"),
+            (Msg::Deny(Denial::Auth), b"\x04\x01"),
+            (Msg::Deny(Denial::Version), b"\x04\x02"),
+            (Msg::Deny(Denial::Full), b"\x04\x03"),
+            (Msg::Deny(Denial::Garbage), b"\x04\x04"),
+            (Msg::Ask { region: 0x0102, secret: 3 }, b"\x05\x02\x01\0\0\0\0\0\0\x03\0\0\0\0\0\0\0"),
+            (
+                Msg::Grant { region: 1, secret: 2, id: 3, writable: true },
+                b"\x06\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x01",
+            ),
+            (Msg::Refuse { region: 1, secret: 2 }, b"\x07\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0"),
+            (Msg::Forget { id: 0x0102 }, b"\x08\x02\x01\0\0\0\0\0\0"),
+        ];
+        for (m, want) in golden {
+            assert_eq!(m.encode(), want, "{m:?}");
+        }
     }
 
     proptest! {
