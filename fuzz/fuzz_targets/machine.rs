@@ -197,6 +197,7 @@ impl<'a> Play<'a> {
             delivery,
             max_body: 4096,
             eager_max: 1024,
+            fetch_min: 0,
             fragment: 2048,
             rma: how & 4 != 0,
             zero_copy: how & 8 != 0,

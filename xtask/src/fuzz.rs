@@ -80,7 +80,10 @@ fn registered(manifest: &str) -> impl Iterator<Item = &str> {
         .filter_map(|line| line.trim().strip_prefix("path = \"fuzz_targets/")?.strip_suffix(".rs\""))
 }
 
-/// Runs each of `targets` for `seconds` (`bounded`: and at most 2,000 inputs, always the same), stopping at the first that finds a
+/// The most inputs of a bounded run.
+pub(crate) const SMOKE_INPUTS: u32 = 2000;
+
+/// Runs each of `targets` for `seconds` (`bounded`: and at most [`SMOKE_INPUTS`], always the same), stopping at the first that finds a
 /// failure.
 ///
 /// # Errors
@@ -91,7 +94,8 @@ pub(crate) fn smoke(targets: &[String], seconds: u64, bounded: bool) -> anyhow::
     // On its own, so that a slow build is not taken for a target that hangs.
     tools::unstable("cargo fuzz build").limit_s(3600).run()?;
     for target in targets {
-        println!("  fuzz {target}: {seconds} s");
+        let inputs = if bounded { format!("{SMOKE_INPUTS} inputs or ") } else { String::new() };
+        println!("  fuzz {target}: {inputs}{seconds} s");
         let corpus = format!("fuzz/corpus/{target}");
         std::fs::create_dir_all(&corpus)?;
         let mut run = tools::unstable("cargo fuzz run").args([target.as_str(), &corpus]);
@@ -102,8 +106,10 @@ pub(crate) fn smoke(targets: &[String], seconds: u64, bounded: bool) -> anyhow::
         let limits =
             [format!("-max_total_time={seconds}"), "-timeout=10".into(), "-rss_limit_mb=4096".into()];
         // The same numbers every time: a run that is red for one is red for all. `cargo xtask fuzz --seconds N` goes on for longer.
-        let limits =
-            limits.into_iter().chain(["-seed=1".to_owned()]).chain(bounded.then(|| "-runs=2000".to_owned()));
+        let limits = limits
+            .into_iter()
+            .chain(["-seed=1".to_owned()])
+            .chain(bounded.then(|| format!("-runs={SMOKE_INPUTS}")));
         run = run.args(["--", "-print_final_stats=1"]).args(limits).limit_s(300 + seconds);
         if let Err(error) = run.run() {
             bail!("fuzz target {target}: {error:#}");

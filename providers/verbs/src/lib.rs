@@ -29,6 +29,7 @@ mod device;
 #[path = "sys/ffi.rs"]
 pub mod ffi;
 mod flow;
+mod fuzz;
 mod link;
 mod manager;
 mod memory;
@@ -42,6 +43,9 @@ mod side;
 #[allow(unsafe_code)]
 mod sys;
 mod wire;
+
+#[doc(hidden)]
+pub use fuzz::fuzz_message;
 
 use device::{Card, Gid};
 use kfab_core::spi::{Caps, Delivery, Device, Port, PortConfig, Provider, ProviderLimit, Unavailable};

@@ -36,7 +36,7 @@ pub(crate) struct Options {
     /// The lab on both kernels and whole, with its own checks (many minutes more)
     #[arg(long)]
     full: bool,
-    /// Seconds for each fuzz target
+    /// Seconds for each fuzz target, which ends after 2,000 inputs in any case
     #[arg(long, default_value_t = 10)]
     fuzz_seconds: u64,
     /// Only these steps
@@ -120,7 +120,7 @@ const STEPS: &[Step] = &[
     step("seeds", false, steps::seeds, "the simulator, many seeds"),
     step("loom", false, loom::run, "lock-free code under every interleaving (loom)"),
     step("tsan", false, tsan::run, "lock-free code under ThreadSanitizer"),
-    step("fuzz", false, steps::fuzz, "each fuzz target for some seconds"),
+    step("fuzz", false, steps::fuzz, "each fuzz target for some seconds or 2,000 inputs"),
     step("benches", false, steps::benches, "benchmarks compile"),
 ];
 

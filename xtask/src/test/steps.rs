@@ -124,7 +124,8 @@ pub(super) fn fuzz(options: &Options) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Skipped("libFuzzer needs g++".into()));
     }
     fuzzing::smoke(&targets, options.fuzz_seconds, true)?;
-    println!("  {} targets, {} s each", targets.len(), options.fuzz_seconds);
+    let (n, seconds, inputs) = (targets.len(), options.fuzz_seconds, fuzzing::SMOKE_INPUTS);
+    println!("  {n} targets, each {inputs} inputs or {seconds} s, whichever is first");
     Ok(Outcome::Passed)
 }
 
