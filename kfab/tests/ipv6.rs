@@ -3,6 +3,7 @@
 mod common;
 
 use common::node::plain_fabric;
+use common::skip::skip;
 use common::{config, pattern, watched};
 use kfab::{Endpoint, EndpointConfig, Rights};
 use std::net::TcpListener;
@@ -11,7 +12,7 @@ use std::net::TcpListener;
 fn is_here() -> bool {
     let bound = TcpListener::bind("[::1]:0");
     if let Err(e) = &bound {
-        println!("skipped, no IPv6 here: {e}");
+        skip("ipv6", &format!("no IPv6 here: {e}"));
     }
     bound.is_ok()
 }

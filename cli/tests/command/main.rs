@@ -5,4 +5,6 @@ mod ends;
 mod lnet;
 mod measure;
 mod run;
+#[path = "../../../kfab/tests/common/skip.rs"]
+mod skip;
 mod watch;

@@ -1,6 +1,8 @@
 //! Real processes: killed at any point, restarted, stopped, asleep. The child is this program, run again with `KFAB_SHM_CHILD`.
 
 mod common;
+#[path = "../../../kfab/tests/common/skip.rs"]
+mod skip;
 
 use common::{Watchdog, frame, now, open, pump, sleep_on, try_open, until};
 use kfab_core::mem::{Buffer, Landing, Pool};
@@ -8,6 +10,7 @@ use kfab_core::spi::{
     Body, Conn, DownReason, Event, Port, PortConfig, RemoteKey, Rights, Rma, RmaStarted, RmaToken, Way,
 };
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use skip::skip;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
@@ -529,7 +532,7 @@ fn adopted_memory_that_the_kernel_does_not_show_is_refused_softly() {
         };
         let mut all = vec![match start("owner", owner) {
             Ok(c) => c,
-            Err(e) => return println!("not run: {e}"),
+            Err(e) => return skip("users", &format!("no process of another user: {e}")),
         }];
         let way = line(&mut all[0], "ready ");
         all.push(start("reader", &way).unwrap());
@@ -550,8 +553,7 @@ fn another_user_is_sent_away() {
     let _alone = alone();
     let _w = Watchdog::start(60);
     if !rustix::process::geteuid().is_root() {
-        println!("not run: needs root to start a process of another user");
-        return;
+        return skip("users", "only root starts a process of another user");
     }
     let mut port = open(&PortConfig::default());
     let way = port.ways()[0].to_string();
@@ -564,7 +566,10 @@ fn another_user_is_sent_away() {
         .stderr(Stdio::null())
         .uid(65534)
         .spawn();
-    let Ok(child) = child.as_mut() else { return println!("not run: {:?}", child.err()) };
+    let child = match child.as_mut() {
+        Ok(child) => child,
+        Err(e) => return skip("users", &format!("no process of another user: {e}")),
+    };
     let end = Instant::now() + Duration::from_millis(500);
     while Instant::now() < end {
         let events = pump(&mut *port);

@@ -1,11 +1,14 @@
 //! How connections begin and end: close, kill -9, strangers, garbage, wrong keys, limits, storms, sleep.
 
 mod common;
+#[path = "../../../kfab/tests/common/skip.rs"]
+mod skip;
 
 use common::*;
 use kfab_core::spi::{Body, Conn, DownReason, Event, PortConfig, Provider, Way};
 use kfab_sockets::Sockets;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use skip::skip;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -436,7 +439,7 @@ fn ipv6_and_devices_work() {
         PortConfig { listen: Some("[::]:0".to_owned()), ..config() },
     ] {
         if c.listen.as_deref().is_some_and(|l| l.starts_with('[')) && TcpListener::bind("[::1]:0").is_err() {
-            println!("SKIPPED: no IPv6 here");
+            skip("ipv6", "no IPv6 here");
             continue;
         }
         let mut p = Pair::new(&c);

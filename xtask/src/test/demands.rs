@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::TcpListener;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -12,8 +13,10 @@ use anyhow::Context;
 use crate::apt;
 use crate::sh::{Sh, target_dir};
 
-/// What can be demanded beside headers, and the shell commands that work where it is here. `$0` is a name for a namespace.
-const PROBES: [(&str, &str); 3] = [
+/// What root may demand beside headers, and the shell commands that work where it is here. `$0` is a name for a namespace, `$1` a program
+/// of the tree, which another user has to reach.
+const PROBES: [(&str, &str); 4] = [
+    ("users", "setpriv --reuid 65534 --regid 65534 --clear-groups test -x \"$1\""),
     ("namespaces", "unshare -n ip link set lo up && ip -n $0 link add p0 type veth peer name p1"),
     ("firewall", "ip netns exec $0 nft add table inet probe"),
     ("descriptors", "ulimit -Sn 8200 || ulimit -n 8200"),
@@ -35,10 +38,14 @@ impl Demands {
         if apt::has("libibverbs-dev") && apt::has("librdmacm-dev") {
             names.push("headers");
         }
+        if TcpListener::bind("[::1]:0").is_ok() {
+            names.push("ipv6");
+        }
+        let program = std::env::current_exe().context("this program")?.display().to_string();
         let namespace = format!("kfprobe{}", std::process::id());
         let works = |script: &str| {
             let script = format!("ip netns add $0; {script}; status=$?; ip netns del $0; exit $status");
-            Sh::new(["sh", "-c", &script, &namespace]).works()
+            Sh::new(["sh", "-c", &script, &namespace, &program]).works()
         };
         if apt::is_root() {
             names.extend(PROBES.iter().filter(|(_, script)| works(script)).map(|(name, _)| *name));
