@@ -22,9 +22,22 @@ mod system;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+/// What holds for every command.
+const AFTER_HELP: &str = "\
+Exit codes:
+  0    Done
+  1    Failed
+  2    Usage: the command line makes no sense
+  3    Something is unavailable or does not answer
+  130  Interrupted by Ctrl-C
+
+Variables:
+  KFAB_LOG  What is said: off, error, warn (otherwise), info, debug or trace
+  KFAB_KEY  The fabric's key, for commands without --key-file";
+
 /// Messages and bulk data over whatever the node has: look at it, measure it, watch it.
 #[derive(Parser, Debug)]
-#[command(name = "kfab", version, arg_required_else_help = true)]
+#[command(name = "kfab", version, arg_required_else_help = true, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -12,6 +12,19 @@ fn an_unknown_provider_is_named_and_those_there_are_listed() {
     run(&["serve", "--listen", "smoke:1"]).code(2).says(&["\"smoke\"", "tcp"]);
 }
 
+/// What those codes are, and the variables, is told.
+#[test]
+fn help_tells_exit_codes_and_variables() {
+    let help = run(&["--help"]).ok().out;
+    let first_words = |section: &str| -> Vec<String> {
+        let lines = help.split(section).nth(1).unwrap_or_default().trim_start().lines();
+        let lines = lines.take_while(|line| !line.is_empty());
+        lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+    };
+    assert_eq!(first_words("Exit codes:"), ["0", "1", "2", "3", "130"], "{help}");
+    assert_eq!(first_words("Variables:"), ["KFAB_LOG", "KFAB_KEY"], "{help}");
+}
+
 #[test]
 fn an_address_that_does_not_parse_is_shown_with_the_place() {
     run(&["pingpong", "7000"]).code(2).says(&["\"7000\"", "SCHEME:WHERE", "character 1"]);
