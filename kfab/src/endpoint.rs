@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 /// A place in the fabric: sends to peers, receives from anyone who knows its address. Dropping it says goodbye to all peers and ends
-/// every operation with [`kfab_core::Kind::Closed`].
+/// every operation with [`kfab_core::Kind::Closed`]; in a forked child it does nothing (see [the crate](crate)).
 ///
 /// ```
 /// # fn main() -> kfab::Result<()> {
@@ -92,8 +92,10 @@ impl Endpoint {
         &self.missing
     }
 
-    /// The peer at an address (its text, whole or any part of the ways). No connection is made before it is needed.
+    /// The peer at an address (its text, whole or any part of the ways). No connection is made before it is needed. `Closed` in a forked
+    /// child.
     pub fn peer(&self, address: &str) -> Result<Peer> {
+        self.lane.check_home("peer")?;
         let address: Address = address.parse()?;
         let id = self.lane.with(|m, io| m.peer(io, &address))?;
         Ok(Peer { lane: Share::from(&self.lane), id })

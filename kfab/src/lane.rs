@@ -101,6 +101,8 @@ pub struct Lane {
     pub(crate) helper: Mutex<Option<JoinHandle<()>>>,
     pub(crate) placement: Mutex<Vec<kfab_topo::Placement>>,
     closed: AtomicBool,
+    /// The process that opened it: a child that was forked off must keep its hands from it.
+    home: u32,
 }
 
 impl State {
@@ -206,6 +208,7 @@ impl Lane {
             helper: Mutex::new(None),
             placement: Mutex::new(Vec::new()),
             closed: AtomicBool::new(false),
+            home: std::process::id(),
         });
         crate::progress::start(&lane, config)?;
         Ok(lane)
@@ -238,6 +241,9 @@ impl Lane {
     /// An operation that nobody watches any more: what it has got goes to others.
     #[inline(never)]
     pub(crate) fn let_go(&self, op: OpId) {
+        if !self.is_at_home() {
+            return;
+        }
         self.with(|m, io| m.detach(io, op));
         self.lock().tell_loop();
     }
@@ -245,6 +251,9 @@ impl Lane {
     /// What an operation ended with and nobody took: it goes to others.
     #[cold]
     pub(crate) fn give_back(&self, outcome: Outcome) {
+        if !self.is_at_home() {
+            return;
+        }
         self.with(|m, _| m.give_back(outcome));
         self.lock().tell_loop();
     }
@@ -606,8 +615,32 @@ impl Lane {
         self.doors.user()
     }
 
-    /// Ends everything: operations, helper, ports.
-    pub(crate) fn close(&self) {
+    /// `true` in the process that opened it. `false` after a fork, in the child: rings, sockets and slabs are the parent's, the helper is
+    /// not there, and the lock may be held by a thread that is not there either. A system call: not for the way of a message.
+    pub(crate) fn is_at_home(&self) -> bool {
+        self.home == std::process::id()
+    }
+
+    /// `Closed`, for operation `op`, where [`Lane::is_at_home`] is false.
+    pub(crate) fn check_home(&self, op: &'static str) -> Result<()> {
+        if self.is_at_home() {
+            return Ok(());
+        }
+        let (home, here) = (self.home, std::process::id());
+        let why = format!(
+            "inherited by a fork: it is of process {home}, and this is {here}, which may open its own"
+        );
+        Err(Error::new(Kind::Closed, op, why))
+    }
+
+    /// Ends everything: operations, helper, ports. In a forked child nothing: what it inherited stays as it is until it ends.
+    pub(crate) fn close(self: &Arc<Lane>) {
+        if !self.is_at_home() {
+            self.closed.store(true, Ordering::Relaxed);
+            // The ports' ends would be the parent's.
+            std::mem::forget(self.clone());
+            return;
+        }
         {
             let mut s = self.lock();
             s.read_clock();

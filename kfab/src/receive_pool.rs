@@ -192,6 +192,9 @@ impl State {
 
 impl Drop for ReceivePool {
     fn drop(&mut self) {
+        if !self.shared.lane.is_at_home() {
+            return;
+        }
         let mut s = self.shared.lock();
         s.closed = true;
         let (ready, dry) = (take(&mut s.ready), take(&mut s.dry));

@@ -43,11 +43,13 @@ pub struct Window {
 
 impl Window {
     pub(crate) fn open(lane: &Arc<Lane>, memory: WindowMemory, rights: Rights) -> Result<Window> {
+        lane.check_home("window")?;
         let (id, key) = lane.with(|m, io| m.open_window(io, memory.clone(), rights))?;
         Ok(Window { lane: lane.clone(), id, key, memory })
     }
 
     pub(crate) fn shared(lane: &Arc<Lane>, len: usize, rights: Rights) -> Result<Window> {
+        lane.check_home("window")?;
         let memory = lane.lock().pool.alloc_window(len)?;
         Window::open(lane, WindowMemory::Shared(memory), rights)
     }
@@ -136,7 +138,9 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        self.lane.with(|m, io| m.close_window(io, self.id));
+        if self.lane.is_at_home() {
+            self.lane.with(|m, io| m.close_window(io, self.id));
+        }
     }
 }
 

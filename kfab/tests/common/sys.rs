@@ -1,6 +1,7 @@
-//! What no safe crate offers to these tests: a network card of our own making (TAP), and an allocator that counts.
+//! What no safe crate offers to these tests: a network card of our own making (TAP), an allocator that counts, and a fork.
 
 pub(crate) mod counting;
+pub(crate) mod fork;
 
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl};
