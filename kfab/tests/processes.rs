@@ -9,7 +9,8 @@ use common::level::{Level, Rng};
 use common::node::{self, Server, ask, at, fabric_with, place};
 use common::times::Times;
 use common::*;
-use kfab::{Endpoint, FabricEvent, Kind, Op, Peer, SendOptions};
+use kfab::{Buffer, Endpoint, FabricEvent, Kind, Op, Peer, SendOptions, WindowKey};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use std::time::{Duration, Instant};
 
 /// Not a test of its own: what the children do.
@@ -25,6 +26,8 @@ fn child_main() {
                 std::hint::spin_loop();
             }
         }
+        "adopter" => adopt(role[1] == "hidden"),
+        "reader" => read_adopted(&role[1], &role[2]),
         "taken" => {
             let e = fabric_with(None).open(at(&role[1])).unwrap_err();
             child::say(&format!("kind {:?}", e.kind()));
@@ -445,5 +448,68 @@ fn on_one_host_it_is_shared_memory_and_else_tcp_and_that_is_said() {
             let said = fallback.expect("the fallback is said");
             assert!(said.contains(&dead), "{said}");
         }
+    });
+}
+
+/// Bytes of a message from adopted memory: many frames, if it goes by those.
+const ADOPTED: usize = 3 << 20;
+
+/// Sends messages from adopted memory to whoever asks, and has a window of such memory. A `hidden` process lets no other look into it.
+fn adopt(hidden: bool) {
+    child::listen(|_| {});
+    if hidden {
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).unwrap();
+    }
+    let e = open("shm");
+    let window = e.window_of(Buffer::adopt(pattern(ADOPTED, 9))).unwrap();
+    child::say(&format!("ready {} {}", e.address(), node::hex(&window.key().to_bytes())));
+    loop {
+        let m = e.recv().wait().unwrap();
+        let seed = usize::from(m[0]);
+        m.from().send(Buffer::adopt(pattern(ADOPTED, seed))).wait().unwrap();
+    }
+}
+
+/// Has such messages sent and reads the window; says how many frames the messages came in.
+fn read_adopted(address: &str, key: &str) {
+    child::listen(|_| {});
+    let key = WindowKey::from_bytes(&node::bytes(key)).unwrap();
+    let e = open("shm");
+    let peer = e.peer(address).unwrap();
+    for seed in [1, 2, 3] {
+        // Into a buffer of its own, and into one that the fabric takes.
+        let mut wait = e.recv_with().from(&peer);
+        if seed == 2 {
+            wait = wait.into(Buffer::adopt(vec![0; ADOPTED]));
+        }
+        let wait = wait.post();
+        peer.send(&[seed as u8][..]).wait().unwrap();
+        let m = wait.wait().unwrap();
+        assert!(m[..] == pattern(ADOPTED, seed), "message {seed}");
+    }
+    let frames: u64 = peer.info().unwrap().rails.iter().map(|r| r.rx_frames).sum();
+    for (at, len) in [(0, ADOPTED), (777, 5_000), (ADOPTED - 1, 1)] {
+        let b = peer.read(&key, at as u64, e.buffer(len).unwrap()).wait().unwrap();
+        assert!(b[..] == pattern(ADOPTED, 9)[at..at + len], "{len} bytes at {at}");
+    }
+    let lost = e.events().0.iter().any(|e| matches!(e, FabricEvent::PeerLost { .. }));
+    assert!(!lost, "the connection is not what was refused");
+    child::say(&format!("frames {frames}"));
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+/// Adopted memory is fetched by the kernel, in a few frames; where the kernel refuses, it comes in pieces, as whole.
+#[test]
+fn adopted_memory_arrives_where_the_kernel_does_not_show_it() {
+    watched("adopted", || {
+        let mut frames = Vec::new();
+        for owner in ["seen", "hidden"] {
+            let kid = Kid::start_plain("adopter", &[owner]);
+            let said = kid.says("ready");
+            let (address, key) = said.split_once(' ').unwrap();
+            let reader = Kid::start_plain("reader", &[address, key]);
+            frames.push(reader.says("frames").parse::<usize>().unwrap());
+        }
+        assert!(frames[0] < 20 && frames[1] > 60, "{frames:?} frames of {ADOPTED} bytes a message");
     });
 }
