@@ -14,8 +14,13 @@ pub(crate) struct End {
 impl End {
     /// A host with a port at each of these rails, in this order; its peers are told all of them.
     pub(crate) fn new(world: &World, host: u32, rails: &[u32], limits: Limits) -> End {
+        End::known_as(u64::from(host) + 1, world, host, rails, limits)
+    }
+
+    /// The same, with an identity of its own: a host that was restarted has another.
+    pub(crate) fn known_as(identity: u64, world: &World, host: u32, rails: &[u32], limits: Limits) -> End {
         let ports: Vec<_> = rails.iter().map(|r| world.port(host, *r)).collect();
-        let mut machine = Machine::new(limits, u64::from(host) + 1, false);
+        let mut machine = Machine::new(limits, identity, false);
         machine.set_address(&Address::new(ports.iter().flat_map(|p| p.ways()).collect()));
         End { machine, ports, pool: Pool::new(PoolConfig::default()) }
     }
