@@ -17,23 +17,48 @@ pub(crate) enum Job {
     Send {
         id: u64,
         delivered: bool,
+        len: usize,
     },
     /// `nth` of its kind to be begun. `mark`: when it ended.
     Recv {
         tagged: bool,
         nth: u64,
         mark: Arc<Mark>,
+        /// Bytes of memory that it has, or will have.
+        room: usize,
     },
     Read {
         at: usize,
         len: usize,
         owner: (u32, u32),
         told: Option<u64>,
+        room: usize,
     },
     Write {
         told: Option<u64>,
+        len: usize,
     },
     Notice,
+}
+
+impl Job {
+    /// Bytes of the pool that it accounts for.
+    fn room(&self) -> usize {
+        match self {
+            Job::Send { len, .. } | Job::Write { len, .. } => block(*len),
+            Job::Recv { room, .. } | Job::Read { room, .. } => *room,
+            Job::Notice => 0,
+        }
+    }
+}
+
+/// Bytes that a pool takes for a buffer of `len`.
+fn block(len: usize) -> usize {
+    len.next_power_of_two().max(256)
+}
+
+fn blocks(buffers: &[Buffer]) -> usize {
+    buffers.iter().map(|b| block(b.len())).sum()
 }
 
 /// The moment at which something ends, told by a waker: the machine says what ended, not what ended first.
@@ -69,7 +94,8 @@ pub(crate) struct Node {
     begun: [u64; 2],
     /// Counts ends.
     clock: Arc<AtomicU64>,
-    held: Vec<Outcome>,
+    /// Messages that the application keeps, and the bytes of each.
+    held: Vec<(Outcome, usize)>,
     /// A notice is waited for.
     listens: bool,
     /// Fault rules in force.
@@ -80,6 +106,10 @@ pub(crate) struct Node {
 pub(crate) const WINDOW: usize = 100_000;
 /// Behind them a place for writes with a notice, one at a time, whose bytes are [`contents`].
 const PLACE: usize = 40_000;
+/// No message is longer.
+const LONGEST: usize = 209_000;
+/// Bytes in frames that a peer's messages come or go in together, and in hellos.
+const FRAMES: usize = 64 << 10;
 
 pub(crate) fn limits() -> Limits {
     let ms = std::time::Duration::from_millis;
@@ -91,6 +121,10 @@ pub(crate) fn limits() -> Limits {
         max_unacked_bytes: 256 << 10,
         ..Limits::default()
     }
+}
+
+fn credit_bytes(host: u32) -> u32 {
+    1024 << (host % 3)
 }
 
 /// The contents of message `id`.
@@ -107,8 +141,7 @@ impl Node {
         // In every third run connections are closed when nothing has gone over them for a while, and made again.
         let idle_close = std::time::Duration::from_millis(if seed.is_multiple_of(3) { 20 } else { 600_000 });
         // Each host counts credit in its own way.
-        let credit_bytes = 1024 << (host % 3);
-        let limits = Limits { idle_close, credit_bytes, ..limits() };
+        let limits = Limits { idle_close, credit_bytes: credit_bytes(host), ..limits() };
         let mut machine =
             Machine::new(limits, seed ^ (u64::from(host) << 32) ^ u64::from(life) << 48 | 1, false);
         machine.set_address(&Address::new(ports.iter().flat_map(|p| p.ways()).collect()));
@@ -193,7 +226,7 @@ impl Node {
             delivered: !talks && rng.chance(0.3),
         };
         let peer = self.peers[&to];
-        let job = Job::Send { id, delivered: options.delivered };
+        let job = Job::Send { id, delivered: options.delivered, len };
         let payload = match !talks && rng.chance(0.5) {
             true => Payload::Buffer(self.pool.copy_from(&bytes).unwrap()),
             false => Payload::Bytes(&bytes),
@@ -263,9 +296,13 @@ impl Node {
         self.posted[usize::from(tagged)] += 1;
         self.begun[usize::from(tagged)] += 1;
         let mark = Arc::new(Mark { clock: self.clock.clone(), at: AtomicU64::new(0) });
-        let job = Job::Recv { tagged, nth: self.begun[usize::from(tagged)], mark };
+        let room = block(out.body.as_ref().map_or(LONGEST, Buffer::len));
+        let mut job = Job::Recv { tagged, nth: self.begun[usize::from(tagged)], mark, room };
         if !talks && rng.chance(0.25) {
             let into = self.vector(300_000, rng);
+            if let Job::Recv { room, .. } = &mut job {
+                *room = blocks(&into);
+            }
             let r = self.with(now, |m, io| m.recv_all(io, want, into));
             return self.start_marked(r, job, book);
         }
@@ -363,18 +400,19 @@ impl Node {
         if rng.chance(0.5) {
             let bytes: Vec<u8> = (at..at + len).map(|i| (i * 7 + owner.0 as usize) as u8).collect();
             let r = self.with(now, |m, io| m.write(io, peer, key, at as u64, bytes.as_slice().into(), None));
-            self.begin(r, Job::Write { told: None }, book);
+            self.begin(r, Job::Write { told: None, len }, book);
         } else {
             let told = rng.chance(0.5).then(|| book.new_notice((self.host, self.life), owner, len, false));
             let (into, several) = (self.pool.alloc(len).unwrap(), rng.chance(0.5));
             let mut parts = self.vector(len, rng);
             let over = parts.iter().map(Buffer::len).sum::<usize>() - len;
             parts.last_mut().map(|last| last.truncate(last.len() - over)).unwrap();
+            let room = block(len).max(blocks(&parts));
             let r = self.with(now, |m, io| match several {
                 true => m.read(io, peer, key, at as u64, parts, told),
                 false => m.read(io, peer, key, at as u64, into, told),
             });
-            self.start(r, Job::Read { at, len, owner, told }, book);
+            self.start(r, Job::Read { at, len, owner, told, room }, book);
         }
         if book.place_is_free(owner) {
             let len = 8 + rng.below(PLACE as u64 - 8) as usize;
@@ -382,7 +420,7 @@ impl Node {
             let bytes = contents(id, len);
             let r = self
                 .with(now, |m, io| m.write(io, peer, key, WINDOW as u64, bytes.as_slice().into(), Some(id)));
-            self.begin(r, Job::Write { told: Some(id) }, book);
+            self.begin(r, Job::Write { told: Some(id), len }, book);
         }
     }
 
@@ -425,7 +463,7 @@ impl Node {
                 self.with(now, |m, io| m.detach(io, op));
                 match self.jobs.remove(&op).unwrap() {
                     Job::Send { id, .. } => book.let_go(id),
-                    Job::Read { told, .. } | Job::Write { told } => book.access_ended(told, true),
+                    Job::Read { told, .. } | Job::Write { told, .. } => book.access_ended(told, true),
                     Job::Recv { tagged, .. } => self.posted[usize::from(tagged)] -= 1,
                     Job::Notice => self.listens = false,
                 }
@@ -469,21 +507,21 @@ impl Node {
 
     fn ended(&mut self, job: Job, r: kfab_core::Result<Outcome>, book: &mut Book) {
         match (job, r) {
-            (Job::Send { id, delivered }, Ok(Outcome::Unit)) => book.sent(id, delivered),
+            (Job::Send { id, delivered, .. }, Ok(Outcome::Unit)) => book.sent(id, delivered),
             (Job::Send { id, .. }, Err(e)) => book.send_failed(id, &e),
-            (Job::Recv { tagged, nth, mark }, Ok(Outcome::Message(m))) => {
+            (Job::Recv { tagged, nth, mark, room }, Ok(Outcome::Message(m))) => {
                 self.posted[usize::from(tagged)] -= 1;
                 book.received((self.host, self.life), (nth, mark.at.load(Relaxed)), m.bytes());
-                self.hold(Outcome::Message(m));
+                self.hold(Outcome::Message(m), room);
             }
-            (Job::Recv { tagged, nth, mark }, Ok(Outcome::Parts(p))) => {
+            (Job::Recv { tagged, nth, mark, room }, Ok(Outcome::Parts(p))) => {
                 self.posted[usize::from(tagged)] -= 1;
                 book.received(
                     (self.host, self.life),
                     (nth, mark.at.load(Relaxed)),
                     &p.slices().collect::<Vec<_>>().concat(),
                 );
-                self.hold(Outcome::Parts(p));
+                self.hold(Outcome::Parts(p), room);
             }
             (Job::Recv { tagged, .. }, Err(e)) => {
                 self.posted[usize::from(tagged)] -= 1;
@@ -493,16 +531,16 @@ impl Node {
                 );
                 book.disturbed |= e.kind() == Kind::Canceled;
             }
-            (Job::Read { at, len, owner, told }, Ok(Outcome::Buffer(b))) => {
+            (Job::Read { at, len, owner, told, .. }, Ok(Outcome::Buffer(b))) => {
                 check_window(&b, at, len, owner.0);
                 book.access_ended(told, true);
             }
-            (Job::Read { at, len, owner, told }, Ok(Outcome::Buffers(v))) => {
+            (Job::Read { at, len, owner, told, .. }, Ok(Outcome::Buffers(v))) => {
                 check_window(&v.iter().map(|b| &b[..]).collect::<Vec<_>>().concat(), at, len, owner.0);
                 book.access_ended(told, true);
             }
-            (Job::Write { told }, Ok(Outcome::Unit)) => book.access_ended(told, true),
-            (Job::Read { told, .. } | Job::Write { told }, Err(e)) => {
+            (Job::Write { told, .. }, Ok(Outcome::Unit)) => book.access_ended(told, true),
+            (Job::Read { told, .. } | Job::Write { told, .. }, Err(e)) => {
                 book.access_ended(told, false);
                 book.one_sided_failed(&e);
             }
@@ -519,11 +557,36 @@ impl Node {
     }
 
     /// A slow application: keeps some messages a while.
-    fn hold(&mut self, message: Outcome) {
-        self.held.push(message);
+    fn hold(&mut self, message: Outcome, room: usize) {
+        self.held.push((message, room));
         if self.held.len() > 8 {
             self.held.clear();
         }
+    }
+
+    /// A word to a peer, with which all credit goes back that is owed.
+    pub(crate) fn say(&mut self, now: u64, to: u32, book: &mut Book) {
+        let id = book.new_message((self.host, self.life), to, 8, false, false);
+        let (peer, bytes) = (self.peers[&to], contents(id, 8));
+        let options = SendOptions { delivered: true, ..SendOptions::default() };
+        let r = self.with(now, |m, io| m.send(io, peer, Payload::Bytes(&bytes), options));
+        self.begin(r, Job::Send { id, delivered: true, len: 8 }, book);
+    }
+
+    /// What is in use is accounted for: the window, what operations under way have, what the application keeps; by each of `hosts` what
+    /// credit allows for messages that wait here, and for those of ours that may have to be sent again. Credit counts bytes, and a
+    /// block may be twice as large.
+    pub(crate) fn check_memory(&self, hosts: u32) -> Result<(), String> {
+        let allowed = |host: u32| 2 * limits().credits as usize * credit_bytes(host) as usize;
+        let theirs: usize = (0..hosts).map(|host| allowed(self.host) + allowed(host) + FRAMES).sum();
+        let jobs: usize = self.jobs.values().map(Job::room).sum();
+        let held: usize = self.held.iter().map(|(_, room)| room).sum();
+        let (in_use, bound) = (self.pool.stats().in_use, block(WINDOW + PLACE) + jobs + held + theirs);
+        if in_use <= bound {
+            return Ok(());
+        }
+        let parts = format!("{jobs} of operations, {held} held, {theirs} by credit");
+        Err(format!("host {}: {in_use} bytes are in use, more than {bound}: {parts}", self.host))
     }
 
     /// After everything: nothing may be left.
