@@ -1,15 +1,19 @@
-//! The soak: one endpoint and several child processes over shared memory and sockets, with random kills, restarts and fault rules,
-//! for as long as `KFAB_SOAK_SECS` says. What was acknowledged has arrived, once, while its receiver lives; nothing leaks.
+//! The soak: one endpoint and several child processes over shared memory and two rails of sockets, with messages, one-sided access and
+//! receives that are given up, random kills, restarts and fault rules, for as long as `KFAB_SOAK_SECS` says. What was acknowledged has
+//! arrived, once, while its receiver lives, and was answered, once; what was written is there; nothing leaks.
 
 mod common;
 
 use common::child::{self, Kid};
 use common::level::{Level, Rng};
-use common::node::{at, fabric_with, place};
+use common::node::{Server, at, fabric_with, hex, place};
 use common::sys::counting::{Counting, live_bytes};
 use common::watched_for;
-use kfab::{Endpoint, EndpointConfig, FaultAction, FaultRule, Kind, Op, Peer, SendOptions};
-use std::collections::VecDeque;
+use kfab::{
+    Buffer, Endpoint, EndpointConfig, FaultAction, FaultRule, Kind, Message, Op, Peer, Rights, SendOptions,
+    WindowKey,
+};
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,6 +22,9 @@ use std::time::{Duration, Instant};
 static HEAP: Counting = Counting;
 
 const CHILDREN: usize = 3;
+/// A child's window has so many places, each with what was last written there, of so many bytes at most.
+const PLACES: usize = 8;
+const PLACE: usize = 128 << 10;
 /// Bytes that may be in use after an epoch beyond those after the second: queues keep the room that they once needed.
 const LIVE_MORE: usize = 256 << 10;
 /// Time between two looks at what the process holds.
@@ -49,7 +56,8 @@ fn sink(places: &str) {
         child::say(&format!("got {}", list.join(" ")));
     });
     let e = fabric_with(None).open(limits(at(places))).unwrap();
-    child::say(&format!("ready {}", e.address()));
+    let window = e.window(PLACES * PLACE, Rights::READ | Rights::WRITE).unwrap();
+    child::say(&format!("ready {} {}", e.address(), hex(&window.key().to_bytes())));
     loop {
         // A receive ends early when its large message is broken off.
         let Ok(m) = e.recv().wait() else { continue };
@@ -65,7 +73,7 @@ fn sink(places: &str) {
             }
             seen[word] |= 1 << (n % 64);
         }
-        drop(m.from().send(&n.to_le_bytes()));
+        drop(m.from().send(&answer(n, std::process::id())[..]));
     }
 }
 
@@ -86,12 +94,24 @@ fn number(m: &[u8]) -> u64 {
     n
 }
 
+/// The answer to message `n` of a child; some are large.
+fn answer(n: u64, child: u32) -> Vec<u8> {
+    let len = if n.is_multiple_of(30) { 150_000 } else { 12 };
+    let mut v = message(n, len);
+    v[8..12].copy_from_slice(&child.to_le_bytes());
+    v
+}
+
 /// What has been counted.
 #[derive(Default, Debug)]
 struct Sums {
     conversations: AtomicU64,
     acknowledged: AtomicU64,
     lost: AtomicU64,
+    answers: AtomicU64,
+    given_up: AtomicU64,
+    writes: AtomicU64,
+    reads: AtomicU64,
     kills: AtomicU64,
     faults: AtomicU64,
     struck: AtomicU64,
@@ -99,6 +119,132 @@ struct Sums {
 
 fn add(a: &AtomicU64, n: u64) {
     a.fetch_add(n, Ordering::Relaxed);
+}
+
+/// What all threads share: the endpoint, the sums, and which answers have come in this epoch, by child and number.
+struct Desk {
+    e: Endpoint,
+    sums: Sums,
+    answered: Mutex<HashSet<(u32, u64)>>,
+}
+
+impl Desk {
+    /// An answer, whoever received it: each is whole and comes once.
+    fn answered(&self, m: &Message) {
+        let n = u64::from_le_bytes(m[..8].try_into().unwrap());
+        let child = u32::from_le_bytes(m[8..12].try_into().unwrap());
+        assert!(m[..] == answer(n, child), "answer {n} of {child} is damaged");
+        assert!(self.answered.lock().unwrap().insert((child, n)), "answer {n} of {child} came twice");
+        add(&self.sums.answers, 1);
+    }
+
+    /// A receive that ends early, now or later; a message that it has got is an answer like others.
+    fn give_up(&self, mut op: Op<Message>, rng: &mut Rng) {
+        let ended = match rng.below(4) {
+            0 => op.cancel(),
+            1 => op.wait_timeout(Duration::from_micros(rng.below(300))),
+            2 if !op.is_done() => return add(&self.sums.given_up, 1),
+            _ => op.within(Duration::from_millis(1)).wait(),
+        };
+        match ended {
+            Ok(m) => self.answered(&m),
+            Err(e) => {
+                let gone = matches!(e.kind(), Kind::PeerLost | Kind::Unreachable);
+                let early = gone || matches!(e.kind(), Kind::Canceled | Kind::TimedOut);
+                assert!(early, "a receive that was given up: {e:?}");
+                add(&self.sums.given_up, 1);
+            }
+        }
+    }
+
+    /// An operation to a peer that may die: what it got, if it ended well.
+    fn ended<T: kfab::Finish>(&self, what: &str, op: Op<T>) -> Option<T> {
+        match op.wait_timeout(PATIENCE) {
+            Ok(t) => Some(t),
+            Err(e) => {
+                assert!(matches!(e.kind(), Kind::PeerLost | Kind::Unreachable), "{what}: {e:?}");
+                add(&self.sums.lost, 1);
+                None
+            }
+        }
+    }
+}
+
+/// What a place of a child's window holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    /// This message, of so many bytes.
+    Has(u64, usize),
+    /// It is being written or read.
+    Busy,
+    /// A write was lost, and nobody knows how much of it is there.
+    Unknown,
+}
+
+/// An access under way.
+enum Access {
+    Write(usize, (u64, usize), Op<()>),
+    Read(usize, (u64, usize), Op<Buffer>),
+}
+
+/// The window of a child in one of its lives.
+struct Far<'a> {
+    desk: &'a Desk,
+    peer: &'a Peer,
+    key: WindowKey,
+    places: [Place; PLACES],
+    under_way: VecDeque<Access>,
+}
+
+impl Far<'_> {
+    /// Begins to write or to read a place.
+    fn begin(&mut self, n: u64, rng: &mut Rng) {
+        let i = rng.below(PLACES as u64) as usize;
+        let at = (i * PLACE) as u64;
+        let Place::Has(old, len) = self.places[i] else { return };
+        self.places[i] = Place::Busy;
+        self.under_way.push_back(if len == 0 || rng.below(2) == 0 {
+            let most = if rng.below(8) == 0 { PLACE } else { 2_000 };
+            let new = message(n, rng.below(most as u64) as usize);
+            Access::Write(i, (n, new.len()), self.peer.write(&self.key, at, &new[..]))
+        } else {
+            let into = self.desk.e.buffer(len).unwrap();
+            Access::Read(i, (old, len), self.peer.read(&self.key, at, into))
+        });
+    }
+
+    /// Waits for the oldest until so many are left.
+    fn reap(&mut self, limit: usize) {
+        while self.under_way.len() > limit {
+            match self.under_way.pop_front().unwrap() {
+                Access::Write(i, (n, len), op) => {
+                    let done = self.desk.ended("a write", op);
+                    self.places[i] = done.map_or(Place::Unknown, |()| Place::Has(n, len));
+                    add(&self.desk.sums.writes, u64::from(done.is_some()));
+                }
+                Access::Read(i, (n, len), op) => {
+                    if let Some(b) = self.desk.ended("a read", op) {
+                        assert!(b[..] == message(n, len), "write {n} of {len} bytes is not there");
+                        add(&self.desk.sums.reads, 1);
+                    }
+                    self.places[i] = Place::Has(n, len);
+                }
+            }
+        }
+    }
+
+    /// Every place whose write was told to have ended has it.
+    fn account(&mut self) {
+        self.reap(0);
+        for i in 0..PLACES {
+            if let Place::Has(n, len @ 1..) = self.places[i] {
+                let into = self.desk.e.buffer(len).unwrap();
+                let op = self.peer.read(&self.key, (i * PLACE) as u64, into);
+                self.under_way.push_back(Access::Read(i, (n, len), op));
+            }
+        }
+        self.reap(0);
+    }
 }
 
 /// A fault for this peer, by chance.
@@ -109,7 +255,8 @@ fn fault(e: &Endpoint, peer: &Peer, rng: &mut Rng) -> kfab::FaultId {
         3 => FaultAction::Duplicate,
         _ => FaultAction::Cut,
     };
-    let port = (action == FaultAction::Cut || rng.below(2) == 0).then(|| rng.below(2) as usize);
+    // Shared memory and two rails, where the child has them.
+    let port = (action == FaultAction::Cut || rng.below(2) == 0).then(|| rng.below(3) as usize);
     let rule = FaultRule {
         peer: Some(peer.id()),
         port,
@@ -121,24 +268,22 @@ fn fault(e: &Endpoint, peer: &Peer, rng: &mut Rng) -> kfab::FaultId {
 }
 
 /// The numbers that the peer acknowledged; those whose send has ended are taken from the queue.
-fn reap(under_way: &mut VecDeque<(u64, Op<()>)>, limit: usize, acknowledged: &mut Vec<u64>, sums: &Sums) {
+fn reap(under_way: &mut VecDeque<(u64, Op<()>)>, limit: usize, acknowledged: &mut Vec<u64>, desk: &Desk) {
     while under_way.len() > limit {
         let (n, op) = under_way.pop_front().unwrap();
-        match op.wait_timeout(PATIENCE) {
-            Ok(()) => acknowledged.push(n),
-            Err(e) => {
-                assert!(matches!(e.kind(), Kind::PeerLost | Kind::Unreachable), "message {n}: {e:?}");
-                add(&sums.lost, 1);
-            }
-        }
+        acknowledged.extend(desk.ended("a message", op).map(|()| n));
     }
 }
 
 /// One life of a child: messages, faults, and then a kill, or an account of what arrived.
-fn life(e: &Endpoint, places: &str, rng: &mut Rng, sums: &Sums) {
+fn life(desk: &Desk, places: &str, rng: &mut Rng) {
+    let (e, sums) = (&desk.e, &desk.sums);
     let mut kid = Kid::start("sink", &[places]);
-    let address = kid.says("ready");
-    let peer = e.peer(&address).unwrap();
+    let server = Server::of(&kid);
+    let peer = e.peer(&server.address).unwrap();
+    let lost_before = peer.info().map_or(0, |i| i.counters.lost);
+    let places = [Place::Has(0, 0); PLACES];
+    let mut far = Far { desk, peer: &peer, key: server.window, places, under_way: VecDeque::new() };
     let mut next = 0;
     let mut acknowledged = Vec::new();
     for _ in 0..1 + rng.below(4) {
@@ -147,6 +292,7 @@ fn life(e: &Endpoint, places: &str, rng: &mut Rng, sums: &Sums) {
         let count = 50 + rng.below(400);
         let fatal = rng.below(count);
         let mut under_way = VecDeque::new();
+        let mut receives = VecDeque::new();
         for i in 0..count {
             let len = match rng.below(40) {
                 0 => rng.below(1 << 20),
@@ -155,14 +301,27 @@ fn life(e: &Endpoint, places: &str, rng: &mut Rng, sums: &Sums) {
             };
             let options = SendOptions { delivered: true, ordered: rng.below(4) == 0, tag: None };
             under_way.push_back((next, peer.send_with(&message(next, len as usize)[..], options)));
+            if rng.below(6) == 0 {
+                far.begin(next, rng);
+                far.reap(4);
+            }
+            if rng.below(10) == 0 {
+                let any = e.recv_with();
+                receives.push_back(if rng.below(2) == 0 { any.from(&peer) } else { any }.post());
+            }
+            if receives.len() > rng.below(4) as usize {
+                desk.give_up(receives.pop_front().unwrap(), rng);
+            }
             next += 1;
-            reap(&mut under_way, 64, &mut acknowledged, sums);
+            reap(&mut under_way, 64, &mut acknowledged, desk);
             if doomed && i == fatal {
                 kid.shoot();
                 add(&sums.kills, 1);
             }
         }
-        reap(&mut under_way, 0, &mut acknowledged, sums);
+        reap(&mut under_way, 0, &mut acknowledged, desk);
+        receives.into_iter().for_each(|op| desk.give_up(op, rng));
+        far.reap(0);
         if let Some(rule) = rule {
             add(&sums.faults, 1);
             add(&sums.struck, e.remove_fault(rule).expect("the rule was there"));
@@ -172,6 +331,10 @@ fn life(e: &Endpoint, places: &str, rng: &mut Rng, sums: &Sums) {
             break;
         }
         account(&mut kid, &acknowledged);
+        far.account();
+        // Where neither has given the other up, each has its answer.
+        let whole = || peer.info().is_some_and(|i| i.counters.lost == lost_before);
+        desk.all_answered(kid.id(), &acknowledged, whole);
         acknowledged.clear();
     }
     add(&sums.conversations, 1);
@@ -198,21 +361,38 @@ fn account(kid: &mut Kid, acknowledged: &[u64]) {
     }
 }
 
-/// The children's answers: each must be to a question, nothing more is asked of them.
-fn answers(e: &Endpoint, stop: &std::sync::atomic::AtomicBool) {
+impl Desk {
+    /// Waits for the answers to all of these, while the conversation is `whole`.
+    fn all_answered(&self, child: u32, acknowledged: &[u64], whole: impl Fn() -> bool) {
+        let begun = Instant::now();
+        loop {
+            let answered = self.answered.lock().unwrap();
+            let missing: Vec<_> = acknowledged.iter().filter(|n| !answered.contains(&(child, **n))).collect();
+            if missing.is_empty() || !whole() {
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(15), "no answers to {missing:?} of {child}");
+            drop(answered);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// The children's answers that no other receive gets.
+fn answers(desk: &Desk, stop: &std::sync::atomic::AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
-        match e.recv().wait_timeout(Duration::from_millis(100)) {
-            Ok(m) => assert_eq!(m.len(), 8),
+        match desk.e.recv().wait_timeout(Duration::from_millis(100)) {
+            Ok(m) => desk.answered(&m),
             Err(e) => assert!(matches!(e.kind(), Kind::TimedOut | Kind::PeerLost), "{e:?}"),
         }
     }
 }
 
 /// Some lives of each child, side by side, until the time is over; then all children are gone.
-fn epoch(e: &Endpoint, places: &[String], seed: u64, until: Instant, sums: &Sums) {
+fn epoch(desk: &Desk, places: &[String], seed: u64, until: Instant) {
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|s| {
-        let answers = s.spawn(|| answers(e, &stop));
+        let answers = s.spawn(|| answers(desk, &stop));
         let lives: Vec<_> = places
             .iter()
             .enumerate()
@@ -220,7 +400,7 @@ fn epoch(e: &Endpoint, places: &[String], seed: u64, until: Instant, sums: &Sums
                 s.spawn(move || {
                     let mut rng = Rng(seed * 31 + i as u64);
                     while Instant::now() < until {
-                        life(e, places, &mut rng, sums);
+                        life(desk, places, &mut rng);
                     }
                 })
             })
@@ -243,22 +423,30 @@ fn soak_kill_cut_restart() {
     println!("seed {seed} (KFAB_SOAK_SEED repeats its choices)");
     watched_for("soak", seconds + 240, move || {
         let before = Level::now();
-        let e = fabric_with(None).open(limits(EndpointConfig::default())).unwrap();
-        let places: Vec<String> = (0..CHILDREN)
-            .map(|i| format!("{},{}", place("shm", &format!("soak{i}")), place("tcp", "")))
-            .collect();
-        let (begun, sums) = (Instant::now(), Sums::default());
+        let listen = vec!["tcp:127.0.0.1:0".to_owned(); 2];
+        let e = fabric_with(None).open(limits(EndpointConfig { listen, ..Default::default() })).unwrap();
+        let rails = || format!("{},{}", place("tcp", ""), place("tcp", ""));
+        // One has no shared memory: what is cut off there is one rail of two.
+        let places: Vec<String> =
+            (0..CHILDREN)
+                .map(|i| {
+                    if i == 0 {
+                        rails()
+                    } else {
+                        format!("{},{}", place("shm", &format!("soak{i}")), rails())
+                    }
+                })
+                .collect();
+        let begun = Instant::now();
+        let desk = Desk { e, sums: Sums::default(), answered: Mutex::default() };
+        let (e, sums) = (&desk.e, &desk.sums);
         let (mut level, mut epochs) = (None, 0);
         while epochs < 3 || begun.elapsed() < Duration::from_secs(seconds) {
-            epoch(
-                &e,
-                &places,
-                seed + epochs,
-                Instant::now() + EPOCH.min(Duration::from_secs(seconds / 3)),
-                &sums,
-            );
+            let until = Instant::now() + EPOCH.min(Duration::from_secs(seconds / 3));
+            epoch(&desk, &places, seed + epochs, until);
             epochs += 1;
-            settle(&e);
+            settle(e);
+            *desk.answered.lock().unwrap() = HashSet::new();
             // What nobody reads is kept (up to a bound), and would look like a leak.
             let (events, missed) = e.events();
             let seen = events.len();
@@ -275,6 +463,8 @@ fn soak_kill_cut_restart() {
             }
         }
         level.expect("three epochs at least").0.regained("after the warm-up", 8 << 10);
+        let totals = e.stats().lane.totals;
+        let Desk { e, sums, .. } = desk;
         drop(e);
         let end = Level::now();
         assert!(
@@ -282,7 +472,9 @@ fn soak_kill_cut_restart() {
             "{end:?} at the end, {before:?} before"
         );
         let n = |a: &AtomicU64| a.load(Ordering::Relaxed);
-        assert!(n(&sums.acknowledged) > 0 && n(&sums.struck) > 0, "{sums:?}");
+        let all =
+            [&sums.acknowledged, &sums.answers, &sums.given_up, &sums.writes, &sums.reads, &sums.struck];
+        assert!(all.into_iter().all(|a| n(a) > 0) && totals.failovers > 0, "{sums:?} {totals:?}");
     });
 }
 
@@ -291,7 +483,8 @@ fn settle(e: &Endpoint) {
     let end = Instant::now() + PATIENCE;
     loop {
         while e.peek(None).is_some() {
-            let _ = e.recv().wait();
+            // What is still with its sender goes with it.
+            let _ = e.recv().wait_timeout(Duration::from_secs(1));
         }
         let s = e.stats();
         if (s.lane.ops, s.lane.unacked, s.lane.deferred, s.lane.conns) == (0, 0, 0, 0) && s.pool.in_use == 0 {
