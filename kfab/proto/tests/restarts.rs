@@ -14,6 +14,9 @@ const LIVES: u64 = 1_100;
 /// Longer than a frame, and than what is sent at once.
 const LARGE: usize = 100_000;
 
+/// One of the two.
+type Side = fn(&mut Scene) -> &mut End;
+
 /// The host that stays, and the one that is restarted.
 struct Scene {
     world: World,
@@ -76,7 +79,7 @@ impl Scene {
     }
 
     /// A message is received, whole; whose it was.
-    fn arrives(&mut self, op: OpId, here: fn(&mut Scene) -> &mut End, what: &[u8]) -> PeerId {
+    fn arrives(&mut self, op: OpId, here: Side, what: &[u8]) -> PeerId {
         let mut got = None;
         self.until("a message", |s| {
             got = here(s).machine.take(op);
@@ -92,7 +95,7 @@ impl Scene {
     }
 
     /// They learn who they are: what is sent to one that has died meanwhile may end with it, once.
-    fn greet(&mut self, here: fn(&mut Scene) -> &mut End, there: fn(&mut Scene) -> &mut End, at: u32) {
+    fn greet(&mut self, here: Side, there: Side, at: u32) {
         let world = self.world.clone();
         let greeted = (0..2).any(|_| {
             let to = here(self).to(&world, at);
@@ -119,12 +122,11 @@ impl Scene {
     fn talk(&mut self, life: u64) {
         let len = if life.is_multiple_of(10) { LARGE } else { 8 + (life % 3_000) as usize };
         let (question, answer) = (contents(life, len), contents(life + 1, 40));
-        let (here, there, at): (fn(&mut Scene) -> &mut End, fn(&mut Scene) -> &mut End, _) =
-            if life.is_multiple_of(2) {
-                (|s| &mut s.a, |s| &mut s.b, 1)
-            } else {
-                (|s| &mut s.b, |s| &mut s.a, 0)
-            };
+        let (here, there, at): (Side, Side, _) = if life.is_multiple_of(2) {
+            (|s| &mut s.a, |s| &mut s.b, 1)
+        } else {
+            (|s| &mut s.b, |s| &mut s.a, 0)
+        };
         let world = self.world.clone();
         self.greet(here, there, at);
         let asked = there(self).recv(&world, None);
