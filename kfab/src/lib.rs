@@ -25,8 +25,8 @@
 //! **Forks.** An endpoint belongs to the process that opened it. A forked child may exec, exit, or open endpoints of its own. Of what it
 //! inherited it may drop endpoints, windows, peers, receive pools and operations, which touches nothing that it shares with its parent and
 //! frees nothing; [`Endpoint::peer`] and windows are [`Kind::Closed`] there. It must not send, receive, wait, or use a
-//! buffer, and that is not checked. Its copies of the descriptors are closed by exec or by its end: until then peers of a parent
-//! that has died may have to wait for their liveness limit.
+//! buffer, and that is not checked. Its copies of the descriptors are closed by exec or by its end: until then a place that
+//! the parent listened at stays taken, and peers of a parent that has died may have to wait for their liveness limit.
 //!
 //! **Progress.** Somebody must poll, and it is always known who: the caller that waits, or else the endpoint's helper thread, which
 //! sleeps while a caller is active ([`Progress`]).
