@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use kfab::Buffer;
+use kfab::{Buffer, Kind, Rights};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -245,5 +245,26 @@ fn a_closed_window_is_mapped_nowhere() {
             a.progress();
             b.progress();
         }
+    });
+}
+
+/// A write that waits for somebody to be there and is given up is over: nothing of it is kept, and nothing of it is sent later.
+#[test]
+fn a_write_that_never_left_keeps_nothing_when_it_is_given_up() {
+    on_all("given up", |s| {
+        let (a, b, to_b) = pair(s);
+        let window = b.window(4096, Rights::WRITE).unwrap();
+        let key = window.key().clone();
+        to_b.send("hello").wait().unwrap();
+        b.recv().wait().unwrap();
+        drop((window, b));
+        let gone = a.recv_with().from(&to_b).post().wait_timeout(Duration::from_secs(20)).unwrap_err();
+        assert!(matches!(gone.kind(), Kind::PeerLost | Kind::Unreachable), "{gone}");
+        for _ in 0..3 {
+            let late = to_b.write(&key, 0, b"late").wait_timeout(Duration::from_millis(5)).unwrap_err();
+            assert!(matches!(late.kind(), Kind::TimedOut | Kind::Unreachable | Kind::PeerLost), "{late}");
+        }
+        let s = a.stats();
+        assert_eq!((s.lane.ops, s.pool.in_use), (0, 0));
     });
 }

@@ -356,6 +356,10 @@ impl Machine {
                 self.end_op(op);
                 Fate::Unknown
             }
+            Some(Proto::Write { .. }) => {
+                self.withdraw_write(op);
+                Fate::Unknown
+            }
             Some(Proto::Notice { .. }) => {
                 self.withdraw_notice(op);
                 Fate::NotSent

@@ -441,6 +441,25 @@ impl Machine {
         }
     }
 
+    /// Nobody waits for a write any more: if nothing is left of it but what has not left, that goes, and its memory is free.
+    pub(crate) fn withdraw_write(&mut self, op: OpId) {
+        let Some(Proto::Write { peer, parts, redo: None }) = self.ops.proto(op) else { return };
+        let (pi, parts, name) = (peer.index, *parts as usize, op.to_bits());
+        let is_its = |out: &Out| {
+            let access = out.inline.as_slice().get(..size_of::<Access>()).and_then(Access::parse);
+            out.kind == FrameKind::Write && access.is_some_and(|a| a.op.get() == name)
+        };
+        let tx = &mut self.peers[pi as usize].tx;
+        let waits = tx.control.iter().chain(tx.deferred.iter().map(|d| &d.out)).filter(|o| is_its(o)).count();
+        if waits < parts {
+            return;
+        }
+        tx.control.retain(|o| !is_its(o));
+        tx.deferred.retain(|d| !is_its(&d.out));
+        self.mark_dirty(pi);
+        self.end_op(op);
+    }
+
     /// A part of a write by a port has ended. If its rail broke, the whole is written again by messages as soon as no part is under
     /// way any more: the same bytes to the same place.
     pub(crate) fn direct_write_done(&mut self, io: &mut Io<'_>, op: OpId, result: Result<()>) {
