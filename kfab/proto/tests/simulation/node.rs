@@ -573,12 +573,13 @@ impl Node {
         self.begin(r, Job::Send { id, delivered: true, len: 8 }, book);
     }
 
-    /// What is in use is accounted for: the window, what operations under way have, what the application keeps; by each of `hosts` what
-    /// credit allows for messages that wait here, and for those of ours that may have to be sent again. Credit counts bytes, and a
-    /// block may be twice as large.
-    pub(crate) fn check_memory(&self, hosts: u32) -> Result<(), String> {
+    /// What is in use is accounted for: the window, what operations under way have, what the application keeps; by each host what credit
+    /// allows for messages that wait here, also from its earlier `lives`, and for those of ours that may have to be sent again. Credit
+    /// counts bytes, and a block may be twice as large.
+    pub(crate) fn check_memory(&self, lives: &[u32]) -> Result<(), String> {
         let allowed = |host: u32| 2 * limits().credits as usize * credit_bytes(host) as usize;
-        let theirs: usize = (0..hosts).map(|host| allowed(self.host) + allowed(host) + FRAMES).sum();
+        let of = |(host, life)| allowed(self.host) * (1 + life as usize) + allowed(host) + FRAMES;
+        let theirs: usize = (0..).zip(lives.iter().copied()).map(of).sum();
         let jobs: usize = self.jobs.values().map(Job::room).sum();
         let held: usize = self.held.iter().map(|(_, room)| room).sum();
         let (in_use, bound) = (self.pool.stats().in_use, block(WINDOW + PLACE) + jobs + held + theirs);

@@ -394,7 +394,7 @@ impl Run {
             n.poll(now, &mut self.rng, &mut self.book);
             // A message that was given back waits in the memory of its receive.
             if !self.book.withdrawn {
-                n.check_memory(self.plan.hosts)?;
+                n.check_memory(&self.lives)?;
             }
             let s = n.machine.stats();
             if s.unexpected > bound {
