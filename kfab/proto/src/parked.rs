@@ -77,7 +77,7 @@ impl Machine {
     fn look_again(&mut self, io: &mut Io<'_>, k: &Parked) {
         let c = &self.conns[k.ci as usize];
         if c.live && (c.port, c.conn) == (k.port, k.conn) {
-            self.sort_frame(io, k.ci, Header::parse(&k.header), &k.inline, k.body_len);
+            self.on_frame(io, k.ci, Header::parse(&k.header), &k.inline, k.body_len);
         }
     }
 }

@@ -76,30 +76,23 @@ impl Machine {
         body_len: usize,
     ) {
         if let Some(ci) = self.conn_at(port, conn) {
+            self.count_frame(ci, body_len);
             self.on_frame(io, ci, Header::parse(header), inline, body_len);
         } else if body_len > 0 {
             io.ports[port].take(conn, None);
         }
     }
 
+    /// A frame has come, and is counted: it may be looked at more than once.
     #[inline(always)]
-    pub(crate) fn on_frame(
-        &mut self,
-        io: &mut Io<'_>,
-        ci: u32,
-        header: Option<(FrameKind, Header)>,
-        inline: &Inline,
-        body_len: usize,
-    ) {
+    pub(crate) fn count_frame(&mut self, ci: u32, body_len: usize) {
         let c = &mut self.conns[ci as usize];
         c.rx_frames += 1;
         c.rx_bytes += body_len as u64;
-        self.sort_frame(io, ci, header, inline, body_len);
     }
 
-    /// A frame that was counted when it came, and may have been looked at before.
     #[inline(always)]
-    pub(crate) fn sort_frame(
+    pub(crate) fn on_frame(
         &mut self,
         io: &mut Io<'_>,
         ci: u32,

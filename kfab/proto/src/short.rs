@@ -354,6 +354,7 @@ impl Machine {
     /// The long way up for a frame that came by the short one.
     #[inline(never)]
     fn go_long(&mut self, io: &mut Io<'_>, ci: u32, frame: &Small) {
+        self.count_frame(ci, frame.body_len);
         self.on_frame(io, ci, Header::from_words(frame.header), &frame.inline, frame.body_len);
     }
 
