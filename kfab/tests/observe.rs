@@ -4,7 +4,9 @@ mod common;
 
 use common::{fabric, pair, watched};
 use kfab::prometheus::{Exporter, text};
-use kfab::{EndpointConfig, FabricEvent, FaultAction, FaultRule, Kind, Limits, RailHealth, SendOptions};
+use kfab::{
+    EndpointConfig, FabricEvent, FaultAction, FaultRule, Kind, Limits, Progress, RailHealth, SendOptions,
+};
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -53,17 +55,24 @@ fn every_reader_sees_every_event() {
 fn bytes_are_those_of_the_messages() {
     watched("bytes", || {
         for scheme in common::SCHEMES {
-            let (_a, b, to_b) = pair(scheme);
-            // There is no connection yet: they wait, and leave together. The large one is promised the long way.
+            // Nobody drives the sender before it waits: till then there is no connection, and what waits for it leaves together.
+            let still = EndpointConfig { progress: Progress::Inline, ..common::config(scheme) };
+            let (a, b) = (fabric().open(still).unwrap(), common::open(scheme));
+            let to_b = a.peer(&b.address().to_string()).unwrap();
+            // The large one is promised the long way.
             let large = common::pattern(100_000, 3);
             let sends: Vec<_> = (0..100).map(|_| to_b.send(b"8 bytes.")).collect();
             let last = to_b.send(&large[..]);
-            for _ in 0..100 {
-                assert_eq!(&b.recv().wait().unwrap()[..], b"8 bytes.");
-            }
-            assert!(b.recv().wait().unwrap()[..] == large[..]);
+            let receiver = std::thread::spawn(move || {
+                for _ in 0..100 {
+                    assert_eq!(&b.recv().wait().unwrap()[..], b"8 bytes.");
+                }
+                (b.recv().wait().unwrap(), b)
+            });
             sends.into_iter().for_each(|s| s.wait().unwrap());
             last.wait().unwrap();
+            let (message, b) = receiver.join().unwrap();
+            assert!(message[..] == large[..]);
             let (tx, rx) = (to_b.info().unwrap().counters, b.stats().lane.totals);
             assert!(tx.coalesced > 50, "over {scheme}: {}", tx.coalesced);
             assert_eq!((tx.tx_messages, tx.tx_bytes), (101, 100_800), "over {scheme}");
