@@ -285,6 +285,30 @@ impl<T: Finish> Op<T> {
         Op { state: State::Pending(Watch { hold: lane, id }) }
     }
 
+    /// `true` if it is known to have ended: within the call that began it, or when it was last looked at. Makes no progress; who sends or
+    /// writes much need not queue what has ended already.
+    ///
+    /// ```
+    /// # fn main() -> kfab::Result<()> {
+    /// # let fabric = kfab::Fabric::new((kfab_shm::Shm,));
+    /// # let (here, there) = (fabric.endpoint()?, fabric.endpoint()?);
+    /// # let peer = there.peer(&here.address().to_string())?;
+    /// let mut under_way = std::collections::VecDeque::new();
+    /// for i in 0..100u32 {
+    ///     if under_way.len() == 16 && let Some(oldest) = under_way.pop_front() {
+    ///         kfab::Op::wait(oldest)?;
+    ///     }
+    ///     let op = peer.send(&i.to_le_bytes());
+    ///     if op.has_ended() { op.wait()? } else { under_way.push_back(op) }
+    /// }
+    /// # for i in 0..100u32 { assert_eq!(here.recv().wait()?[..], i.to_le_bytes()) }
+    /// # Ok(()) }
+    /// ```
+    #[inline(always)]
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, State::Ready(_))
+    }
+
     /// `true` once it has ended. Makes progress.
     pub fn is_done(&mut self) -> bool {
         if let State::Pending(watch) = &self.state

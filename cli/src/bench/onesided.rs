@@ -25,7 +25,7 @@ struct Side<'a> {
 }
 
 impl Side<'_> {
-    #[inline]
+    #[inline(always)]
     fn write(&self) -> Op<()> {
         match &self.out {
             Outgoing::Small(b, len) => self.client.peer.write(&self.key, 0, &b[..*len]),
@@ -88,7 +88,12 @@ impl Side<'_> {
                     {
                         op.wait()?;
                     }
-                    under_way.push_back(self.write());
+                    let op = self.write();
+                    if op.has_ended() {
+                        op.wait()?;
+                    } else {
+                        under_way.push_back(op);
+                    }
                 }
                 for op in under_way {
                     op.wait()?;

@@ -63,7 +63,12 @@ fn send_all(client: &Client, load: &Load, out: &mut Outgoing, count: u64) -> Res
             last = i;
         }
         stamps = stamps.wrapping_add(cut(last, load.size));
-        under_way.push_back(out.send(&client.peer));
+        let op = out.send(&client.peer);
+        if op.has_ended() {
+            op.wait()?;
+        } else {
+            under_way.push_back(op);
+        }
     }
     for op in under_way {
         op.wait()?;

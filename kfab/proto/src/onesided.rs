@@ -363,10 +363,12 @@ impl Machine {
         offset: u64,
         bytes: &[u8],
     ) -> bool {
-        let Some((c, remote)) = self.near(to, key, offset, bytes.len(), Rights::WRITE) else { return false };
-        let done = matches!(io.ports[c.port].write_now(c.conn, remote, offset, bytes), Some(Ok(())));
-        c.tx_bytes += if done { bytes.len() as u64 } else { 0 };
-        done
+        let Some((c, remote)) = self.near(to, key) else { return false };
+        if !io.ports[c.port].write_now(c.conn, remote, offset, bytes) {
+            return false;
+        }
+        c.tx_bytes += bytes.len() as u64;
+        true
     }
 
     /// The same for a read. `Err`: the buffer as it was.
@@ -380,32 +382,23 @@ impl Machine {
         into: Buffer,
     ) -> std::result::Result<Buffer, Buffer> {
         let len = into.len();
-        let Some((c, remote)) = self.near(from, key, offset, len, Rights::READ).filter(|_| len > 0) else {
-            return Err(into);
-        };
+        let Some((c, remote)) = self.near(from, key).filter(|_| len > 0) else { return Err(into) };
         let mut landing = Landing::whole(into)?;
-        let done = matches!(io.ports[c.port].read_now(c.conn, remote, offset, &mut landing), Some(Ok(())));
+        let done = io.ports[c.port].read_now(c.conn, remote, offset, &mut landing);
         c.rx_bytes += if done { len as u64 } else { 0 };
         let buffer = landing.into_buffer().expect("made from a buffer of some bytes");
         if done { Ok(buffer) } else { Err(buffer) }
     }
 
-    /// The one rail to a window's owner, and what that port must show there.
+    /// The one rail to a peer, and what that port must show there. It looks by itself whether that opens what is asked for: what it refuses
+    /// goes the long way, which says why.
     #[inline(always)]
-    fn near(
-        &mut self,
-        owner: PeerId,
-        key: &WindowKey,
-        offset: u64,
-        len: usize,
-        rights: Rights,
-    ) -> Option<(&mut ConnState, RemoteKey)> {
-        let p = self.peers.get(owner.index as usize).filter(|p| p.name == owner && p.alias.is_none())?;
-        let ([ci], false) = (&p.active[..], self.closed) else { return None };
-        let c = &mut self.conns[*ci as usize];
+    fn near<'k>(&mut self, owner: PeerId, key: &'k WindowKey) -> Option<(&mut ConnState, &'k RemoteKey)> {
+        let p = self.peers.get(owner.index as usize).filter(|p| p.name == owner)?;
+        // `NOWHERE` is no connection's number.
+        let c = self.conns.get_mut(p.short as usize)?;
         let (_, remote) = key.ports.iter().find(|(port, _)| *port == c.far_port)?;
-        let inside = offset.checked_add(len as u64).is_some_and(|end| end <= key.len);
-        (inside && p.identity == Some(key.owner) && key.rights.contains(rights)).then_some((c, *remote))
+        Some((c, remote))
     }
 
     /// Stores `source` in pieces that the owner's machine puts into place and confirms. A notice goes with the last one, and waits there
@@ -503,8 +496,7 @@ impl Machine {
         let (port, conn, offset) = (self.conns[ci as usize].port, self.conns[ci as usize].conn, range.offset);
         if let Payload::Bytes(b) = payload {
             // Few bytes: a port that can finish within the call needs no operation and no memory.
-            if let Some(done) = io.ports[port].write_now(conn, key, offset, b) {
-                done?;
+            if io.ports[port].write_now(conn, &key, offset, b) {
                 return self.written_now(io, pi, tell.as_ref());
             }
         }

@@ -416,7 +416,7 @@ impl Machine {
         let key = RemoteKey { region: rts.region.get(), base: rts.base.get(), secret: rts.secret.get() };
         let port = &mut io.ports[c.port];
         let leads = c.far_port == rts.port.get() && port.caps().rma;
-        if !leads || !matches!(port.read_now(c.conn, key, 0, &mut place.landing), Some(Ok(()))) {
+        if !leads || !port.read_now(c.conn, &key, 0, &mut place.landing) {
             if let (Some(into), false) = (self.wanted(pi, h, taker, &mut out.body), place.fresh) {
                 *into = place.landing.into_buffer();
             }

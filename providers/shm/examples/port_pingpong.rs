@@ -288,7 +288,7 @@ fn bandwidth(s: &mut Side) {
     let begun = Instant::now();
     const N: u64 = 20_000_000;
     for i in 0..N {
-        s.port.write_now(s.conn, key, (i & 511) * 8, &i.to_le_bytes()).expect("mapped").expect("written");
+        assert!(s.port.write_now(s.conn, &key, (i & 511) * 8, &i.to_le_bytes()), "it is mapped");
     }
     println!("8 B write rate               {:8.1} M/s", N as f64 / begun.elapsed().as_secs_f64() / 1e6);
     let (from, mut to) = (vec![1u8; 4 << 20], vec![2u8; 4 << 20]);

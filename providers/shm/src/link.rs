@@ -92,10 +92,18 @@ impl Link {
         }
     }
 
+    /// It is up, and neither side has begun to end it.
+    #[inline(always)]
+    pub(crate) fn is_open(&self) -> bool {
+        !self.closing && self.ending.is_none()
+    }
+
     /// Wakes the peer. An eventfd whose counter is full is readable already.
     #[cold]
-    pub(crate) fn ring(&self) {
+    #[inline(never)]
+    pub(crate) fn ring(&self) -> bool {
         let _ = rustix::io::write(&self.doorbell, &1u64.to_ne_bytes());
+        true
     }
 
     /// Copies frames into the ring, and wakes the peer if it sleeps.
@@ -123,19 +131,11 @@ impl Link {
         if done == frames.len() { Posted::All } else { Posted::Some(done) }
     }
 
-    /// Copies a frame of `bytes` into the ring, and wakes the peer if it sleeps. `false` if there is no room.
+    /// Copies a frame of `bytes` into the ring, and wakes the peer if it sleeps. `false`, and nothing has happened, if that cannot be.
     #[inline(always)]
-    pub(crate) fn post_small(&mut self, header: u128, bytes: &[u8]) -> Result<bool, End> {
-        match self.channel.push_bytes(header, bytes) {
-            Ok(true) => {
-                if self.channel.take_bell() {
-                    self.ring();
-                }
-                Ok(true)
-            }
-            Ok(false) => Ok(false),
-            Err(h) => Err(hostile(h)),
-        }
+    pub(crate) fn post_small(&mut self, header: u128, bytes: &[u8]) -> bool {
+        let sent = self.is_open() && matches!(self.channel.push_bytes(header, bytes), Ok(true));
+        sent && (!self.channel.take_bell() || self.ring())
     }
 
     /// The next frame; its body, if it has one, waits for [`Link::take`]. `Poll` for what is hostile: [`Link::receive`] says it.

@@ -7,7 +7,7 @@ use crate::conns::{Attempt, Conns, Patience, Source, State};
 use crate::ctl::{self, Got};
 use crate::greet::{End, Greeting, Host, Parts, Progress};
 use crate::link::{Link, Posted, hostile};
-use crate::mem::{Farewell, Slots};
+use crate::mem::{Access, Farewell, Slots};
 use crate::name;
 use crate::regions::Regions;
 use crate::wire::{Denial, Msg};
@@ -476,6 +476,13 @@ impl ShmPort {
         }
     }
 
+    /// What the short way down could not send goes the long one, which sees to whatever it was.
+    #[cold]
+    #[inline(never)]
+    fn post_one(&mut self, conn: Conn, header: u128, bytes: &[u8]) -> bool {
+        self.post(conn, &[Frame::of_bytes(header, bytes)]) == 1
+    }
+
     /// There is no room for what the caller wants to send: `Event::Writable` will follow.
     #[cold]
     fn refuse(&mut self, conn: Conn) {
@@ -576,7 +583,7 @@ impl Port for ShmPort {
             return 0;
         };
         // Nobody keeps what is sent through memory: here it must not be dropped. `Down` is on its way.
-        if link.closing || link.ending.is_some() {
+        if !link.is_open() {
             return 0;
         }
         match link.post(frames) {
@@ -594,21 +601,8 @@ impl Port for ShmPort {
 
     #[inline]
     fn post_small(&mut self, conn: Conn, header: u128, bytes: &[u8]) -> bool {
-        if let Some(link) = self.conns.link(conn)
-            && !link.closing
-            && link.ending.is_none()
-        {
-            match link.post_small(header, bytes) {
-                Ok(true) => return true,
-                Ok(false) => self.refuse(conn),
-                Err(end) => {
-                    self.end(conn, end);
-                    return true;
-                }
-            }
-            return false;
-        }
-        self.post(conn, &[Frame::of_bytes(header, bytes)]) == 1
+        let sent = self.conns.link(conn).is_some_and(|l| l.post_small(header, bytes));
+        sent || self.post_one(conn, header, bytes)
     }
 
     #[inline]
@@ -683,19 +677,15 @@ impl Port for ShmPort {
     }
 
     #[inline]
-    fn write_now(&mut self, conn: Conn, key: RemoteKey, offset: u64, bytes: &[u8]) -> Option<Result<()>> {
-        self.at_once(conn, "write", key, |link| link.far.write(&link.channel, key, offset, bytes))
+    fn write_now(&mut self, conn: Conn, key: &RemoteKey, offset: u64, bytes: &[u8]) -> bool {
+        let link = self.conns.link(conn).filter(|l| l.is_open());
+        link.is_some_and(|l| l.far.write_now(&l.channel, key, offset, bytes))
     }
 
     #[inline]
-    fn read_now(
-        &mut self,
-        conn: Conn,
-        key: RemoteKey,
-        offset: u64,
-        into: &mut Landing,
-    ) -> Option<Result<()>> {
-        self.at_once(conn, "read", key, |link| crate::rma::read(link, key, offset, into))
+    fn read_now(&mut self, conn: Conn, key: &RemoteKey, offset: u64, into: &mut Landing) -> bool {
+        let link = self.conns.link(conn).filter(|l| l.is_open());
+        link.is_some_and(|l| crate::rma::read(l, *key, offset, into) == Access::Done)
     }
 
     fn fd(&self) -> BorrowedFd<'_> {

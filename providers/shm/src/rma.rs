@@ -148,27 +148,8 @@ impl ShmPort {
         }
     }
 
-    #[inline(always)]
-    pub(crate) fn at_once(
-        &mut self,
-        conn: Conn,
-        op: &'static str,
-        key: RemoteKey,
-        access: impl FnOnce(&mut Link) -> Access,
-    ) -> Option<Result<()>> {
-        let link = self.conns.link(conn)?;
-        if link.closing || link.ending.is_some() {
-            return Some(Err(Error::new(Kind::PeerLost, op, "the connection is not up")));
-        }
-        match access(link) {
-            Access::Done => Some(Ok(())),
-            Access::Unmapped => None,
-            e => Some(Err(error(op, e, key))),
-        }
-    }
-
     pub(crate) fn start_rma(&mut self, conn: Conn, mut rma: Rma, token: RmaToken) -> RmaStarted {
-        let Some(link) = self.conns.link(conn).filter(|l| !l.closing && l.ending.is_none()) else {
+        let Some(link) = self.conns.link(conn).filter(|l| l.is_open()) else {
             return RmaStarted::Failed(
                 landing_of(rma),
                 Error::new(Kind::PeerLost, "rma", "the connection is not up"),

@@ -137,7 +137,7 @@ fn write_for_ever(way: &str) {
             }
         }
         let Some(key) = key else { continue };
-        let _ = port.write_now(conn, key, 8, &[0xee; 8]);
+        let _ = port.write_now(conn, &key, 8, &[0xee; 8]);
         let _ = port.rma(conn, Rma::Write { source: source.as_source(), key, offset: 0 }, RmaToken(1));
     }
 }
@@ -266,7 +266,7 @@ fn killed_servers_are_reported_and_replaced() {
                 i += 1;
             }
             if let Some(key) = key {
-                let _ = port.write_now(conn, key, 64, &[1; 8]);
+                let _ = port.write_now(conn, &key, 64, &[1; 8]);
                 let source = Buffer::adopt(vec![1; 4096]).as_source();
                 let _ = port.rma(conn, Rma::Write { source, key, offset: 0 }, RmaToken(i));
             }

@@ -105,18 +105,12 @@ impl Port for SimPort {
         self.world.lock().rma(conn.0, rma, token)
     }
 
-    fn write_now(&mut self, conn: Conn, key: RemoteKey, offset: u64, bytes: &[u8]) -> Option<Result<()>> {
-        self.world.lock().write_now(conn.0, key, offset, bytes)
+    fn write_now(&mut self, conn: Conn, key: &RemoteKey, offset: u64, bytes: &[u8]) -> bool {
+        self.world.lock().write_now(conn.0, *key, offset, bytes)
     }
 
-    fn read_now(
-        &mut self,
-        conn: Conn,
-        key: RemoteKey,
-        offset: u64,
-        into: &mut Landing,
-    ) -> Option<Result<()>> {
-        self.world.lock().read_now(conn.0, key, offset, into)
+    fn read_now(&mut self, conn: Conn, key: &RemoteKey, offset: u64, into: &mut Landing) -> bool {
+        self.world.lock().read_now(conn.0, *key, offset, into)
     }
 
     fn fd(&self) -> BorrowedFd<'_> {

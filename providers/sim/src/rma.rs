@@ -91,31 +91,17 @@ impl Inner {
     }
 
     /// Stores within the call, where the world is memory.
-    pub(crate) fn write_now(
-        &mut self,
-        conn: u64,
-        key: RemoteKey,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Option<Result<()>> {
-        self.is_near(conn).then(|| self.serve(conn, key, offset, &Ask::WriteBytes { bytes }).map(drop))
+    pub(crate) fn write_now(&mut self, conn: u64, key: RemoteKey, offset: u64, bytes: &[u8]) -> bool {
+        self.is_near(conn) && self.serve(conn, key, offset, &Ask::WriteBytes { bytes }).is_ok()
     }
 
     /// Fetches within the call, where the world is memory; now and then it is not mapped yet.
-    pub(crate) fn read_now(
-        &mut self,
-        conn: u64,
-        key: RemoteKey,
-        offset: u64,
-        into: &mut Landing,
-    ) -> Option<Result<()>> {
+    pub(crate) fn read_now(&mut self, conn: u64, key: RemoteKey, offset: u64, into: &mut Landing) -> bool {
         if !self.is_near(conn) || self.rng.chance(self.config.late_rma / 2.0) {
-            return None;
+            return false;
         }
         let bytes = self.serve(conn, key, offset, &Ask::Read { len: into.len() });
-        Some(bytes.map(|b| {
-            into.copy_from(0, &b);
-        }))
+        bytes.is_ok_and(|b| into.copy_from(0, &b) == b.len())
     }
 
     fn is_near(&self, conn: u64) -> bool {

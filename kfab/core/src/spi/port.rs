@@ -360,7 +360,7 @@ pub trait Port: Send {
     fn poll(&mut self, now_ns: u64, events: &mut Vec<Event>) -> bool;
 
     /// Delivers the waiting body of the last frame of `conn`: into `landing` (as long as the body or longer: the first `body_len` bytes are filled;
-    /// shorter: the rest is discarded), or nowhere. Returns `Ok(landing)` if that happened within the call; else `Event::Taken` follows.
+    /// shorter: the rest is discarded), or nowhere. Returns `Some(landing)` if that happened within the call; else `Event::Taken` follows.
     fn take(&mut self, conn: Conn, landing: Option<Landing>) -> Option<Option<Landing>>;
 
     /// Delivers the body that [`Port::next_small`] announced, within the call: `into` has its length. `false` from ports that
@@ -376,26 +376,21 @@ pub trait Port: Send {
     /// Ends an exposure. When this returns no peer can reach the memory any more, and none is in the middle of it.
     fn revoke(&mut self, exposure: Exposure);
 
-    /// Starts a one-sided operation. `Ok(Some(landing))` (reads) or `Ok(None)` (writes) inside `RmaStarted::Done` means it ended within the call;
+    /// Starts a one-sided operation. `RmaStarted::Done` with the landing (reads) or `None` (writes) means that it ended within the call;
     /// else `Event::RmaDone` with `token` follows.
     fn rma(&mut self, conn: Conn, rma: Rma, token: RmaToken) -> RmaStarted;
 
-    /// Stores bytes in the peer's memory within the call; `None`: this port cannot, use [`Port::rma`].
-    fn write_now(&mut self, conn: Conn, key: RemoteKey, offset: u64, bytes: &[u8]) -> Option<Result<()>> {
+    /// The short way to store bytes in the peer's memory: `true` if they are there. `false`: they are not, and [`Port::rma`] can it, or says why
+    /// not.
+    fn write_now(&mut self, conn: Conn, key: &RemoteKey, offset: u64, bytes: &[u8]) -> bool {
         let _ = (conn, key, offset, bytes);
-        None
+        false
     }
 
-    /// Fetches from the peer's memory within the call; `None`: this port cannot, use [`Port::rma`].
-    fn read_now(
-        &mut self,
-        conn: Conn,
-        key: RemoteKey,
-        offset: u64,
-        into: &mut Landing,
-    ) -> Option<Result<()>> {
+    /// The short way to fetch from the peer's memory, as [`Port::write_now`] is to store.
+    fn read_now(&mut self, conn: Conn, key: &RemoteKey, offset: u64, into: &mut Landing) -> bool {
         let _ = (conn, key, offset, into);
-        None
+        false
     }
 
     /// A descriptor that becomes readable when there is work, after [`Port::arm`] returned `true`.

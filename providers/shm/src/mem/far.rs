@@ -135,28 +135,32 @@ impl Far {
         Ok(r)
     }
 
-    /// Calls `copy` with the address of byte `offset` of the window, `len` bytes of which are mapped, while its owner waits
+    /// What is known of a window; the slot is resolved first if need be.
+    fn known(&mut self, key: RemoteKey, need: Need) -> Result<Resolved, Access> {
+        match self.resolved_as(&key) {
+            Some(r) => Ok(*r),
+            None => self.resolve(u32::try_from(key.region).map_err(|_| Access::Denied)?, key.secret, need),
+        }
+    }
+
+    /// What is known already.
+    #[inline(always)]
+    fn resolved_as(&self, key: &RemoteKey) -> Option<&Resolved> {
+        self.resolved.get(key.region as usize).filter(|r| r.secret == key.secret && key.secret != 0)
+    }
+
+    /// Calls `copy` with the address of byte `offset` of a known window, `len` bytes of which are mapped, while its owner waits
     /// with taking it back.
     #[inline(always)]
     fn enter(
-        &mut self,
+        &self,
         channel: &Channel,
-        key: RemoteKey,
-        offset: u64,
-        len: usize,
+        known: &Resolved,
+        slot: u32,
+        (offset, len): (u64, usize),
         need: Need,
         copy: impl FnOnce(*mut u8),
     ) -> Access {
-        let known = match self.resolved.get(key.region as usize) {
-            Some(r) if r.secret == key.secret && key.secret != 0 => *r,
-            _ => match u32::try_from(key.region)
-                .map_err(|_| Access::Denied)
-                .and_then(|i| self.resolve(i, key.secret, need))
-            {
-                Ok(r) => r,
-                Err(e) => return e,
-            },
-        };
         let allowed = if need == Need::Write { known.writable } else { known.readable };
         if !allowed {
             return Access::Denied;
@@ -164,11 +168,10 @@ impl Far {
         if offset > known.len || len as u64 > known.len - offset {
             return Access::Range;
         }
-        let slot = key.region as u32;
         channel.enter(slot);
         // Between "I am in" and "does the secret stand?": see the head of this file.
         light_barrier(channel.is_asymmetric());
-        let stands = self.table.stands(slot, key.secret);
+        let stands = self.table.stands(slot, known.secret);
         if stands {
             // SAFETY: offset <= known.len, and base..base + len was inside a mapping that is still there (`add` and `forget` empty
             // `resolved`).
@@ -178,10 +181,11 @@ impl Far {
         if stands { Access::Done } else { Access::Denied }
     }
 
-    /// Stores `bytes` at `offset` of a window.
+    /// Stores `bytes` at `offset` of a window that has been used before; `false` if that is not so, or it cannot be.
     #[inline(always)]
-    pub(crate) fn write(&mut self, channel: &Channel, key: RemoteKey, offset: u64, bytes: &[u8]) -> Access {
-        self.enter(channel, key, offset, bytes.len(), Need::Write, |dst| {
+    pub(crate) fn write_now(&self, channel: &Channel, key: &RemoteKey, offset: u64, bytes: &[u8]) -> bool {
+        let Some(known) = self.resolved_as(key) else { return false };
+        let done = self.enter(channel, known, key.region as u32, (offset, bytes.len()), Need::Write, |dst| {
             // SAFETY: `enter` vouches for `dst`. They may be the same pages where a process talks to itself: hence `copy`. Few
             // bytes go as one store.
             unsafe {
@@ -190,7 +194,8 @@ impl Far {
                     Err(_) => std::ptr::copy(bytes.as_ptr(), dst, bytes.len()),
                 }
             }
-        })
+        });
+        done == Access::Done
     }
 
     /// Stores the bytes of `source` at `offset` of a window.
@@ -201,7 +206,11 @@ impl Far {
         offset: u64,
         source: &Slice,
     ) -> Access {
-        self.enter(channel, key, offset, source.len(), Need::Write, |dst| {
+        let known = match self.known(key, Need::Write) {
+            Ok(known) => known,
+            Err(e) => return e,
+        };
+        self.enter(channel, &known, key.region as u32, (offset, source.len()), Need::Write, |dst| {
             // SAFETY: `enter` vouches for `dst`, the slice for its own bytes; overlap as above.
             unsafe { std::ptr::copy(source.as_ptr(), dst, source.len()) }
         })
@@ -216,7 +225,11 @@ impl Far {
         landing: &mut Landing,
     ) -> Access {
         let (dst, len) = (landing.as_mut_ptr(), landing.len());
-        self.enter(channel, key, offset, len, Need::Read, |src| {
+        let known = match self.known(key, Need::Read) {
+            Ok(known) => known,
+            Err(e) => return e,
+        };
+        self.enter(channel, &known, key.region as u32, (offset, len), Need::Read, |src| {
             // SAFETY: `enter` vouches for `src`, the landing is the right to its bytes; overlap as above.
             unsafe { std::ptr::copy(src, dst, len) }
         })

@@ -26,13 +26,25 @@ struct Slot {
 
 const _: () = assert!(size_of::<Slot>() == 64);
 
-fn slot(map: &Mapping, i: u32) -> Option<&Slot> {
-    if i >= MAX_SLOTS || map.len() < TABLE_BYTES {
-        return None;
+/// A mapping of [`TABLE_BYTES`].
+#[derive(Debug)]
+struct Table(Mapping);
+
+impl Table {
+    /// `None` if it has another size.
+    fn new(map: Mapping) -> Option<Table> {
+        (map.len() == TABLE_BYTES).then_some(Table(map))
     }
-    // SAFETY: the index is inside the mapping (checked), which is page-aligned and initialised (memfd) and lives as long as the
-    // reference; a Slot is atomics only, so changes from outside are allowed. Where it is mapped read-only nobody stores.
-    Some(unsafe { &*map.ptr().as_ptr().cast::<Slot>().add(i as usize) })
+
+    #[inline(always)]
+    fn slot(&self, i: u32) -> Option<&Slot> {
+        if i >= MAX_SLOTS {
+            return None;
+        }
+        // SAFETY: the index is inside the mapping (checked here and by `new`), which is page-aligned and initialised (memfd) and lives as
+        // long as the reference; a Slot is atomics only, so changes from outside are allowed. Where it is mapped read-only nobody stores.
+        Some(unsafe { &*self.0.ptr().as_ptr().cast::<Slot>().add(i as usize) })
+    }
 }
 
 /// A window as its owner keeps it.
@@ -47,7 +59,7 @@ struct Own {
 #[derive(Debug)]
 pub(crate) struct Slots {
     fd: OwnedFd,
-    map: Mapping,
+    table: Table,
     own: Vec<Option<Own>>,
     free: VecDeque<u32>,
 }
@@ -57,7 +69,10 @@ impl Slots {
     pub(crate) fn new() -> Result<Slots> {
         let (fd, map) = sys::sealed_memfd("kfab-slots", TABLE_BYTES, true)
             .map_err(|e| Error::os("open", "a slot table", e))?;
-        Ok(Slots { fd, map, own: Vec::new(), free: VecDeque::new() })
+        let table = Table::new(map).ok_or_else(|| {
+            Error::new(Kind::Unavailable, "open", "a slot table has not the size that was asked for")
+        })?;
+        Ok(Slots { fd, table, own: Vec::new(), free: VecDeque::new() })
     }
 
     /// For peers to map.
@@ -80,7 +95,7 @@ impl Slots {
         };
         let writable = rights.contains(Rights::WRITE);
         self.own[i as usize] = Some(Own { memory: memory.clone(), secret, writable });
-        if let Some(s) = slot(&self.map, i) {
+        if let Some(s) = self.table.slot(i) {
             s.region.store(memory.region().id(), Ordering::Relaxed);
             s.offset.store(memory.offset() as u64, Ordering::Relaxed);
             s.len.store(memory.len() as u64, Ordering::Relaxed);
@@ -105,7 +120,7 @@ impl Slots {
     /// Takes the secret away. Peers that look from now on (after a heavy barrier) find no window; wait for those in the middle
     /// before [`Slots::free`].
     pub(crate) fn close(&self, i: u32) {
-        if let Some(s) = slot(&self.map, i) {
+        if let Some(s) = self.table.slot(i) {
             s.secret.store(0, Ordering::Relaxed);
             // The next tenant's fields come after this.
             fence(Ordering::Release);
@@ -137,30 +152,27 @@ pub(crate) struct Claim {
 
 /// A peer's table, read-only.
 #[derive(Debug)]
-pub(crate) struct FarSlots(Mapping);
+pub(crate) struct FarSlots(Table);
 
 impl FarSlots {
     /// Maps a table from a descriptor that a peer sent.
     pub(crate) fn new(fd: &OwnedFd) -> std::io::Result<FarSlots> {
-        let map = sys::map_foreign(fd, false, TABLE_BYTES)?;
-        if map.len() != TABLE_BYTES {
-            return Err(std::io::Error::other("a slot table of another size"));
-        }
-        Ok(FarSlots(map))
+        let table = Table::new(sys::map_foreign(fd, false, TABLE_BYTES)?);
+        table.map(FarSlots).ok_or_else(|| std::io::Error::other("a slot table of another size"))
     }
 
-    /// `true` if `secret` stands in slot `i`.
+    /// `true` if `secret`, which is not 0, stands in slot `i`.
     #[inline(always)]
     pub(crate) fn stands(&self, i: u32, secret: u64) -> bool {
-        slot(&self.0, i).is_some_and(|s| s.secret.load(Ordering::Acquire) == secret) && secret != 0
+        self.0.slot(i).is_some_and(|s| s.secret.load(Ordering::Acquire) == secret)
     }
 
     /// What slot `i` says, if `secret` stands there before and after.
     pub(crate) fn read(&self, i: u32, secret: u64) -> Option<Claim> {
-        if !self.stands(i, secret) {
+        if secret == 0 || !self.stands(i, secret) {
             return None;
         }
-        let s = slot(&self.0, i)?;
+        let s = self.0.slot(i)?;
         let rights = Rights::from_bits_truncate(s.rights.load(Ordering::Relaxed) as u8);
         let claim = Claim {
             region: s.region.load(Ordering::Relaxed),
