@@ -200,6 +200,8 @@ pub fn text(stats: &EndpointStats) -> String {
     t.one("operations", "gauge", "Operations under way.", lane.ops);
     t.one("receives_posted", "gauge", "Receives that wait for a message.", lane.posted);
     t.one("messages_unexpected", "gauge", "Messages that wait for a receive.", lane.unexpected);
+    let left = "Credit units of messages that wait of peers that are gone.";
+    t.one("left_behind_units", "gauge", left, lane.left_behind as usize);
     t.one("messages_deferred", "gauge", "Messages that wait for credit.", lane.deferred);
     t.one("frames_unacked", "gauge", "Frames that wait for an acknowledgement.", lane.unacked);
     t.one("windows", "gauge", "Windows open.", lane.windows);

@@ -132,12 +132,13 @@ fn fact_text(f: &Fact) -> String {
 }
 
 /// Units and meanings, in the order in which they are shown.
-const MEANINGS: [(&str, &str, &str); 20] = [
+const MEANINGS: [(&str, &str, &str); 21] = [
     ("credits", "units", "memory that unasked messages of one peer may hold here"),
     ("credit_bytes", "bytes", "per unit"),
     ("max_message", "bytes", "largest message"),
     ("max_ops", "operations", "under way at once on an endpoint"),
     ("max_peers", "peers", "known at once to an endpoint"),
+    ("max_left_behind", "units", "that wait of peers that are gone, then nobody new is let in"),
     ("max_unacked", "frames", "to one peer without an acknowledgement"),
     ("max_unacked_bytes", "bytes", "of large transfers to one peer, unacknowledged"),
     ("coalesce_max", "bytes", "messages up to this share a frame under backlog"),

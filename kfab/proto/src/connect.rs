@@ -258,6 +258,9 @@ impl Machine {
         let text = buffer.as_ref().and_then(|b| std::str::from_utf8(b.get(..len)?).ok());
         let address = text.and_then(|t| t.parse::<Address>().ok());
         let id = h.id.get();
+        if self.left_behind >= self.limits.max_left_behind && !self.knows(ci, id, h.session.get()) {
+            return self.turn_away(io, ci);
+        }
         let Some(pi) = self.whose(io, ci, id, address) else {
             return self.hostile(io, ci, "too many peers (Limits::max_peers)");
         };
@@ -325,6 +328,26 @@ impl Machine {
             self.stream.push(FabricEvent::PeerUp { peer: name, via, fallback });
         }
         self.mark_dirty(pi);
+    }
+
+    /// Whether a hello is of a peer and a state of it that are known.
+    fn knows(&self, ci: u32, id: u64, session: u64) -> bool {
+        let known = self.by_identity.get(&id).copied().or(self.conns[ci as usize].peer);
+        known.is_some_and(|pi| self.peers[pi as usize].far_session == Some(session))
+    }
+
+    /// What peers left behind is all that may wait of such: nobody new is let in until some of it has been received. Who is turned away
+    /// tries again, as with everybody who does not answer.
+    #[cold]
+    fn turn_away(&mut self, io: &mut Io<'_>, ci: u32) {
+        let units = self.left_behind;
+        let why =
+            format!("messages of peers that are gone wait here, {units} units (Limits::max_left_behind)");
+        if let Some(pi) = self.conns[ci as usize].peer {
+            self.candidate_down(io.now, pi, ci, &why, false);
+        }
+        self.close_conn(io, ci);
+        self.stream.push(FabricEvent::Rejected { reason: why });
     }
 
     /// The peer that this identity belongs to, known or new.
@@ -610,8 +633,7 @@ impl Machine {
         }
         let name = self.peers[pi as usize].name;
         self.end_operations(io, pi, kind, why);
-        self.matcher.forget_peer(name);
-        self.windows.forget_peer(name);
+        self.left_behind += self.matcher.forget_peer(name) + self.windows.forget_peer(name);
         for ci in 0..self.conns.len() as u32 {
             let c = &mut self.conns[ci as usize];
             // Another that the new incarnation has dialed, and whose last hello is to come, is none of the old. It stays the peer's: it

@@ -127,7 +127,7 @@ impl Machine {
         let Arrived::Promise { rts } = u.what else { return };
         let pi = u.from.index;
         let (len, sender) = (rts.len() as usize, rts.op.get());
-        self.consume(pi, u.units);
+        self.consume(pi, u.cost.units);
         let room = match into {
             Some(r) if r.len() < len => Err((Status::Ok, truncated())),
             Some(r) => Ok(r),

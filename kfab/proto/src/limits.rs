@@ -18,6 +18,10 @@ pub struct Limits {
     /// The most peers known at once on a lane (default 65,536). For more, those make room that were not used for
     /// [`Limits::peer_timeout`]; `Kind::Limit` if there are none.
     pub max_peers: usize,
+    /// Credit units of messages and notices that wait here of peers that are gone (default 65,536). While there are as many, no new peer is
+    /// let in, and none that was restarted: they come in when some have been received. So memory is bounded however often peers
+    /// come and go.
+    pub max_left_behind: u64,
     /// The most frames to one peer that may be unacknowledged (default 4096).
     pub max_unacked: usize,
     /// Bytes of pieces of large transfers to one peer that may be unacknowledged (default 16 MiB).
@@ -57,6 +61,7 @@ impl Default for Limits {
             max_message: 1 << 30,
             max_ops: 65_536,
             max_peers: 65_536,
+            max_left_behind: 65_536,
             max_unacked: 4096,
             max_unacked_bytes: 16 << 20,
             coalesce_max: 1024,
@@ -121,6 +126,7 @@ impl Limits {
                 bad("max_unacked_bytes must not be 0: no large message would ever leave")
             }
             _ if self.max_peers == 0 => bad("max_peers must not be 0"),
+            _ if self.max_left_behind == 0 => bad("max_left_behind must not be 0: nobody would be let in"),
             _ if self.probe_after.is_zero() => bad("probe_after must not be 0"),
             _ if self.rail_timeout.is_zero() => bad("rail_timeout must not be 0"),
             _ if self.resend_after.is_zero() => bad("resend_after must not be 0"),
@@ -156,6 +162,7 @@ mod tests {
             ("max_unacked_bytes", Limits { max_unacked_bytes: 0, ..good() }),
             ("max_unacked", Limits { max_unacked: 0, ..good() }),
             ("max_peers", Limits { max_peers: 0, ..good() }),
+            ("max_left_behind", Limits { max_left_behind: 0, ..good() }),
             ("max_ops", Limits { max_ops: 0, ..good() }),
             ("probe_after", Limits { probe_after: zero, ..good() }),
             ("rail_timeout", Limits { rail_timeout: zero, ..good() }),

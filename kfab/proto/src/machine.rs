@@ -124,6 +124,8 @@ pub struct Machine {
     pub(crate) free_later: Vec<u32>,
     /// What peers counted that are known no more.
     pub(crate) past_totals: PeerCounters,
+    /// Credit units of what waits here of peers that are gone.
+    pub(crate) left_behind: u64,
     pub(crate) by_identity: HashMap<u64, u32>,
     pub(crate) by_address: HashMap<String, u32>,
     pub(crate) conns: Vec<ConnState>,
@@ -185,6 +187,7 @@ impl Machine {
             free_peers: Vec::new(),
             free_later: Vec::new(),
             past_totals: PeerCounters::NONE,
+            left_behind: 0,
             by_identity: HashMap::new(),
             by_address: HashMap::new(),
             conns: Vec::new(),

@@ -23,8 +23,35 @@ pub(crate) struct Unexpected {
     pub(crate) from: PeerId,
     pub(crate) tag: Option<u64>,
     pub(crate) what: Arrived,
-    /// Credit units to give back when it is received.
+    pub(crate) cost: Cost,
+}
+
+/// Credit units that something holds while it waits, and whose they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cost {
     pub(crate) units: u32,
+    /// Its sender's, who gets them back when it is received. Else the sender is gone, and the machine counts them.
+    owed: bool,
+}
+
+impl Cost {
+    /// Nobody's: what it was has been received before.
+    pub(crate) const NONE: Cost = Cost { units: 0, owed: false };
+
+    #[inline(always)]
+    pub(crate) fn owed(units: u32) -> Cost {
+        Cost { units, owed: true }
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_owed(self) -> bool {
+        self.owed
+    }
+
+    /// The sender is gone; how many units are nobody's now that were somebody's.
+    pub(crate) fn is_left(&mut self) -> u32 {
+        if std::mem::take(&mut self.owed) { self.units } else { 0 }
+    }
 }
 
 impl Unexpected {
@@ -245,7 +272,7 @@ impl Matcher {
 
     /// A receive that will have its buffer later. Gives a message that waits for it and brings its own memory, if there is one.
     pub(crate) fn post_dry(&mut self, op: OpId, want: Want) -> Option<Unexpected> {
-        let given_back = |u: &Unexpected| u.units == 0 && matches!(u.what, Arrived::Whole(_));
+        let given_back = |u: &Unexpected| !u.cost.is_owed() && matches!(u.what, Arrived::Whole(_));
         let u = self.take_unexpected_if(&want, given_back);
         if u.is_none() {
             self.dry.push_back((op, want));
@@ -277,12 +304,13 @@ impl Matcher {
     }
 
     /// Forgets the promises of a peer that is lost; whole messages stay, they have arrived. Their credit is nobody's any more: what
-    /// comes after the peer has credit of its own.
-    pub(crate) fn forget_peer(&mut self, peer: PeerId) {
+    /// comes after the peer has credit of its own. How many units.
+    pub(crate) fn forget_peer(&mut self, peer: PeerId) -> u64 {
         for q in &mut self.unexpected {
             q.retain(|u| u.from != peer || matches!(u.what, Arrived::Whole(_)));
-            q.iter_mut().filter(|u| u.from == peer).for_each(|u| u.units = 0);
         }
+        let left = self.unexpected.iter_mut().flatten().filter(|u| u.from == peer);
+        left.map(|u| u64::from(u.cost.is_left())).sum()
     }
 
     /// A peer has got another name.
@@ -348,7 +376,7 @@ mod tests {
                         prop_assert_eq!(got, want);
                         if got.is_none() {
                             let data = Inline::new(&next.to_le_bytes()).unwrap();
-                            m.push(Unexpected { from: peer(p), tag, what: Arrived::Whole(Data::Inline(data)), units: 1 });
+                            m.push(Unexpected { from: peer(p), tag, what: Arrived::Whole(Data::Inline(data)), cost: Cost::owed(1) });
                             waiting.push((next, peer(p), tag));
                         }
                     }

@@ -6,6 +6,7 @@
 //! [`Limits::credits`](crate::Limits) of each peer.
 
 use crate::machine::{Io, Machine};
+use crate::matcher::Cost;
 use crate::message::*;
 use crate::ops::{Proto, Range};
 use crate::parts::read_outcome;
@@ -37,7 +38,7 @@ pub struct Notice {
 /// The notices of a window: those that wait to be taken with the credit each gives back, and the operations that wait for one.
 #[derive(Debug, Default)]
 pub(crate) struct Notices {
-    pub(crate) here: VecDeque<(Notice, u32)>,
+    pub(crate) here: VecDeque<(Notice, Cost)>,
     pub(crate) wanted: VecDeque<OpId>,
 }
 
@@ -123,8 +124,8 @@ impl Machine {
         self.close_tab();
         let closed = || Error::new(Kind::Closed, "notice", "the window is closed");
         let notices = self.windows.notices(window).ok_or_else(closed)?;
-        if let Some((notice, units)) = notices.here.pop_front() {
-            self.give_units(notice.from, units);
+        if let Some((notice, cost)) = notices.here.pop_front() {
+            self.give_units(notice.from, cost);
             return Ok(Started::Done(Outcome::Notice(notice)));
         }
         let op = self.ops.insert(Proto::Notice { window }, "notice")?;
@@ -160,7 +161,7 @@ impl Machine {
         if self.may_wait(io, pi, 1)
             && let Some(queue) = self.windows.notices(notice.window)
         {
-            queue.here.push_back((notice, 1));
+            queue.here.push_back((notice, Cost::owed(1)));
         }
     }
 
@@ -169,7 +170,7 @@ impl Machine {
         let Some(queue) = self.windows.notices(n.window) else { return };
         match queue.wanted.pop_front() {
             Some(op) => self.finish(op, Ok(Outcome::Notice(n))),
-            None => queue.here.push_front((n, 0)),
+            None => queue.here.push_front((n, Cost::NONE)),
         }
     }
 
@@ -187,16 +188,18 @@ impl Machine {
         for op in notices.wanted {
             self.finish(op, Err(Error::new(Kind::Closed, "notice", "the window was closed")));
         }
-        for (notice, units) in notices.here {
-            self.give_units(notice.from, units);
+        for (notice, cost) in notices.here {
+            self.give_units(notice.from, cost);
         }
     }
 
     /// What waited of a peer is the user's now, or gone: its units go back.
-    pub(crate) fn give_units(&mut self, to: PeerId, units: u32) {
-        if let Some(p) = self.peers.get_mut(to.index as usize).filter(|p| p.name == to && units > 0) {
-            p.rx.waiting = p.rx.waiting.saturating_sub(units);
-            self.consume(to.index, units);
+    pub(crate) fn give_units(&mut self, to: PeerId, cost: Cost) {
+        if !cost.is_owed() {
+            self.left_behind = self.left_behind.saturating_sub(u64::from(cost.units));
+        } else if let Some(p) = self.peers.get_mut(to.index as usize).filter(|p| p.name == to) {
+            p.rx.waiting = p.rx.waiting.saturating_sub(cost.units);
+            self.consume(to.index, cost.units);
         }
     }
 }

@@ -3,6 +3,7 @@
 //! drop returns.
 
 use crate::machine::{ConnState, Io, Machine};
+use crate::matcher::Cost;
 use crate::message::*;
 use crate::notice::{Notice, Notices, Tell, Told};
 use crate::ops::{Proto, Range, Redo};
@@ -159,12 +160,12 @@ impl Windows {
         self.waiting().filter(|(n, _)| n.from == old).for_each(|(n, _)| n.from = new);
     }
 
-    /// A peer is lost: its notices stay, they have arrived; their credit is nobody's any more.
-    pub(crate) fn forget_peer(&mut self, peer: PeerId) {
-        self.waiting().filter(|(n, _)| n.from == peer).for_each(|(_, units)| *units = 0);
+    /// A peer is lost: its notices stay, they have arrived; their credit is nobody's any more. How many units.
+    pub(crate) fn forget_peer(&mut self, peer: PeerId) -> u64 {
+        self.waiting().filter(|(n, _)| n.from == peer).map(|(_, cost)| u64::from(cost.is_left())).sum()
     }
 
-    fn waiting(&mut self) -> impl Iterator<Item = &mut (Notice, u32)> {
+    fn waiting(&mut self) -> impl Iterator<Item = &mut (Notice, Cost)> {
         self.open.values_mut().flat_map(|w| w.notices.here.iter_mut())
     }
 

@@ -4,7 +4,7 @@
 
 use crate::dedup::Verdict;
 use crate::machine::{Io, Machine};
-use crate::matcher::{Arrived, Receive, Unexpected};
+use crate::matcher::{Arrived, Cost, Receive, Unexpected};
 use crate::message::*;
 use crate::notice::Told;
 use crate::ops::{Proto, data};
@@ -326,13 +326,13 @@ impl Machine {
             let early = !seq_before(seq, p.rx.dedup.next());
             if early && flags & ORDERED != 0 || !early && !p.rx.held.is_empty() {
                 if self.may_wait(io, pi, units) {
-                    let held = Held::Message(Unexpected { from, tag, what, units });
+                    let held = Held::Message(Unexpected { from, tag, what, cost: Cost::owed(units) });
                     self.peers[pi as usize].rx.held.push((seq, held));
                 }
                 return;
             }
         }
-        self.offer(io, pi, Unexpected { from, tag, what, units });
+        self.offer(io, pi, Unexpected { from, tag, what, cost: Cost::owed(units) });
     }
 
     /// After all messages of a frame: those that were held back for it, in their order.
@@ -353,7 +353,7 @@ impl Machine {
         due.sort_by_key(|(s, _)| seq_ahead(next, *s));
         for (_, held) in due {
             let rx = &mut self.peers[pi as usize].rx;
-            let units = if let Held::Message(u) = &held { u.units } else { 1 };
+            let units = if let Held::Message(u) = &held { u.cost.units } else { 1 };
             rx.waiting = rx.waiting.saturating_sub(units);
             match held {
                 Held::Message(u) => self.offer(io, pi, u),
@@ -368,14 +368,14 @@ impl Machine {
         p.counters.rx_messages += 1;
         p.counters.rx_bytes += u.len();
         let Some(Receive { op, into, .. }) = self.matcher.take_posted(u.from, u.tag) else {
-            if self.may_wait(io, pi, u.units) {
+            if self.may_wait(io, pi, u.cost.units) {
                 self.matcher.push(u);
             }
             return;
         };
         match u.what {
             Arrived::Whole(d) => {
-                self.consume(pi, u.units);
+                self.consume(pi, u.cost.units);
                 self.hand_down(op, message(u.from, u.tag, d), into);
             }
             Arrived::Promise { .. } => {
@@ -408,7 +408,7 @@ impl Machine {
             return self.hand_down(op, m, None);
         }
         let what = Arrived::Whole(m.data);
-        self.matcher.push_back_first(Unexpected { from: m.from, tag: m.tag, what, units: 0 });
+        self.matcher.push_back_first(Unexpected { from: m.from, tag: m.tag, what, cost: Cost::NONE });
     }
 
     /// A receive that finds its message waiting.
@@ -420,7 +420,7 @@ impl Machine {
     ) -> Result<Started> {
         match u.what {
             Arrived::Whole(d) => {
-                self.give_units(u.from, u.units);
+                self.give_units(u.from, u.cost);
                 fit(message(u.from, u.tag, d), into).map(Started::Done)
             }
             Arrived::Promise { .. } => {
@@ -441,12 +441,12 @@ impl Machine {
     pub(crate) fn deliver(&mut self, io: &mut Io<'_>, op: OpId, u: Unexpected, into: Option<Room>) {
         match u.what {
             Arrived::Whole(d) => {
-                self.give_units(u.from, u.units);
+                self.give_units(u.from, u.cost);
                 self.finish(op, fit(message(u.from, u.tag, d), into));
             }
             Arrived::Promise { .. } => {
                 if let Some(p) = self.peers.get_mut(u.from.index as usize).filter(|p| p.name == u.from) {
-                    p.rx.waiting = p.rx.waiting.saturating_sub(u.units);
+                    p.rx.waiting = p.rx.waiting.saturating_sub(u.cost.units);
                 }
                 self.fetch(io, op, u, into);
             }
@@ -675,7 +675,7 @@ impl Machine {
             // Its receive was cancelled while the bytes came: the message waits for the next.
             self.end_op(op);
             let what = Arrived::Whole(data(buffer, len));
-            return self.offer(io, pi, Unexpected { from, tag, what, units: 0 });
+            return self.offer(io, pi, Unexpected { from, tag, what, cost: Cost::NONE });
         }
         let p = &mut self.peers[pi as usize];
         p.counters.rx_messages += 1;

@@ -366,7 +366,7 @@ impl Machine {
         let Arrived::Whole(data) = u.what else { return false };
         (out.from, out.tag) = (u.from, u.tag);
         out.put_data(data);
-        self.give_units(u.from, u.units);
+        self.give_units(u.from, u.cost);
         true
     }
 

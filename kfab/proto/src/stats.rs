@@ -20,6 +20,10 @@ pub struct LaneStats {
     pub posted: usize,
     /// Messages that wait for a receive.
     pub unexpected: usize,
+    /// Credit units of messages and notices that wait of peers that are gone: see [`Limits::max_left_behind`].
+    ///
+    /// [`Limits::max_left_behind`]: crate::Limits::max_left_behind
+    pub left_behind: u64,
     /// Messages that wait for credit, all peers.
     pub deferred: usize,
     /// Frames that wait for an acknowledgement, all peers.
@@ -134,6 +138,7 @@ impl Machine {
             ops: self.ops.live(),
             posted,
             unexpected,
+            left_behind: self.left_behind,
             windows: self.windows.len(),
             notices: self.windows.notices_here(),
             ..Default::default()
