@@ -5,14 +5,17 @@
 #   cargo build --release -p kfab-cli
 #   cargo xtask lab --memory 2048 --limit 900 -- lab/compare.sh target/release/kfab [ROUNDS [LINE...]]
 #
-# Lines, each with a size: send-lat, beside perftest, medians in us; pingpong, beside libfabric, means in us one way, so that 65536 divided
-# by the figure is a ping-pong's bandwidth in MB/s; write-bw and read-bw, beside perftest, MiB/s. Without any: all that stand below.
+# Lines, each with a size: send-lat, beside perftest, medians in us; pingpong and rdm, beside fi_pingpong, means in us one way, so that
+# 65536 divided by the figure is a ping-pong's bandwidth in MB/s; write-bw and read-bw, beside perftest, MiB/s. Without any: all that
+# stand below. In pingpong fi_pingpong has a bare connection (-e msg), each message one send into a receive of its size; in rdm it has
+# what kfab always has, endpoints that talk to any peer (verbs;ofi_rxm -e rdm).
 # Programs are pinned: servers to CPU 1, clients to CPU 0. What fails is said and left out of its median.
 set -u
 kfab=$1
 rounds=${2:-5}
 [ $# -ge 2 ] && shift 2 || shift
-chosen=${*:-send-lat-8 pingpong-8 write-bw-65536 read-bw-65536 pingpong-65536 write-bw-1048576 read-bw-1048576 pingpong-1048576}
+all="send-lat-8 pingpong-8 rdm-8 write-bw-65536 read-bw-65536 pingpong-65536 rdm-65536"
+chosen=${*:-$all write-bw-1048576 read-bw-1048576 pingpong-1048576 rdm-1048576}
 there=10.8.0.2
 results=$(mktemp)
 on0="taskset -c 0 timeout 60"
@@ -38,12 +41,14 @@ perftest() {
 	took "$line" "$program" "$(echo "$said" | awk -v c="$column" '$1 ~ /^[0-9]+$/ { v = $c } END { print v }')"
 }
 
-# pingpong LINE SIZE COUNT: usec/xfer, which is one way.
+# pingpong LINE PROVIDER ENDPOINT SIZE COUNT: usec/xfer, which is one way.
 pingpong() {
-	$on1 fi_pingpong -p verbs -e msg -S "$2" -I "$3" >/dev/null 2>&1 &
+	# Without this the receive queues of rdm endpoints are larger than soft-RoCE allows.
+	export FI_UNIVERSE_SIZE=16
+	$on1 fi_pingpong -p "$2" -e "$3" -S "$4" -I "$5" >/dev/null 2>&1 &
 	waits=$!
 	lab wait-port 47592 20
-	said=$($on0 fi_pingpong -p verbs -e msg -S "$2" -I "$3" $there 2>&1)
+	said=$($on0 fi_pingpong -p "$2" -e "$3" -S "$4" -I "$5" $there 2>&1)
 	wait $waits
 	took "$1" fi_pingpong "$(echo "$said" | awk 'NF >= 8 { v = $7 } END { sub(/[^0-9.].*/, "", v); print v }')"
 }
@@ -73,7 +78,11 @@ one_line() {
 		;;
 	pingpong-*)
 		ours "$1" spin mean_ns 0.001 lat $same
-		pingpong "$1" $size $count
+		pingpong "$1" verbs msg $size $count
+		;;
+	rdm-*)
+		ours "$1" spin mean_ns 0.001 lat $same
+		pingpong "$1" "verbs;ofi_rxm" rdm $size $count
 		;;
 	write-bw-*)
 		perftest "$1" ib_write_bw 4 --perform_warm_up -s $size -n $count
@@ -111,7 +120,7 @@ sort -k1,1 -k2,2 -k3,3g "$results" | awk '
 			own = part[1] " kfab"
 			ratio = ""
 			if (k != own && median[own] > 0) {
-				best = part[1] ~ /-lat-|pingpong-/ ? low[own] / low[k] : high[own] / high[k]
+				best = part[1] ~ /-lat-|pingpong-|rdm-/ ? low[own] / low[k] : high[own] / high[k]
 				ratio = sprintf("%12.2f %8.2f", median[own] / median[k], best)
 			}
 			printf "%-20s %-12s %10.2f %10.2f %10.2f %5d %s\n", part[1], part[2], median[k], low[k], high[k], runs[k], ratio | "sort"
