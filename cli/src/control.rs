@@ -5,7 +5,7 @@
 
 use crate::args::{MAX_SIZE, MAX_WINDOW, MAX_WINDOW_BYTES};
 use crate::failure::{Failure, Result};
-use kfab::{Message, Peer};
+use kfab::Peer;
 use serde::{Deserialize, Serialize};
 
 /// The tag of requests and of replies.
@@ -97,7 +97,7 @@ pub(crate) fn send<T: Serialize>(peer: &Peer, tag: u64, value: &T) -> Result<()>
 }
 
 /// Reads a request or a reply.
-pub(crate) fn parse<T: for<'a> Deserialize<'a>>(m: &Message) -> std::result::Result<T, String> {
+pub(crate) fn parse<T: for<'a> Deserialize<'a>>(m: &[u8]) -> std::result::Result<T, String> {
     serde_json::from_slice(m).map_err(|e| format!("not of this conversation: {e}"))
 }
 
@@ -107,13 +107,78 @@ pub(crate) fn to_hex(bytes: &[u8]) -> String {
 }
 
 pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let pair = |p: &[u8]| u8::from_str_radix(std::str::from_utf8(p).ok()?, 16).ok();
+    let digit = |d: u8| char::from(d).to_digit(16);
+    let pair = |p: &[u8]| Some((digit(p[0])? << 4 | digit(p[1])?) as u8);
     if text.len().is_multiple_of(2) { text.as_bytes().chunks(2).map(pair).collect() } else { None }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// What a peer may send: bytes, or a request with a few of its bytes changed, cut off at some place.
+    fn from_a_peer() -> impl Strategy<Value = Vec<u8>> {
+        let number = prop_oneof![Just(0u64), Just(1), Just(u64::MAX), any::<u64>(), 1u64..5_000_000_000];
+        let one =
+            (0..6, number.clone(), number, any::<bool>()).prop_map(|(which, a, b, check)| match which {
+                0 => Request::Echo { size: a as usize, count: b, check },
+                1 => Request::Sink { size: a as usize, count: b, depth: (a ^ b) as usize % 5_000, check },
+                2 => Request::Window { size: a as usize },
+                3 => Request::Inspect { stamp: a },
+                4 => Request::Wake { count: b },
+                _ => Request::Hello { version: a as u32 },
+            });
+        let changes = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+        let changed = (one, changes, any::<prop::sample::Index>(), any::<bool>());
+        let changed = changed.prop_map(|(request, changes, cut, is_cut)| {
+            let mut text = serde_json::to_vec(&request).unwrap();
+            for (at, byte) in changes {
+                let at = at.index(text.len());
+                text[at] = byte;
+            }
+            text.truncate(if is_cut { cut.index(text.len()) } else { usize::MAX });
+            text
+        });
+        prop_oneof![1 => proptest::collection::vec(any::<u8>(), 0..100), 4 => changed]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5_000))]
+
+        /// Whatever comes is refused, or is a request that a server gives time and memory for, and means the same when it is written anew.
+        #[test]
+        fn no_request_is_taken_out_of_bounds(bytes in from_a_peer()) {
+            let Ok(request) = parse::<Request>(&bytes) else { return Ok(()) };
+            let again = serde_json::to_vec(&request).unwrap();
+            prop_assert_eq!(parse::<Request>(&again), Ok(request));
+            if request.check().is_ok() {
+                let (size, count, depth) = match request {
+                    Request::Echo { size, count, .. } => (size, count, 1),
+                    Request::Sink { size, count, depth, .. } => (size, count, depth),
+                    Request::Window { size } => (size, 1, 1),
+                    Request::Wake { count } => (1, count, 1),
+                    Request::Hello { version } => {
+                        prop_assert_eq!(version, VERSION);
+                        return Ok(());
+                    }
+                    Request::Inspect { .. } | Request::Close | Request::Idle => return Ok(()),
+                };
+                let sized = (1..=MAX_SIZE).contains(&size) && size * depth <= MAX_WINDOW_BYTES;
+                prop_assert!(sized && (1..=MAX_COUNT).contains(&count) && (1..=MAX_WINDOW).contains(&depth));
+            }
+        }
+
+        /// Replies, and the digits in them, come from a peer too.
+        #[test]
+        fn no_reply_and_no_digits_are_a_panic(bytes in from_a_peer(), text in "[0-9a-fA-F+g€]{0,12}") {
+            let _ = parse::<Reply>(&bytes);
+            if let Some(key) = from_hex(&text) {
+                prop_assert_eq!(to_hex(&key), text.to_lowercase());
+                let _ = kfab::WindowKey::from_bytes(&key);
+            }
+        }
+    }
 
     #[test]
     fn requests_have_bounds() {
@@ -135,7 +200,9 @@ mod tests {
     #[test]
     fn digits_and_back() {
         assert_eq!(from_hex(&to_hex(&[0, 127, 255])), Some(vec![0, 127, 255]));
+        assert_eq!(from_hex("fFAa"), Some(vec![0xff, 0xaa]));
         assert_eq!(from_hex("0g"), None);
+        assert_eq!(from_hex("+f"), None);
         assert_eq!(from_hex("123"), None);
     }
 }
