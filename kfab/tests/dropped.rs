@@ -106,6 +106,38 @@ fn a_receive_dropped_with_its_message_gives_it_back_in_its_place() {
     });
 }
 
+/// Several receives that have their messages, dropped in any order: the messages wait in the order in which they came, also before what
+/// came meanwhile.
+#[test]
+fn what_several_receives_give_back_keeps_its_order() {
+    on_all("several given back", |s| {
+        let (_a, b, to_b) = pair(s);
+        let options = kfab::SendOptions { tag: Some(7), ordered: true, ..Default::default() };
+        for (i, lens) in [[10; 4], [5000; 4], [300_000; 4], [300_000, 10, 5000, 10]].into_iter().enumerate() {
+            for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+                let want: Vec<_> = (0..).zip(lens).map(|(n, len)| pattern(len, 10 * i + n)).collect();
+                let mut ops: Vec<_> = (0..3).map(|_| Some(b.recv_tagged(7, 0))).collect();
+                let sent: Vec<_> = want.iter().map(|w| to_b.send_with(&w[..], options)).collect();
+                for op in ops.iter_mut().flatten() {
+                    while !op.is_done() {}
+                }
+                while b.peek(Some((7, 0))).is_none() {}
+                order.into_iter().for_each(|n| drop(ops[n].take()));
+                for (n, want) in want.iter().enumerate() {
+                    let m = b.recv_tagged(7, 0).wait_timeout(Duration::from_secs(5));
+                    let m = m.unwrap_or_else(|e| panic!("{lens:?} bytes over {s}, dropped {order:?}: {e:?}"));
+                    assert!(
+                        m[..] == want[..],
+                        "{lens:?} bytes over {s}, dropped {order:?}: message {n} is another"
+                    );
+                }
+                sent.into_iter().for_each(|s| s.wait().unwrap());
+            }
+        }
+        assert_eq!(b.stats().pool.in_use, 0);
+    });
+}
+
 /// Who waits for a message gets one that another has let go of, although it sleeps by then.
 #[test]
 fn what_is_given_back_wakes_who_waits_for_it() {

@@ -128,6 +128,7 @@ impl Machine {
         let pi = u.from.index;
         let (len, sender) = (rts.len() as usize, rts.op.get());
         self.consume(pi, u.cost.units);
+        self.ops.set_nth(op, u.nth);
         let room = match into {
             Some(r) if r.len() < len => Err((Status::Ok, truncated())),
             Some(r) => Ok(r),
@@ -196,7 +197,8 @@ impl Machine {
                     return self.ask_for_pieces(io, op, peer, tag, len, sender, room);
                 }
                 self.send_done(io, peer.index, sender, Status::Ok);
-                self.receive_ended(op, received(peer, tag, room, len));
+                let nth = self.ops.nth(op);
+                self.receive_ended(op, received(peer, tag, room, len, nth));
             }
             Some(Proto::RmaRead { .. }) => self.direct_read_done(io, op, landing, result),
             Some(Proto::Write { .. }) => self.direct_write_done(io, op, result),
@@ -376,7 +378,8 @@ impl Machine {
             return self.access_ended(io, peer, op, Some(room), tell.as_ref());
         }
         self.send_done(io, peer.index, sender, Status::Ok);
-        self.receive_ended(op, received(peer, tag, room, len));
+        let nth = self.ops.nth(op);
+        self.receive_ended(op, received(peer, tag, room, len, nth));
     }
 
     pub(crate) fn piece_failed(&mut self, op: OpId, landing: Option<Landing>) {

@@ -124,6 +124,8 @@ pub struct Machine {
     pub(crate) free_later: Vec<u32>,
     /// What peers counted that are known no more.
     pub(crate) past_totals: PeerCounters,
+    /// Messages that have come, each with its number.
+    pub(crate) last_nth: u64,
     /// Credit units of what waits here of peers that are gone.
     pub(crate) left_behind: u64,
     pub(crate) by_identity: HashMap<u64, u32>,
@@ -187,6 +189,7 @@ impl Machine {
             free_peers: Vec::new(),
             free_later: Vec::new(),
             past_totals: PeerCounters::NONE,
+            last_nth: 0,
             left_behind: 0,
             by_identity: HashMap::new(),
             by_address: HashMap::new(),
@@ -416,7 +419,7 @@ impl Machine {
     }
 
     /// The user lets go of the value of an operation that it never looked at: what came from a peer goes to the next that waits for it, or
-    /// to the head of its queue.
+    /// to its place in the queue.
     pub fn give_back(&mut self, outcome: Outcome) {
         self.close_tab();
         match outcome {

@@ -24,6 +24,8 @@ pub(crate) struct Unexpected {
     pub(crate) tag: Option<u64>,
     pub(crate) what: Arrived,
     pub(crate) cost: Cost,
+    /// See [`Message::nth`](crate::Message::nth); 0 until it is offered to receives for the first time.
+    pub(crate) nth: u64,
 }
 
 /// Credit units that something holds while it waits, and whose they are.
@@ -292,15 +294,15 @@ impl Matcher {
         at.and_then(|at| self.dry.remove(at)).is_some()
     }
 
-    /// A message waits.
+    /// A message waits, behind all that came before it: at the end, or where it was if its receive gave it back.
     #[inline]
     pub(crate) fn push(&mut self, u: Unexpected) {
-        self.unexpected[space(u.tag.is_some())].push_back(u);
-    }
-
-    /// A message given back by a dropped receive waits again, before all others.
-    pub(crate) fn push_back_first(&mut self, u: Unexpected) {
-        self.unexpected[space(u.tag.is_some())].push_front(u);
+        let q = &mut self.unexpected[space(u.tag.is_some())];
+        if q.back().is_none_or(|last| last.nth < u.nth) {
+            return q.push_back(u);
+        }
+        let at = q.partition_point(|other| other.nth < u.nth);
+        q.insert(at, u);
     }
 
     /// Forgets the promises of a peer that is lost; whole messages stay, they have arrived. Their credit is nobody's any more: what
@@ -376,7 +378,7 @@ mod tests {
                         prop_assert_eq!(got, want);
                         if got.is_none() {
                             let data = Inline::new(&next.to_le_bytes()).unwrap();
-                            m.push(Unexpected { from: peer(p), tag, what: Arrived::Whole(Data::Inline(data)), cost: Cost::owed(1) });
+                            m.push(Unexpected { from: peer(p), tag, what: Arrived::Whole(Data::Inline(data)), cost: Cost::owed(1), nth: u64::from(next) });
                             waiting.push((next, peer(p), tag));
                         }
                     }

@@ -185,6 +185,8 @@ pub struct Message {
     pub tag: Option<u64>,
     /// The bytes.
     pub data: Data,
+    /// Which message of its lane it was when it came: what is given back finds its place by it.
+    pub nth: u64,
 }
 
 impl Message {

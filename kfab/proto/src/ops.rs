@@ -110,6 +110,8 @@ struct Slot {
     user: User,
     proto: Proto,
     next_free: u32,
+    /// The number of the message that a receive has met, if that is still coming.
+    nth: u64,
 }
 
 const NONE: u32 = u32::MAX;
@@ -198,7 +200,13 @@ impl Ops {
                     format!("{max} operations are under way (Limits::max_ops)"),
                 ));
             }
-            self.slots.push(Slot { generation: 1, user: User::Gone, proto: Proto::Ended, next_free: NONE });
+            self.slots.push(Slot {
+                generation: 1,
+                user: User::Gone,
+                proto: Proto::Ended,
+                next_free: NONE,
+                nth: 0,
+            });
             self.free = (self.slots.len() - 1) as u32;
         }
         let index = self.free;
@@ -262,6 +270,18 @@ impl Ops {
         replace_empty(&mut s.user, User::Gone);
         replace_empty(&mut s.proto, Proto::Ended);
         self.collect(id);
+    }
+
+    /// The receive has met a message, which is still coming.
+    pub(crate) fn set_nth(&mut self, id: OpId, nth: u64) {
+        if let Some(s) = self.slot(id) {
+            s.nth = nth;
+        }
+    }
+
+    /// What [`Ops::set_nth`] said.
+    pub(crate) fn nth(&mut self, id: OpId) -> u64 {
+        self.slot(id).map_or(0, |s| s.nth)
     }
 
     /// `true` while the user has neither a result nor let go.

@@ -22,6 +22,8 @@ pub struct Parts {
     pub buffers: Vec<Buffer>,
     /// Bytes of the message.
     pub len: usize,
+    /// See [`Message::nth`].
+    pub nth: u64,
 }
 
 impl Parts {
@@ -43,7 +45,7 @@ impl Parts {
             Some(few) => Data::Inline(few),
             None => data(Buffer::adopt(bytes), self.len),
         };
-        Message { from: self.from, tag: self.tag, data }
+        Message { from: self.from, tag: self.tag, data, nth: self.nth }
     }
 }
 
@@ -107,10 +109,10 @@ pub(crate) fn read_outcome(room: Room) -> Outcome {
 }
 
 /// A message whose `len` bytes are in their place.
-pub(crate) fn received(from: PeerId, tag: Option<u64>, room: Room, len: usize) -> Outcome {
+pub(crate) fn received(from: PeerId, tag: Option<u64>, room: Room, len: usize, nth: u64) -> Outcome {
     match room {
-        Room::One(b) => Outcome::Message(Message { from, tag, data: data(b, len) }),
-        Room::Many(buffers) => Outcome::Parts(Parts { from, tag, buffers, len }),
+        Room::One(b) => Outcome::Message(Message { from, tag, data: data(b, len), nth }),
+        Room::Many(buffers) => Outcome::Parts(Parts { from, tag, buffers, len, nth }),
     }
 }
 
@@ -131,7 +133,7 @@ fn fit_room(m: &Message, mut room: Room) -> Result<Outcome> {
         }
         Room::Many(v) => scatter(bytes, v, "recv").map_err(|e| e.with_fate(Fate::Refused))?,
     }
-    Ok(received(m.from, m.tag, room, bytes.len()))
+    Ok(received(m.from, m.tag, room, bytes.len(), m.nth))
 }
 
 impl Machine {

@@ -32,8 +32,8 @@ pub(crate) enum Taking {
     Discard { seq: Option<u32> },
 }
 
-fn message(from: PeerId, tag: Option<u64>, data: Data) -> Message {
-    Message { from, tag, data }
+fn message(from: PeerId, tag: Option<u64>, data: Data, nth: u64) -> Message {
+    Message { from, tag, data, nth }
 }
 
 impl Machine {
@@ -326,13 +326,13 @@ impl Machine {
             let early = !seq_before(seq, p.rx.dedup.next());
             if early && flags & ORDERED != 0 || !early && !p.rx.held.is_empty() {
                 if self.may_wait(io, pi, units) {
-                    let held = Held::Message(Unexpected { from, tag, what, cost: Cost::owed(units) });
+                    let held = Held::Message(Unexpected { from, tag, what, cost: Cost::owed(units), nth: 0 });
                     self.peers[pi as usize].rx.held.push((seq, held));
                 }
                 return;
             }
         }
-        self.offer(io, pi, Unexpected { from, tag, what, cost: Cost::owed(units) });
+        self.offer(io, pi, Unexpected { from, tag, what, cost: Cost::owed(units), nth: 0 });
     }
 
     /// After all messages of a frame: those that were held back for it, in their order.
@@ -363,7 +363,10 @@ impl Machine {
     }
 
     #[inline(always)]
-    fn offer(&mut self, io: &mut Io<'_>, pi: u32, u: Unexpected) {
+    fn offer(&mut self, io: &mut Io<'_>, pi: u32, mut u: Unexpected) {
+        if u.nth == 0 {
+            u.nth = self.next_nth();
+        }
         let p = &mut self.peers[pi as usize];
         p.counters.rx_messages += 1;
         p.counters.rx_bytes += u.len();
@@ -376,7 +379,7 @@ impl Machine {
         match u.what {
             Arrived::Whole(d) => {
                 self.consume(pi, u.cost.units);
-                self.hand_down(op, message(u.from, u.tag, d), into);
+                self.hand_down(op, message(u.from, u.tag, d, u.nth), into);
             }
             Arrived::Promise { .. } => {
                 let room = self.room(op, into);
@@ -399,7 +402,20 @@ impl Machine {
         false
     }
 
-    /// A whole message whose receive was withdrawn goes to the next that waits for it, or to the head of the queue.
+    /// The number of a message that comes now.
+    #[inline(always)]
+    pub(crate) fn next_nth(&mut self) -> u64 {
+        self.last_nth += 1;
+        self.last_nth
+    }
+
+    /// A receive meets a message whose bytes are still to come.
+    fn meets(&mut self, op: OpId) {
+        let nth = self.next_nth();
+        self.ops.set_nth(op, nth);
+    }
+
+    /// A whole message whose receive was withdrawn goes to the next that waits for it, or to its place in the queue.
     pub(crate) fn give_again(&mut self, m: Message) {
         if let Some(Receive { op, into, .. }) = self.matcher.take_posted(m.from, m.tag) {
             return self.hand_down(op, m, into);
@@ -408,7 +424,7 @@ impl Machine {
             return self.hand_down(op, m, None);
         }
         let what = Arrived::Whole(m.data);
-        self.matcher.push_back_first(Unexpected { from: m.from, tag: m.tag, what, cost: Cost::NONE });
+        self.matcher.push(Unexpected { from: m.from, tag: m.tag, what, cost: Cost::NONE, nth: m.nth });
     }
 
     /// A receive that finds its message waiting.
@@ -421,13 +437,13 @@ impl Machine {
         match u.what {
             Arrived::Whole(d) => {
                 self.give_units(u.from, u.cost);
-                fit(message(u.from, u.tag, d), into).map(Started::Done)
+                fit(message(u.from, u.tag, d, u.nth), into).map(Started::Done)
             }
             Arrived::Promise { .. } => {
                 let op = match self.ops.insert_recv(None) {
                     Ok(op) => op,
                     Err(e) => {
-                        self.matcher.push_back_first(u);
+                        self.matcher.push(u);
                         return Err(e);
                     }
                 };
@@ -442,7 +458,7 @@ impl Machine {
         match u.what {
             Arrived::Whole(d) => {
                 self.give_units(u.from, u.cost);
-                self.finish(op, fit(message(u.from, u.tag, d), into));
+                self.finish(op, fit(message(u.from, u.tag, d, u.nth), into));
             }
             Arrived::Promise { .. } => {
                 if let Some(p) = self.peers.get_mut(u.from.index as usize).filter(|p| p.name == u.from) {
@@ -553,6 +569,9 @@ impl Machine {
         let tag = h.user_tag();
         let early = h.has(ORDERED) && (seq != p.rx.dedup.next() || !p.rx.held.is_empty());
         let posted = if early { None } else { self.matcher.take_posted(p.name, tag) };
+        if let Some(r) = &posted {
+            self.meets(r.op);
+        }
         let (op, into) = posted.map_or((None, None), |r| (Some((r.op, r.want)), r.into));
         let flags = h.kind_flags;
         let into = into.or_else(|| self.first_alone(op?.0, len));
@@ -671,20 +690,21 @@ impl Machine {
         };
         self.consume(pi, units);
         let Some(buffer) = buffer else { return self.finish(op, Err(truncated())) };
+        let nth = self.ops.nth(op);
         if !self.ops.is_waiting(op) {
             // Its receive was cancelled while the bytes came: the message waits for the next.
             self.end_op(op);
             let what = Arrived::Whole(data(buffer, len));
-            return self.offer(io, pi, Unexpected { from, tag, what, cost: Cost::NONE });
+            return self.offer(io, pi, Unexpected { from, tag, what, cost: Cost::NONE, nth });
         }
         let p = &mut self.peers[pi as usize];
         p.counters.rx_messages += 1;
         p.counters.rx_bytes += len as u64;
         if fresh {
-            return self.hand_down(op, message(from, tag, data(buffer, len)), None);
+            return self.hand_down(op, message(from, tag, data(buffer, len), nth), None);
         }
         let back = self.first_back(op, Some(buffer));
-        let end = self.room(op, back).map(|room| received(from, tag, room, len));
+        let end = self.room(op, back).map(|room| received(from, tag, room, len, nth));
         self.finish(op, end.ok_or_else(truncated));
     }
 

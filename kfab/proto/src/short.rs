@@ -31,6 +31,8 @@ pub struct Direct {
     pub from: PeerId,
     /// The tag, of a tagged message.
     pub tag: Option<u64>,
+    /// See [`Message::nth`].
+    pub nth: u64,
     /// The frame it came in, with its bytes if they are few, and their number in `body_len` if they are many.
     pub small: Small,
     /// The memory of many bytes: as long, or longer where the receive brought it.
@@ -42,13 +44,14 @@ impl Direct {
     pub const EMPTY: Direct = Direct {
         from: PeerId { index: u32::MAX, generation: 0 },
         tag: None,
+        nth: 0,
         small: Small::EMPTY,
         body: None,
     };
 
     /// Lays a message here that came by the queues.
     pub fn put(&mut self, m: Message) {
-        (self.from, self.tag) = (m.from, m.tag);
+        (self.from, self.tag, self.nth) = (m.from, m.tag, m.nth);
         self.put_data(m.data);
     }
 
@@ -65,7 +68,7 @@ impl Direct {
             None => Data::Inline(self.small.inline),
             Some(buffer) => Data::Buffer { buffer, len: self.small.body_len },
         };
-        Message { from: self.from, tag: self.tag, data }
+        Message { from: self.from, tag: self.tag, data, nth: self.nth }
     }
 
     /// The bytes.
@@ -313,7 +316,7 @@ impl Machine {
         if let Some((from, tag)) = self.tab.admits(out)
             && let Some(None) = self.wanted_of(from, tag, taker, &mut out.body)
         {
-            (out.from, out.tag) = (from, tag);
+            (out.from, out.tag, out.nth) = (from, tag, self.next_nth());
             let served = if let Taker::Op(op) = taker { op } else { OpId::NOBODY };
             self.tab.add(io.now, served, out);
             return Polled::Here;
@@ -364,7 +367,7 @@ impl Machine {
         let whole = |u: &Unexpected| matches!(u.what, Arrived::Whole(_));
         let Some(u) = self.matcher.take_unexpected_if(want, whole) else { return false };
         let Arrived::Whole(data) = u.what else { return false };
-        (out.from, out.tag) = (u.from, u.tag);
+        (out.from, out.tag, out.nth) = (u.from, u.tag, u.nth);
         out.put_data(data);
         self.give_units(u.from, u.cost);
         true
@@ -538,6 +541,7 @@ impl Machine {
         len: usize,
         units: u32,
     ) {
+        out.nth = self.next_nth();
         let p = &mut self.peers[pi as usize];
         (out.from, out.tag) = (p.name, h.user_tag());
         if let Taker::Op(op) = taker {

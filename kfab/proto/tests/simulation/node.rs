@@ -641,7 +641,7 @@ fn message(out: &mut Direct) -> Message {
         None => Data::Inline(out.small.inline),
         Some(buffer) => Data::Buffer { buffer, len: out.small.body_len },
     };
-    Message { from: out.from, tag: out.tag, data }
+    Message { from: out.from, tag: out.tag, data, nth: out.nth }
 }
 
 /// What an error may be while peers crash.
