@@ -309,6 +309,10 @@ pub trait Provider: Send + Sync {
 }
 
 /// One device, driven by one lane. All calls return at once.
+///
+/// A transport writes thirteen of these. The others have defaults that are right for all: three say what is peculiar ([`Port::reaches`],
+/// [`Port::epoch`], [`Port::deadline`]), five are short ways ([`Port::post_small`], [`Port::next_small`], [`Port::take_now`],
+/// [`Port::write_now`], [`Port::read_now`]) that a transport adds where they are worth it: each does nothing that the long way does not.
 pub trait Port: Send {
     /// What this port can do.
     fn caps(&self) -> &Caps;
