@@ -361,8 +361,10 @@ fn windows_are_read_and_written_and_closed() {
             assert_eq!(e.kind(), Kind::InvalidArgument);
             to_b.send(b"done").wait().unwrap();
             assert_eq!(&a.recv().wait().unwrap()[..], b"closed");
-            let e = to_b.write(&key, 0, b"late").wait().unwrap_err();
-            assert_eq!(e.kind(), Kind::AccessDenied);
+            for late in [&b"late"[..], &[]] {
+                let e = to_b.write(&key, 0, late).wait_timeout(Duration::from_secs(20)).unwrap_err();
+                assert_eq!(e.kind(), Kind::AccessDenied, "{} bytes", late.len());
+            }
             let e = to_b.read(&key, 0, a.buffer(100).unwrap()).wait().unwrap_err();
             assert_eq!(e.kind(), Kind::AccessDenied);
         });

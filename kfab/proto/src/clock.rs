@@ -2,6 +2,7 @@
 //! peers that need one are looked at, and the lane may sleep until the earliest is due.
 
 use crate::machine::{Io, Machine};
+use crate::parked::LOOK_AGAIN_NS;
 use crate::peer::Dial;
 use crate::transmit::NOWHERE;
 use crate::wire::FrameKind;
@@ -69,6 +70,9 @@ impl Machine {
         }
         self.free_idle_peers();
         due = due.min(self.see_to_greetings(io)).min(self.see_to_orphans(io));
+        if !self.parked.is_empty() {
+            due = due.min(io.now + LOOK_AGAIN_NS);
+        }
         self.next_tick = self.next_tick.min(due.max(io.now + GRAIN)).min(self.expire(io));
     }
 

@@ -258,7 +258,7 @@ impl Machine {
         let text = buffer.as_ref().and_then(|b| std::str::from_utf8(b.get(..len)?).ok());
         let address = text.and_then(|t| t.parse::<Address>().ok());
         let id = h.id.get();
-        if self.left_behind >= self.limits.max_left_behind && !self.knows(ci, id, h.session.get()) {
+        if self.left_behind >= self.limits.max_left_behind && self.is_new(ci, h) {
             return self.turn_away(io, ci);
         }
         let Some(pi) = self.whose(io, ci, id, address) else {
@@ -330,10 +330,17 @@ impl Machine {
         self.mark_dirty(pi);
     }
 
-    /// Whether a hello is of a peer and a state of it that are known.
-    fn knows(&self, ci: u32, id: u64, session: u64) -> bool {
-        let known = self.by_identity.get(&id).copied().or(self.conns[ci as usize].peer);
-        known.is_some_and(|pi| self.peers[pi as usize].far_session == Some(session))
+    /// Whether a hello is the first that we hear on a connection from somebody who is not here already. Who has heard ours may count on it:
+    /// what it sends over memory nobody keeps.
+    fn is_new(&self, ci: u32, h: &Hello) -> bool {
+        let c = &self.conns[ci as usize];
+        let here = self.by_identity.get(&h.id.get()).map(|pi| &self.peers[*pi as usize]);
+        // A stranger's session is not yet that of the peer it may turn out to be.
+        let is_here = here.is_some_and(|p| match h.flags.get() & STRANGER {
+            0 => p.far_session == Some(h.session.get()),
+            _ => !p.rails.is_empty(),
+        });
+        !c.dialed && c.peer.is_none() && !is_here
     }
 
     /// What peers left behind is all that may wait of such: nobody new is let in until some of it has been received. Who is turned away
@@ -341,13 +348,10 @@ impl Machine {
     #[cold]
     fn turn_away(&mut self, io: &mut Io<'_>, ci: u32) {
         let units = self.left_behind;
-        let why =
+        let reason =
             format!("messages of peers that are gone wait here, {units} units (Limits::max_left_behind)");
-        if let Some(pi) = self.conns[ci as usize].peer {
-            self.candidate_down(io.now, pi, ci, &why, false);
-        }
         self.close_conn(io, ci);
-        self.stream.push(FabricEvent::Rejected { reason: why });
+        self.stream.push(FabricEvent::Rejected { reason });
     }
 
     /// The peer that this identity belongs to, known or new.

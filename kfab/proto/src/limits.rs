@@ -18,9 +18,10 @@ pub struct Limits {
     /// The most peers known at once on a lane (default 65,536). For more, those make room that were not used for
     /// [`Limits::peer_timeout`]; `Kind::Limit` if there are none.
     pub max_peers: usize,
-    /// Credit units of messages and notices that wait here of peers that are gone (default 65,536). While there are as many, no new peer is
-    /// let in, and none that was restarted: they come in when some have been received. So memory is bounded however often peers
-    /// come and go.
+    /// Credit units of messages and notices that wait here of peers that are gone (default 65,536). While there are as many, no new peer that
+    /// calls is let in, and none that was restarted: they try again until some have been received. So memory is bounded however often
+    /// peers come and go. What has a tag that nobody asks for counts as well, until a receive of any tag (every bit ignored)
+    /// takes it, and a notice until it is taken or its window is closed.
     pub max_left_behind: u64,
     /// The most frames to one peer that may be unacknowledged (default 4096).
     pub max_unacked: usize,

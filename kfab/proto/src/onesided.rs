@@ -343,7 +343,10 @@ impl Machine {
         self.check_access(key, offset, len, Rights::WRITE, "write")?;
         let range = key.at(offset);
         let tell = notice.map(|value| Tell::new(value, range, len, Rights::WRITE));
-        if let Some((ci, remote)) = self.direct(io, pi, key, len) {
+        // Of no bytes there is nothing to store, but the owner is asked whether it would be allowed.
+        if len > 0
+            && let Some((ci, remote)) = self.direct(io, pi, key, len)
+        {
             return self.write_direct(io, pi, ci, remote, range, payload, tell);
         }
         let source = into_source(io, payload)?;

@@ -1,11 +1,15 @@
-//! Frames that wait before they are looked at: until another connection, which the same frame is coming over, has ended, or until a fault
-//! rule lets go of their sender. Part of the way up, see `receive`.
+//! Frames that wait before they are looked at: until another connection, which the same frame is coming over, has ended, until a fault
+//! rule lets go of their sender, or until there is memory for their body. Part of the way up, see `receive`.
 
 use crate::machine::{ConnState, Io, Machine};
 use crate::wire::*;
 use kfab_core::spi::{Conn, Delivery, Inline};
 
-/// A frame that waits: its first copy is still being taken from a connection that is dying, or a fault rule stalls its sender.
+/// How often frames that wait are looked at: nobody tells us when memory is free.
+pub(crate) const LOOK_AGAIN_NS: u64 = 1_000_000;
+
+/// A frame that waits: its first copy is still being taken from a connection that is dying, a fault rule stalls its sender, or there is no
+/// memory for its body.
 #[derive(Debug)]
 pub(crate) struct Parked {
     port: usize,
@@ -30,11 +34,12 @@ impl Machine {
                 io.ports[o.port].close(o.conn);
             }
         }
-        self.wait_with(ci, h, inline, body_len);
+        self.wait_with(io.now, ci, h, inline, body_len);
     }
 
-    fn wait_with(&mut self, ci: u32, h: &Header, inline: Inline, body_len: usize) {
+    fn wait_with(&mut self, now: u64, ci: u32, h: &Header, inline: Inline, body_len: usize) {
         let ConnState { port, conn, .. } = self.conns[ci as usize];
+        self.next_tick = self.next_tick.min(now + LOOK_AGAIN_NS);
         self.parked.push(Parked { port, conn, ci, header: h.to_bytes(), inline, body_len });
     }
 
@@ -58,7 +63,24 @@ impl Machine {
         if self.parked.len() >= self.limits.max_unacked {
             return self.hear(io, ci, pi, kind, h, inline, body_len);
         }
-        self.wait_with(ci, h, *inline, body_len);
+        self.wait_with(io.now, ci, h, *inline, body_len);
+    }
+
+    /// There is no memory for a body. It stays in the port, and what comes over that connection behind it, until there is: the sender sees
+    /// back-pressure. A datagram is sent again.
+    #[cold]
+    pub(crate) fn wait_for_memory(
+        &mut self,
+        io: &mut Io<'_>,
+        ci: u32,
+        h: &Header,
+        inline: Inline,
+        body_len: usize,
+    ) {
+        if self.conns[ci as usize].delivery == Delivery::Datagram {
+            return self.discard(io, ci, None, body_len);
+        }
+        self.wait_with(io.now, ci, h, inline, body_len);
     }
 
     pub(crate) fn retry_parked(&mut self, io: &mut Io<'_>) {

@@ -530,11 +530,7 @@ impl Machine {
             },
             _ => return self.hostile(io, ci, "a body where none belongs"),
         };
-        // Without memory the frame cannot be received: give the connection up, the sender will try again.
-        let Some((taking, landing)) = found else {
-            self.discard(io, ci, None, body_len);
-            return self.close_conn(io, ci);
-        };
+        let Some((taking, landing)) = found else { return self.wait_for_memory(io, ci, h, inline, body_len) };
         self.take_body(io, ci, taking, landing);
     }
 

@@ -42,8 +42,12 @@ struct Scene {
 
 impl Scene {
     fn new(delivery: Delivery, rma: bool) -> Scene {
+        Scene::with(delivery, rma, limits())
+    }
+
+    fn with(delivery: Delivery, rma: bool, limits: Limits) -> Scene {
         let world = World::new(1, WorldConfig { rma, ..WorldConfig::new(delivery) });
-        let ends = [0, 1, 2].map(|host| End::new(&world, host, &[0], limits()));
+        let ends = [0, 1, 2].map(|host| End::new(&world, host, &[0], limits.clone()));
         Scene { world, ends }
     }
 
@@ -66,9 +70,13 @@ impl Scene {
 
     /// One message, until the other host has it.
     fn send(&mut self, from: usize, to: usize, bytes: &[u8]) -> Result<()> {
+        self.send_to(from, &format!("sim:{to}.0"), bytes)
+    }
+
+    fn send_to(&mut self, from: usize, address: &str, bytes: &[u8]) -> Result<()> {
         let options = SendOptions { delivered: true, ..Default::default() };
         let op = self.ends[from].with(self.world.now(), |m, io| {
-            let to = m.peer(io, &format!("sim:{to}.0").parse().unwrap())?;
+            let to = m.peer(io, &address.parse().unwrap())?;
             m.send(io, to, Payload::Buffer(io.pool.copy_from(bytes)?), options)
         })?;
         op.map_or(Ok(()), |op| self.end_of(from, op).map(drop))
@@ -76,8 +84,12 @@ impl Scene {
 
     /// The first message of a life. The host may have known the one before: then what is sent ends once with the loss of that.
     fn greet(&mut self) -> Result<()> {
-        match self.send(2, 0, GREETING) {
-            Err(e) if e.kind() == Kind::PeerLost => self.send(2, 0, GREETING),
+        self.send_anew(2, 0, GREETING)
+    }
+
+    fn send_anew(&mut self, from: usize, to: usize, bytes: &[u8]) -> Result<()> {
+        match self.send(from, to, bytes) {
+            Err(e) if e.kind() == Kind::PeerLost => self.send(from, to, bytes),
             sent => sent,
         }
     }
@@ -129,14 +141,16 @@ fn nobody_new_is_let_in_while_too_much_is_left(delivery: Delivery, rma: bool) {
     let told = |e: &FabricEvent| matches!(e, FabricEvent::Rejected { reason } if reason.contains("Limits::max_left_behind"));
     assert!(events.iter().any(told), "{events:?}");
 
-    // Whoever is in is no worse off, both ways.
+    // Whoever is in is no worse off, both ways, also by a name that it has not called by yet; and who is called by the host comes in.
     s.send(1, 0, b"still here").unwrap();
+    s.send_to(1, "sim:0.0,tcp:somewhere", b"by another name").unwrap();
+    s.send_anew(0, 2, b"you are called").unwrap();
     s.send(0, 1, b"so am I").unwrap();
     assert_eq!(s.receive(1), b"so am I");
 
     // What was left is there, whole and in order, and when enough of it has been received others come in.
     let message = |n| if n % EACH == 0 { GREETING.to_vec() } else { contents(n / EACH, n % EACH) };
-    let mut next = 0;
+    let (left, mut next) = (s.left_behind(), 0);
     while s.left_behind() >= LEFT {
         assert!(s.receive(0) == message(next), "message {next}");
         next += 1;
@@ -145,7 +159,8 @@ fn nobody_new_is_let_in_while_too_much_is_left(delivery: Delivery, rma: bool) {
     s.restart(99);
     s.greet().unwrap();
     (next..all).for_each(|n| assert!(s.receive(0) == message(n), "message {n}"));
-    assert_eq!([s.receive(0), s.receive(0)], [b"still here".to_vec(), GREETING.to_vec()]);
+    assert_eq!([s.receive(0), s.receive(0)], [b"still here".to_vec(), b"by another name".to_vec()]);
+    assert_eq!(s.receive(0), GREETING);
     assert_eq!((s.left_behind(), s.ends[0].machine.stats().unexpected), (0, 0));
     assert_eq!(s.world.violations(), Vec::<String>::new());
 }
@@ -199,4 +214,38 @@ fn notices_of_the_gone_count_too() {
         other => panic!("{other:?}"),
     }
     assert_eq!(s.left_behind(), 0);
+}
+
+/// Who has heard that it is welcome, and sends over memory what nobody keeps, is let in although it becomes too much meanwhile. Wherever the moment
+/// falls: what it was told was sent arrives, or the peer is lost to it.
+#[test]
+fn who_was_welcomed_is_not_turned_away() {
+    let mut met = 0;
+    for at in 0..200 {
+        let mut s = Scene::with(Delivery::Process, true, Limits { max_left_behind: EACH, ..limits() });
+        (0..EACH).for_each(|n| s.send(1, 0, &contents(1, n)).unwrap());
+        let now = s.world.now();
+        let first = s.ends[2].with(now, |m, io| {
+            let to = m.peer(io, &"sim:0.0".parse().unwrap()).unwrap();
+            m.send(io, to, Payload::Bytes(b"first"), SendOptions::default()).unwrap()
+        });
+        for n in 0..2_000 {
+            if n == at {
+                s.world.crash(1);
+            }
+            for e in &mut s.ends {
+                e.with(s.world.now(), |m, io| m.poll(io));
+            }
+            s.world.advance(1_000);
+        }
+        let first = first.map_or(Some(Ok(Outcome::Unit)), |op| s.ends[2].machine.take(op));
+        met += u32::from(s.left_behind() == EACH);
+        (0..EACH).for_each(|n| assert!(s.receive(0) == contents(1, n)));
+        let second = s.send(2, 0, b"second");
+        assert!(second.is_ok(), "the host died at {at} us: {second:?}");
+        if matches!(first, Some(Ok(_))) {
+            assert_eq!(s.receive(0), b"first", "the host died at {at} us");
+        }
+    }
+    assert!(met > 100, "it never became too much: {met}");
 }
