@@ -20,13 +20,19 @@ fn a_message_without_memory_waits_for_it() {
             let options = SendOptions { delivered: true, ..Default::default() };
             let first = pattern(1000, round);
             let ops = [to_b.send_with(&first[..], options), to_b.send_with("second", options)];
-            let none = b.recv().wait_timeout(Duration::from_millis(300));
-            assert_eq!(none.unwrap_err().kind(), Kind::TimedOut, "over {s}");
+            // The second may come over another rail.
+            let mut got = Vec::new();
+            match b.recv().wait_timeout(Duration::from_millis(300)) {
+                Ok(m) => got.push(m.to_vec()),
+                Err(e) => assert_eq!(e.kind(), Kind::TimedOut, "over {s}"),
+            }
+            assert!(!got.contains(&first), "over {s}: there is no memory for it");
             drop(all);
-            let mut got = [(); 2].map(|()| {
+            while got.len() < 2 {
                 let m = b.recv().wait_timeout(Duration::from_secs(20));
-                m.unwrap_or_else(|e| panic!("over {s}: {e:?}; {:?}", b.stats().lane)).to_vec()
-            });
+                let m = m.unwrap_or_else(|e| panic!("over {s}: {e:?}; {:?}", b.stats().lane));
+                got.push(m.to_vec());
+            }
             got.sort_by_key(Vec::len);
             assert!(got[0] == b"second" && got[1] == first, "over {s}");
             ops.into_iter().for_each(|op| op.wait_timeout(Duration::from_secs(20)).unwrap());

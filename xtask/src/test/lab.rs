@@ -158,7 +158,8 @@ const JOBS: &[Job] = &[
         what: "the API's own tests, over two rails",
         options: "--cards 4 --wire switch --memory 1536",
         script: "@kfab/api --test-threads 1 && @kfab/scatter --test-threads 1 && \
-            @kfab/receive_pool --test-threads 1 && @kfab/notices --test-threads 1",
+            @kfab/receive_pool --test-threads 1 && @kfab/notices --test-threads 1 && \
+            @kfab/no_memory --test-threads 1",
         companion: None,
         limit_s: 1800,
         runs: Runs::Full,
