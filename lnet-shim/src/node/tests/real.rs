@@ -62,11 +62,11 @@ fn an_operation_that_does_not_begin_keeps_nothing() {
 /// What is added twice is refused, and the interface that there is goes on as it was.
 #[test]
 fn an_interface_is_not_replaced_by_another_of_its_name() {
-    let a = node(&["127.0.3.1@tcp"], &TcpParams::unprivileged(19882));
-    let _b = node(&["127.0.3.2@tcp"], &TcpParams::unprivileged(19882));
-    let again = a.add_tcp(NiConfig::new(nid("127.0.3.1@tcp")), TcpParams::unprivileged(19883)).unwrap_err();
+    let a = node(&["127.0.3.3@tcp"], &TcpParams::unprivileged(19882));
+    let _b = node(&["127.0.3.4@tcp"], &TcpParams::unprivileged(19882));
+    let again = a.add_tcp(NiConfig::new(nid("127.0.3.3@tcp")), TcpParams::unprivileged(19883)).unwrap_err();
     assert_eq!(again.kind(), crate::ErrorKind::Exists);
-    block_on(a.ping(nid("127.0.3.2@tcp"), WAIT)).unwrap();
+    block_on(a.ping(nid("127.0.3.4@tcp"), WAIT)).unwrap();
 }
 
 /// One port for what is small, one for bulk.
