@@ -109,9 +109,11 @@ fn what_fits_is_fetched_and_what_matches_nothing_is_not() {
         for (portal, bits) in [(PORTAL, 2), (PORTAL, 3), (63, 1)] {
             assert!(block_on(a.node.put_bytes(to, portal, bits, bytes.clone(), soon)).is_err());
         }
+        let dropped = || b.node.with_engine(|e, _| e.stats().core.drop_count);
+        until("all three are dropped", || dropped() >= 3);
         assert!(queue.try_recv().is_none());
         assert_eq!(whole.to_vec(), vec![0; 5000]);
-        assert_eq!(b.node.with_engine(|e, _| e.stats().core.drop_count), 3);
+        assert_eq!(dropped(), 3);
         // A GET whose sink is shorter than what the target has.
         let source = SharedBytes::new(pattern(20_000, 5));
         b.node
