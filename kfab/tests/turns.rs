@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use kfab::{Kind, SendOptions};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const TOLD: SendOptions = SendOptions { tag: None, ordered: false, delivered: true };
@@ -27,7 +27,7 @@ fn one_that_floods_does_not_keep_the_others_out() {
             c.progress = progress;
             let server = fabric().open(c).unwrap();
             let address = server.address().to_string();
-            let over = AtomicBool::new(false);
+            let (over, all) = (AtomicBool::new(false), AtomicU64::new(0));
             std::thread::scope(|threads| {
                 let flood = threads.spawn(|| {
                     let client = open(s);
@@ -38,7 +38,10 @@ fn one_that_floods_does_not_keep_the_others_out() {
                     }
                 });
                 let other = threads.spawn(|| {
-                    std::thread::sleep(Duration::from_millis(300));
+                    // The flood is there.
+                    while all.load(Ordering::Relaxed) <= 1000 {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
                     let client = open(s);
                     let to = client.peer(&address).unwrap();
                     to.send_with("other", TOLD).wait_timeout(Duration::from_secs(8))
@@ -46,15 +49,14 @@ fn one_that_floods_does_not_keep_the_others_out() {
                 // A time that ends while the flood lasts.
                 let never = server.recv_tagged(1, 0).within(Duration::from_millis(500));
                 let begun = Instant::now();
-                let (mut all, mut others) = (0u64, 0);
+                let mut others = 0;
                 while !other.is_finished() {
                     let m = server.recv().wait().unwrap();
                     others += u32::from(&m[..] == b"other");
-                    all += 1;
+                    all.fetch_add(1, Ordering::Relaxed);
                     spin(Duration::from_micros(5));
                     assert!(begun.elapsed() < Duration::from_secs(20));
                 }
-                assert!(all > 1000, "no flood: {all}");
                 other.join().unwrap().unwrap_or_else(|e| panic!("over {s}, {progress:?}: {e}"));
                 while others == 0 {
                     others += u32::from(&server.recv().wait().unwrap()[..] == b"other");
@@ -78,24 +80,26 @@ fn a_question_after_a_long_pause_is_answered() {
         on_all("pause", move |s| {
             let mut c = config(s);
             (c.limits.probe_after, c.limits.peer_timeout) =
-                (Duration::from_millis(100), Duration::from_millis(300));
+                (Duration::from_millis(100), Duration::from_secs(1));
             c.progress = progress;
             let (a, b) = (fabric().open(c).unwrap(), open(s));
             let to_b = a.peer(&b.address().to_string()).unwrap();
             std::thread::scope(|threads| {
                 threads.spawn(|| {
-                    for _ in 0..4 {
+                    for _ in 0..3 {
                         let m = b.recv().wait().unwrap();
                         // Not at once: it is the probe that tells that somebody is there.
                         std::thread::sleep(Duration::from_millis(50));
                         m.from().send(&m).wait().unwrap();
                     }
                 });
-                for i in 0..4u8 {
+                for i in 0..3u8 {
                     to_b.send(&[i]).wait().unwrap_or_else(|e| panic!("{i} over {s}, {progress:?}: {e}"));
-                    let m = a.recv().wait_timeout(Duration::from_secs(2));
+                    let m = a.recv().wait_timeout(Duration::from_secs(20));
                     assert_eq!(m.unwrap_or_else(|e| panic!("{i} over {s}, {progress:?}: {e}"))[..], [i]);
-                    std::thread::sleep(Duration::from_millis(700));
+                    if i < 2 {
+                        std::thread::sleep(Duration::from_millis(1500));
+                    }
                 }
             });
         });
