@@ -36,12 +36,11 @@ fn time_that_passes_before_the_first_look_is_not_the_peers() {
     on_all("starved", |s| {
         let mut c = config(s);
         c.progress = kfab::Progress::Inline;
-        (c.limits.probe_after, c.limits.peer_timeout) =
-            (Duration::from_millis(100), Duration::from_millis(300));
+        (c.limits.probe_after, c.limits.peer_timeout) = (Duration::from_millis(100), Duration::from_secs(1));
         let (a, b) = (fabric().open(c).unwrap(), open(s));
         let sent = a.peer(&b.address().to_string()).unwrap().send("late");
         let got = b.recv();
-        std::thread::sleep(Duration::from_millis(900));
+        std::thread::sleep(Duration::from_millis(2500));
         sent.wait().unwrap_or_else(|e| panic!("over {s}: {e:?}"));
         assert_eq!(&got.wait().unwrap()[..], b"late");
     });
