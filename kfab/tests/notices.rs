@@ -88,15 +88,17 @@ fn notices_nobody_takes_hold_their_senders_up_and_none_is_lost() {
         let write = |i: usize| to_b.write_notify(w.key(), 8 * i as u64, &i.to_le_bytes(), i as u64);
         let mut ops: Vec<Op<()>> = (0..n).map(write).collect();
         // The owner looks away: what its credits allow is there, the rest waits with its operation.
-        let mut pending = 0;
-        let end = Instant::now() + Duration::from_millis(300);
-        while Instant::now() < end {
+        let (mut pending, mut waiting) = (0, 0);
+        let begun = Instant::now();
+        // What has left may still be on its way.
+        while begun.elapsed() < Duration::from_millis(300) || waiting < n - pending {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{waiting} of {} came over {s}", n - pending);
             b.progress();
             pending = ops.iter_mut().filter_map(|o| (!o.is_done()).then_some(())).count();
+            waiting = b.stats().lane.notices;
         }
         assert!(pending >= n - Limits::default().credits as usize - 1, "{pending} of {n} wait over {s}");
         assert!(a.stats().lane.deferred > 0);
-        let waiting = b.stats().lane.notices;
         assert!((n - pending..=Limits::default().credits as usize).contains(&waiting), "{waiting} over {s}");
         // Messages wait with them, and come with them.
         let message = to_b.send(b"behind");
