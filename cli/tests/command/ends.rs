@@ -1,6 +1,6 @@
 //! However a command ends, it ends: with figures on Ctrl-C, with an error when the other side dies, and with no process left.
 
-use crate::run::{Dir, Running, catches_ctrl_c, kfab, processes_with, server, wait_until};
+use crate::run::{Dir, Running, catches_ctrl_c, kfab, processes_with, run, server, wait_until};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
@@ -39,12 +39,22 @@ fn ctrl_c_prints_the_figures_so_far_and_leaves_no_process() {
     );
 }
 
-/// The first row is there after a second of processor time, the warm-up of the second takes many.
+/// Bytes that the peer process of a measurement has received so far.
+fn peer_got(pid: u32) -> Option<u64> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let children = tasks.filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok());
+    let peer = children.filter_map(|c| c.split_whitespace().next().map(str::to_owned)).next()?;
+    let top: serde_json::Value = serde_json::from_str(&run(&["top", &peer, "--json"]).out).ok()?;
+    top["stats"]["lane"]["totals"]["rx_bytes"].as_u64()
+}
+
+/// The first row is there once large messages come, and the warm-up of the second takes many of them.
 #[test]
 fn ctrl_c_in_a_warm_up_keeps_the_rows_before() {
     let args = ["perf", "lat", "--provider", "tcp", "--size", "8,4MiB", "--iterations", "50", "--csv"];
     let running = Running::start(kfab(&[&args[..], &["--warmup", "20000"]].concat()));
-    assert!(wait_until(Duration::from_secs(80), || cpu_ticks(running.pid()) > 400), "it does not measure");
+    let large_come = || peer_got(running.pid()) > Some(4 << 20);
+    assert!(wait_until(Duration::from_secs(80), large_come), "it does not measure");
     running.signal(Signal::INT);
     let e = running.end().code(130);
     assert!(e.out.lines().count() == 2 && e.out.contains("\nlat,tcp,8,1,50,"), "{e:?}");
@@ -84,7 +94,7 @@ fn a_client_killed_in_the_middle_leaves_a_server_that_serves_the_next() {
     std::thread::sleep(Duration::from_millis(1000));
     client.signal(Signal::KILL);
     client.end();
-    crate::run::run(&["perf", "lat", "--provider", "tcp", &address, "--size", "8", "--duration", "0.1"]).ok();
+    run(&["perf", "lat", "--provider", "tcp", &address, "--size", "8", "--duration", "0.1"]).ok();
     server.signal(Signal::INT);
     let e = server.end().code(130);
     assert!(e.err.contains("served"), "{e:?}");

@@ -147,6 +147,8 @@ fn faults_drop_and_delay() {
     let rule =
         b.json(&["fault", "drop", "add", "--src", "57@kfi", "--type", "get", "--rate", "1"])["id"].clone();
     a.lnet(&["ping", "58@kfi", "--timeout", "0.3"]).code(3).says(&["ping 58@kfi", "TimedOut"]);
+    // The answer did not come in time; the question may come later still.
+    assert!(crate::run::wait_until(LIMIT, || b.json(&["fault", "drop", "list"])[0]["struck"] != 0));
     let rules = b.json(&["fault", "drop", "list"]);
     assert_eq!((&rules[0]["id"], &rules[0]["struck"]), (&rule, &1.into()), "{rules}");
     assert!(b.lnet(&["fault", "drop", "list"]).ok().out.contains("Drop"));
