@@ -141,7 +141,9 @@ fn two_namespaces_with_two_rails() {
         test $n -gt 100; do sleep 0.1; n=$((n+1)); done; ip addr add 10.7$i.0.11/24 dev w$i && ip link set w$i up; done";
     let mut client = again(name, "client", "unshare -n", client_setup).spawn().unwrap();
     let give = format!("for i in 7 8; do ip link set w$i netns {}; done", client.id());
-    std::thread::sleep(Duration::from_millis(300));
+    // What is given before it has made one stays where it is.
+    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/net")).unwrap();
+    wait_for("the client's namespace", || namespace(&client.id().to_string()) != namespace("self"));
     let given =
         Command::new("nsenter").args(["-t", &pid.to_string(), "-n", "sh", "-c", &give]).status().unwrap();
     let result = client.wait().unwrap();
