@@ -42,7 +42,7 @@ fn info_names_everything() {
 fn top_sees_the_traffic_of_a_server() {
     let (server, address) = server(&[]);
     let pid = server.pid().to_string();
-    let args = ["perf", "rate", &address, "--provider", "tcp", "--size", "8", "--duration", "30"];
+    let args = ["perf", "rate", &address, "--provider", "tcp", "--size", "8", "--duration", "600"];
     let client = Running::start(kfab(&args));
     let seen = wait_until(Duration::from_secs(30), || {
         let document = run(&["top", &pid, "--json"]).ok().json();
