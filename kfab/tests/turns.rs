@@ -200,12 +200,18 @@ fn two_who_wait_on_an_idle_endpoint_sleep() {
                 });
             }
             let waiting = [told.recv().unwrap(), told.recv().unwrap()];
-            std::thread::sleep(Duration::from_millis(100));
-            let before: u64 = waiting.iter().map(|t| switches(t)).sum();
-            std::thread::sleep(Duration::from_millis(500));
-            let n = waiting.iter().map(|t| switches(t)).sum::<u64>() - before;
+            let all = || waiting.iter().map(|t| switches(t)).sum::<u64>();
+            // Those who wake each other do so all the time. A thread that loses its processor with the lane's lock makes the other nap for
+            // it, but not for long: the middle of many looks is what counts.
+            let mut looks = [0; 9].map(|_| {
+                let before = all();
+                std::thread::sleep(Duration::from_millis(100));
+                all() - before
+            });
+            looks.sort_unstable();
             (0..2).for_each(|_| to_b.send("wake").wait().unwrap());
-            assert!(n < 200, "they slept {n} times in half a second over {s}");
+            let n = looks[looks.len() / 2];
+            assert!(n < 40, "they slept {looks:?} times in tenths of a second over {s}");
         });
         drop(a);
     });
