@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// Ends the test run if `f` hangs.
 pub(crate) fn watched(name: &str, f: impl FnOnce() + Send + 'static) {
-    watched_for(name, 90, f);
+    watched_for(name, 180, f);
 }
 
 /// Ends the test run if `f` takes more than `seconds`.
