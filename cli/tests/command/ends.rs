@@ -52,7 +52,7 @@ fn peer_got(pid: u32) -> Option<u64> {
 #[test]
 fn ctrl_c_in_a_warm_up_keeps_the_rows_before() {
     let args = ["perf", "lat", "--provider", "tcp", "--size", "8,4MiB", "--iterations", "50", "--csv"];
-    let running = Running::start(kfab(&[&args[..], &["--warmup", "20000"]].concat()));
+    let running = Running::start(kfab(&[&args[..], &["--warmup", "2000"]].concat()));
     let large_come = || peer_got(running.pid()) > Some(4 << 20);
     assert!(wait_until(Duration::from_secs(80), large_come), "it does not measure");
     running.signal(Signal::INT);
