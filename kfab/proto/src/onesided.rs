@@ -401,7 +401,10 @@ impl Machine {
         let p = self.peers.get(owner.index as usize).filter(|p| p.name == owner)?;
         // `NOWHERE` is no connection's number.
         let c = self.conns.get_mut(p.short as usize)?;
-        let (_, remote) = key.ports.iter().find(|(port, _)| *port == c.far_port)?;
+        let remote = match &key.ports[..] {
+            [(port, remote), ..] if *port == c.far_port => remote,
+            all => &all.iter().find(|(port, _)| *port == c.far_port)?.1,
+        };
         Some((c, remote))
     }
 
