@@ -293,10 +293,10 @@ impl<T: Finish> Op<T> {
     /// # let fabric = kfab::Fabric::new((kfab_shm::Shm,));
     /// # let (here, there) = (fabric.endpoint()?, fabric.endpoint()?);
     /// # let peer = there.peer(&here.address().to_string())?;
-    /// let mut under_way = std::collections::VecDeque::new();
+    /// let mut under_way = std::collections::VecDeque::<kfab::Op<()>>::new();
     /// for i in 0..100u32 {
     ///     if under_way.len() == 16 && let Some(oldest) = under_way.pop_front() {
-    ///         kfab::Op::wait(oldest)?;
+    ///         oldest.wait()?;
     ///     }
     ///     let op = peer.send(&i.to_le_bytes());
     ///     if op.has_ended() { op.wait()? } else { under_way.push_back(op) }

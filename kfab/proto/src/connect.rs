@@ -526,7 +526,8 @@ impl Machine {
         let patience = self.limits.rail_timeout.as_nanos() as u64;
         let waits = !p.called && p.cut_since.is_none_or(|since| io.now < since + patience);
         if p.ever_up && all_refused && p.is_busy() && !waits {
-            return self.reset_peer(io, pi, None, Kind::PeerLost, "nobody listens at its address any more");
+            let why = format!("nobody listens at its address any more: {}", self.tried(pi));
+            return self.reset_peer(io, pi, None, Kind::PeerLost, &why);
         }
         self.dial(io, pi);
         // The timer was set for an answer; now the next try is due sooner.

@@ -135,24 +135,36 @@ impl Far {
         Ok(r)
     }
 
-    /// What is known of a window; the slot is resolved first if need be.
-    fn known(&mut self, key: RemoteKey, need: Need) -> Result<Resolved, Access> {
-        match self.resolved_as(&key) {
-            Some(r) => Ok(*r),
-            None => self.resolve(u32::try_from(key.region).map_err(|_| Access::Denied)?, key.secret, need),
-        }
-    }
-
     /// What is known already.
     #[inline(always)]
     fn resolved_as(&self, key: &RemoteKey) -> Option<&Resolved> {
         self.resolved.get(key.region as usize).filter(|r| r.secret == key.secret && key.secret != 0)
     }
 
+    /// [`Far::enter_known`] for a window that may not be known: its slot is resolved first if need be.
+    fn enter(
+        &mut self,
+        channel: &Channel,
+        key: RemoteKey,
+        range: (u64, usize),
+        need: Need,
+        copy: impl FnOnce(*mut u8),
+    ) -> Access {
+        let resolved = match (self.resolved_as(&key), u32::try_from(key.region)) {
+            (Some(r), _) => Ok(*r),
+            (None, Ok(slot)) => self.resolve(slot, key.secret, need),
+            (None, Err(_)) => Err(Access::Denied),
+        };
+        match resolved {
+            Ok(known) => self.enter_known(channel, &known, key.region as u32, range, need, copy),
+            Err(e) => e,
+        }
+    }
+
     /// Calls `copy` with the address of byte `offset` of a known window, `len` bytes of which are mapped, while its owner waits
     /// with taking it back.
     #[inline(always)]
-    fn enter(
+    fn enter_known(
         &self,
         channel: &Channel,
         known: &Resolved,
@@ -185,16 +197,17 @@ impl Far {
     #[inline(always)]
     pub(crate) fn write_now(&self, channel: &Channel, key: &RemoteKey, offset: u64, bytes: &[u8]) -> bool {
         let Some(known) = self.resolved_as(key) else { return false };
-        let done = self.enter(channel, known, key.region as u32, (offset, bytes.len()), Need::Write, |dst| {
-            // SAFETY: `enter` vouches for `dst`. They may be the same pages where a process talks to itself: hence `copy`. Few
-            // bytes go as one store.
-            unsafe {
-                match <[u8; 8]>::try_from(bytes) {
-                    Ok(eight) => dst.cast::<[u8; 8]>().write_unaligned(eight),
-                    Err(_) => std::ptr::copy(bytes.as_ptr(), dst, bytes.len()),
+        let done =
+            self.enter_known(channel, known, key.region as u32, (offset, bytes.len()), Need::Write, |dst| {
+                // SAFETY: `enter_known` vouches for `dst`. They may be the same pages where a process talks to itself: hence `copy`. Few
+                // bytes go as one store.
+                unsafe {
+                    match <[u8; 8]>::try_from(bytes) {
+                        Ok(eight) => dst.cast::<[u8; 8]>().write_unaligned(eight),
+                        Err(_) => std::ptr::copy(bytes.as_ptr(), dst, bytes.len()),
+                    }
                 }
-            }
-        });
+            });
         done == Access::Done
     }
 
@@ -206,11 +219,7 @@ impl Far {
         offset: u64,
         source: &Slice,
     ) -> Access {
-        let known = match self.known(key, Need::Write) {
-            Ok(known) => known,
-            Err(e) => return e,
-        };
-        self.enter(channel, &known, key.region as u32, (offset, source.len()), Need::Write, |dst| {
+        self.enter(channel, key, (offset, source.len()), Need::Write, |dst| {
             // SAFETY: `enter` vouches for `dst`, the slice for its own bytes; overlap as above.
             unsafe { std::ptr::copy(source.as_ptr(), dst, source.len()) }
         })
@@ -225,11 +234,7 @@ impl Far {
         landing: &mut Landing,
     ) -> Access {
         let (dst, len) = (landing.as_mut_ptr(), landing.len());
-        let known = match self.known(key, Need::Read) {
-            Ok(known) => known,
-            Err(e) => return e,
-        };
-        self.enter(channel, &known, key.region as u32, (offset, len), Need::Read, |src| {
+        self.enter(channel, key, (offset, len), Need::Read, |src| {
             // SAFETY: `enter` vouches for `src`, the landing is the right to its bytes; overlap as above.
             unsafe { std::ptr::copy(src, dst, len) }
         })
