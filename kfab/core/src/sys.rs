@@ -160,6 +160,21 @@ pub unsafe fn read_raw(fd: impl AsFd, dst: *mut u8, len: usize) -> io::Result<us
     if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
 }
 
+/// The same behind `head`, which is filled first, in one call.
+///
+/// # Safety
+/// As for [`read_raw`].
+pub unsafe fn read_raw_behind(fd: impl AsFd, head: &mut [u8], dst: *mut u8, len: usize) -> io::Result<usize> {
+    use std::os::fd::AsRawFd;
+    let parts = [
+        libc::iovec { iov_base: head.as_mut_ptr().cast(), iov_len: head.len() },
+        libc::iovec { iov_base: dst.cast(), iov_len: len },
+    ];
+    // SAFETY: `head` is ours for the call and the caller vouches for the range; the kernel writes within the two parts.
+    let n = unsafe { libc::readv(fd.as_fd().as_raw_fd(), parts.as_ptr(), 2) };
+    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,9 +2,10 @@
 
 use crate::receive::{Item, Receiver};
 use crate::stage::StagePool;
-use crate::wire::DIALECT;
+use crate::wire::{DIALECT, HEAD_MAX};
 use kfab_core::auth::greeting::{Greeter, Outcome, Terms};
 use kfab_core::auth::{FabricKey, Handshake, Session};
+use kfab_core::mem::Pool;
 
 /// Feeds `data` to a greeting (first byte: bit 0 connecting side, bit 1 with key, bit 2 encrypted, bit 3 skip the greeting;
 /// second byte: how many bytes arrive at once) and what is left to the record parser.
@@ -55,6 +56,8 @@ fn session(key: &FabricKey) -> Option<Box<Session>> {
 fn records(data: &[u8], step: usize, mut session: Option<Box<Session>>) {
     let (mut rx, mut pool) = (Receiver::new(session.is_some()), StagePool::default());
     let (mut at, mut left) = (0, 0);
+    let memory = Pool::new(Default::default());
+    let Ok(mut spare) = memory.landing(64 << 10).map(Some) else { return };
     loop {
         if left > 0 {
             let Ok(body) = rx.body(session.as_deref_mut(), &mut pool) else { return };
@@ -72,6 +75,11 @@ fn records(data: &[u8], step: usize, mut session: Option<Box<Session>>) {
             match rx.next(session.as_deref_mut(), &mut pool) {
                 Ok(Item::Frame { body_len, .. }) => {
                     left = body_len;
+                    if let Some((s, came)) = rx.take_ahead() {
+                        left -= came;
+                        spare = Some(s);
+                    }
+                    rx.lands(spare.as_ref());
                     continue;
                 }
                 Ok(Item::Nothing) => {}
@@ -81,6 +89,22 @@ fn records(data: &[u8], step: usize, mut session: Option<Box<Session>>) {
         rx.release(&mut pool);
         if at == data.len() {
             return;
+        }
+        if left > 0 && session.is_none() {
+            // Straight to the landing.
+            let n = left.min(step).min(data.len() - at);
+            (at, left) = (at + n, left - n);
+            continue;
+        }
+        let expected = if left == 0 { rx.expected() } else { 0 };
+        if let Some(mut s) = spare.take_if(|_| expected > 0) {
+            let n = (HEAD_MAX + expected).min(step).min(data.len() - at);
+            let (head, body) = data[at..at + n].split_at(n.min(HEAD_MAX));
+            rx.head(&mut pool)[..head.len()].copy_from_slice(head);
+            s.copy_from(0, body);
+            spare = rx.received_ahead(n, s, &mut pool);
+            at += n;
+            continue;
         }
         let space = rx.space(left > 0, &mut pool);
         assert!(!space.is_empty(), "a receiver that wants bytes has room for them");

@@ -20,6 +20,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// What all links of a port share.
 pub(crate) struct Shared {
     pub(crate) pool: StagePool,
+    /// Memory for the body that is expected next, on whichever link: see [`Receiver::expected`].
+    pub(crate) spare: Option<Landing>,
     pub(crate) terms: Terms,
 }
 
@@ -387,20 +389,40 @@ impl Link {
     #[inline]
     fn fetch(&mut self, sh: &mut Shared) -> Result<bool, End> {
         let Some(fd) = &self.fd else { return Err(End::new(DownReason::Broken, "no socket")) };
-        let space = self.rx.space(matches!(self.waiting, Waiting::Filling { .. }), &mut sh.pool);
+        let in_body = matches!(self.waiting, Waiting::Filling { .. });
+        let expected = if in_body { 0 } else { self.rx.expected() };
+        if let Some(mut spare) = sh.spare.take_if(|s| expected > 0 && expected <= s.len()) {
+            let head = self.rx.head(&mut sh.pool);
+            let asked = head.len() + expected;
+            let read = spare.read_behind(fd, head, expected);
+            let n = read.as_ref().map_or(0, |n| *n);
+            sh.spare = self.rx.received_ahead(n, spare, &mut sh.pool);
+            return match read {
+                Ok(n) => self.got(n, asked).map(|()| true),
+                Err(e) => self.not_read(Errno::from_io_error(&e).unwrap_or(Errno::IO)).map(|()| false),
+            };
+        }
+        let space = self.rx.space(in_body, &mut sh.pool);
         let asked = space.len();
-        let n = match recv(fd, space, RecvFlags::empty()) {
-            Ok((_, n)) => n,
-            Err(Errno::AGAIN) => {
-                self.readable = false;
-                return Ok(false);
+        match recv(fd, space, RecvFlags::empty()) {
+            Ok((_, n)) => {
+                self.got(n, asked)?;
+                self.rx.received(n);
+                Ok(true)
             }
-            Err(Errno::INTR) => return Ok(false),
-            Err(e) => return Err(self.lost(Some(e))),
-        };
-        self.got(n, asked)?;
-        self.rx.received(n);
-        Ok(true)
+            Err(e) => self.not_read(e).map(|()| false),
+        }
+    }
+
+    /// Judges why a read gave nothing.
+    #[inline]
+    fn not_read(&mut self, e: Errno) -> Result<(), End> {
+        match e {
+            Errno::AGAIN => self.readable = false,
+            Errno::INTR => {}
+            e => return Err(self.lost(Some(e))),
+        }
+        Ok(())
     }
 
     /// Judges the length of a read.
@@ -456,11 +478,7 @@ impl Link {
                             *filled += n;
                             self.got(n, asked)?;
                         }
-                        Err(e) => match Errno::from_io_error(&e).unwrap_or(Errno::IO) {
-                            Errno::AGAIN => self.readable = false,
-                            Errno::INTR => {}
-                            e => return Err(self.lost(Some(e))),
-                        },
+                        Err(e) => self.not_read(Errno::from_io_error(&e).unwrap_or(Errno::IO))?,
                     }
                 }
                 _ => drop(self.fetch(sh)?),
@@ -471,11 +489,22 @@ impl Link {
     /// Starts to deliver the waiting body; `Some` if that ended within the call. `None` if no body waits.
     pub(crate) fn take(
         &mut self,
-        landing: Option<Landing>,
+        mut landing: Option<Landing>,
         sh: &mut Shared,
     ) -> Result<Option<Option<Landing>>, End> {
         let Waiting::Untaken { len } = self.waiting else { return Ok(None) };
-        self.waiting = Waiting::Filling { landing, len, filled: 0 };
+        let mut filled = 0;
+        if let Some((mut spare, came)) = self.rx.take_ahead() {
+            filled = came;
+            if let Some(l) = &mut landing {
+                l.take_over(&mut spare, came);
+            }
+            sh.spare = Some(spare);
+        }
+        if self.rx.lands(landing.as_ref()) > sh.spare.as_ref().map_or(0, Landing::len) {
+            sh.spare = landing.as_ref().and_then(Landing::spare);
+        }
+        self.waiting = Waiting::Filling { landing, len, filled };
         self.readable |= self.dead.is_none();
         self.fill(sh)
     }

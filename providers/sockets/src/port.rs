@@ -588,6 +588,8 @@ impl Port for TcpPort {
         self.harvest(&mut events);
         self.pending.extend(events);
         let listener_waits = self.attempts.accept_ready && self.timers.accept_again_ns.is_none();
+        // Memory that nothing may come for is given back.
+        self.shared.spare = None;
         self.timers.asleep = self.pending.is_empty() && self.ready.is_empty() && !listener_waits;
         self.timers.asleep
     }

@@ -3,6 +3,7 @@
 
 use super::block::BlockRef;
 use super::buffer::{Buffer, Slice, WindowMem};
+use super::pool::Shared;
 use super::region::{Access, Region};
 use super::room::Room;
 use crate::sys;
@@ -20,6 +21,8 @@ pub struct Landing {
     whole: usize,
     /// Which piece of an [`Assembly`], or what its maker calls it; else 0.
     piece: usize,
+    /// Memory of a pool that nobody has asked for by name: any other of the pool would do.
+    any: bool,
 }
 
 impl Landing {
@@ -36,20 +39,20 @@ impl Landing {
             return Err(b);
         }
         let Slice { block, start, len: whole } = b.into_source();
-        Ok(Landing { block, start, len: len.min(whole), whole, piece: 0 })
+        Ok(Landing { block, start, len: len.min(whole), whole, piece: 0, any: false })
     }
 
     /// The whole of a block that nobody else has a share in.
     #[inline]
     pub(super) fn fresh(block: BlockRef, len: usize) -> Landing {
-        Landing { block, start: 0, len, whole: len, piece: 0 }
+        Landing { block, start: 0, len, whole: len, piece: 0, any: true }
     }
 
     /// A part of a window, for bytes that a peer stores there; `None` outside the window. Two such landings may overlap: the
     /// memory is written through raw pointers only, and torn data is the peers' own race.
     pub fn window(w: &WindowMem, start: usize, len: usize) -> Option<Landing> {
         let s = w.0.part(start, len)?;
-        Some(Landing { block: s.block, start: s.start, len, whole: len, piece: 0 })
+        Some(Landing { block: s.block, start: s.start, len, whole: len, piece: 0, any: false })
     }
 
     /// The buffer back, in its whole length; `None` for a landing that was not made from a buffer.
@@ -109,6 +112,53 @@ impl Landing {
         let (at, end) = (at.min(self.len), end.min(self.len));
         // SAFETY: at <= end <= len, inside the block, exclusive as above.
         unsafe { sys::read_raw(fd, self.block.at(self.start + at), end.saturating_sub(at)) }
+    }
+
+    /// Reads from a descriptor, in one call, first to `head` and then to the first `len` bytes; the number read in all.
+    pub fn read_behind(&mut self, fd: impl AsFd, head: &mut [u8], len: usize) -> io::Result<usize> {
+        // SAFETY: at most `self.len` bytes from the start, inside the block, exclusive as above.
+        unsafe { sys::read_raw_behind(fd, head, self.block.at(self.start), len.min(self.len)) }
+    }
+
+    /// `true` if any memory of the pool would do as well: see [`Pool::landing`](super::Pool::landing).
+    #[inline]
+    pub fn is_any(&self) -> bool {
+        self.any
+    }
+
+    /// As much memory again as this lies in, if any memory of the pool would do for this and the pool has more: to read ahead into, before it is known
+    /// what comes. [`Landing::take_over`] brings it to its place.
+    pub fn spare(&self) -> Option<Landing> {
+        let pool = self.block.pool().filter(|_| self.any)?;
+        let len = self.block.size();
+        Some(Landing::fresh(Shared::block(pool, len, Access::PeersRead).ok()?, len))
+    }
+
+    /// Makes the first `n` bytes of `spare` the first of this (as many as fit): the two exchange their memory where one is as good as the other,
+    /// else the bytes are copied. What `spare` holds then is unspecified.
+    pub fn take_over(&mut self, spare: &mut Landing, n: usize) {
+        let n = n.min(self.len).min(spare.len);
+        let one_pool = self.block.pool().zip(spare.block.pool()).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
+        if self.any && spare.any && one_pool && spare.block.size() >= self.whole {
+            std::mem::swap(&mut self.block, &mut spare.block);
+            spare.whole = spare.block.size();
+            spare.len = spare.whole;
+            return;
+        }
+        // SAFETY: n bytes lie inside both; each landing is the exclusive right to its own, so they do not overlap (window memory is
+        // never lent twice as `spare`, which is a pool's).
+        unsafe {
+            std::ptr::copy_nonoverlapping(spare.block.at(spare.start), self.block.at(self.start), n);
+        }
+    }
+
+    /// Copies the bytes from `at` on to `into`; the number copied (less at the end of the landing).
+    pub fn copy_to(&self, at: usize, into: &mut [u8]) -> usize {
+        let at = at.min(self.len);
+        let n = into.len().min(self.len - at);
+        // SAFETY: at + n <= len, inside the block; nobody else writes there, and `into` is somebody else's.
+        unsafe { std::ptr::copy_nonoverlapping(self.block.at(self.start + at), into.as_mut_ptr(), n) };
+        n
     }
 }
 
@@ -175,7 +225,7 @@ impl Assembly {
             let start = s.start + at;
             at = at.saturating_sub(s.len);
             len -= n;
-            (n > 0).then(|| Landing { block: s.block.clone(), start, len: n, whole: 0, piece: i })
+            (n > 0).then(|| Landing { block: s.block.clone(), start, len: n, whole: 0, piece: i, any: false })
         })
     }
 
@@ -311,6 +361,42 @@ mod tests {
         let other = shared.clone();
         assert!(Assembly::new(vec![pool.alloc(20).unwrap(), shared], 40, 8).is_err());
         drop(other);
+    }
+
+    #[test]
+    fn what_was_read_ahead_comes_to_its_place() {
+        let (pool, other) = (Pool::new(Default::default()), Pool::new(Default::default()));
+        let ahead = || {
+            let mut spare = pool.landing(600).unwrap().spare().unwrap();
+            spare.copy_from(0, b"came early");
+            spare
+        };
+        let mut spare = ahead();
+        assert_eq!(spare.len(), 1024, "the whole of a block");
+        // Any memory of the pool would do: nothing is copied, and what was to be filled is the next to be read ahead into.
+        let mut l = pool.landing(600).unwrap();
+        let (here, there) = (l.as_mut_ptr(), spare.as_mut_ptr());
+        l.take_over(&mut spare, 10);
+        assert_eq!((l.as_mut_ptr(), spare.as_mut_ptr(), l.len(), spare.len()), (there, here, 600, 1024));
+        assert_eq!(&l.into_buffer().unwrap()[..10], b"came early");
+        // Memory that somebody named stays where it is, and so does that of another pool; a longer one does not get a short one.
+        let window = pool.alloc_window(600).unwrap();
+        let named = Landing::whole(pool.alloc(600).unwrap()).unwrap();
+        let (foreign, long) = (other.landing(600).unwrap(), pool.landing(1025).unwrap());
+        for mut l in [named, Landing::window(&window, 0, 600).unwrap(), foreign, long] {
+            let (mut spare, here) = (ahead(), l.as_mut_ptr());
+            l.take_over(&mut spare, 10);
+            let mut bytes = [0; 12];
+            assert_eq!((l.as_mut_ptr(), l.copy_to(0, &mut bytes)), (here, 12));
+            assert_eq!(&bytes[..10], b"came early");
+        }
+        let mut short = Landing::prefix(pool.alloc(600).unwrap(), 4).unwrap();
+        short.take_over(&mut ahead(), 10);
+        let mut bytes = [0; 12];
+        assert_eq!((short.copy_to(0, &mut bytes), &bytes[..4]), (4, &b"came"[..]));
+        assert!(short.spare().is_none() && Landing::window(&window, 0, 600).unwrap().spare().is_none());
+        drop((spare, short));
+        assert_eq!(pool.stats().in_use, 1024, "the window alone is left");
     }
 
     #[test]

@@ -149,13 +149,13 @@ impl Pool {
     /// A buffer of `len` bytes with unspecified contents (its own process's old bytes or zeros).
     /// `Kind::Limit` when the pool's bound is reached.
     pub fn alloc(&self, len: usize) -> Result<Buffer> {
-        Ok(Buffer::whole(self.block(len, Access::PeersRead)?, len))
+        Ok(Buffer::whole(self.0.0.block(len, Access::PeersRead)?, len))
     }
 
     /// The same, to be filled by a transport first.
     #[inline]
     pub fn landing(&self, len: usize) -> Result<Landing> {
-        Ok(Landing::fresh(self.block(len, Access::PeersRead)?, len))
+        Ok(Landing::fresh(self.0.0.block(len, Access::PeersRead)?, len))
     }
 
     /// A buffer with a copy of `bytes`.
@@ -167,7 +167,7 @@ impl Pool {
 
     /// Zeroed memory that peers may be allowed to write: for windows.
     pub fn alloc_window(&self, len: usize) -> Result<WindowMem> {
-        let w = WindowMem::new(self.block(len, Access::PeersWrite)?, len);
+        let w = WindowMem::new(self.0.0.block(len, Access::PeersWrite)?, len);
         w.fill(0);
         Ok(w)
     }
@@ -188,15 +188,16 @@ impl Pool {
         let shared = &self.0.0;
         Some((shared.config.node?, shared.state.lock().bound.clone()?))
     }
+}
 
+impl Shared {
     #[inline]
-    fn block(&self, len: usize, access: Access) -> Result<BlockRef> {
-        let shared = &self.0.0;
+    pub(super) fn block(self: &Arc<Shared>, len: usize, access: Access) -> Result<BlockRef> {
         let shift = len.max(1).next_power_of_two().trailing_zeros().max(MIN_SHIFT);
         if shift > MAX_SHIFT {
             return self.new_block(len.next_multiple_of(2 << 20), access);
         }
-        let mut s = shared.state.lock();
+        let mut s = self.state.lock();
         let Some(block) = s.space(access).free[(shift - MIN_SHIFT) as usize].pop() else {
             drop(s);
             return self.new_block(1 << shift, access);
@@ -207,21 +208,18 @@ impl Pool {
 
     /// A block that was none before. Above the largest size it has a region of its own, which goes when the block does.
     #[cold]
-    fn new_block(&self, size: usize, access: Access) -> Result<BlockRef> {
-        let shared = &self.0.0;
-        let mut s = shared.state.lock();
+    fn new_block(self: &Arc<Shared>, size: usize, access: Access) -> Result<BlockRef> {
+        let mut s = self.state.lock();
         let (region, offset) = if size > 1 << MAX_SHIFT {
-            (s.region(size, access, &shared.config)?, 0)
+            (s.region(size, access, &self.config)?, 0)
         } else {
-            s.cut(size, access, &shared.config)?
+            s.cut(size, access, &self.config)?
         };
         s.stats.in_use += size;
         drop(s);
-        Ok(BlockRef::new(Arc::new(Block::new(region, offset, size, Some(shared.clone())))))
+        Ok(BlockRef::new(Arc::new(Block::new(region, offset, size, Some(self.clone())))))
     }
-}
 
-impl Shared {
     /// Takes a block back from its last owner, if it has a pool.
     #[inline]
     pub(super) fn give_back(block: Arc<Block>) {

@@ -364,7 +364,8 @@ pub trait Port: Send {
     fn poll(&mut self, now_ns: u64, events: &mut Vec<Event>) -> bool;
 
     /// Delivers the waiting body of the last frame of `conn`: into `landing` (as long as the body or longer: the first `body_len` bytes are filled;
-    /// shorter: the rest is discarded), or nowhere. Returns `Some(landing)` if that happened within the call; else `Event::Taken` follows.
+    /// shorter: the rest is discarded), or nowhere. Returns `Some(landing)` if that happened within the call; else `Event::Taken` follows. Where any memory
+    /// would do ([`Landing::is_any`]) another may come back, with the bytes (a port that reads ahead).
     fn take(&mut self, conn: Conn, landing: Option<Landing>) -> Option<Option<Landing>>;
 
     /// Delivers the body that [`Port::next_small`] announced, within the call: `into` has its length. `false` from ports that

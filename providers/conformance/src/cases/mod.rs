@@ -74,7 +74,7 @@ cases! {
         frames::owned_memory_is_let_go, frames::too_large_a_body_is_refused;
     always: take::an_exact_landing, take::a_longer_landing_keeps_its_rest, take::a_shorter_landing_cuts,
         take::a_body_may_be_discarded, take::a_landing_in_a_window, take::no_next_frame_before_take,
-        take::other_connections_go_on_while_a_body_waits;
+        take::other_connections_go_on_while_a_body_waits, take::bodies_of_any_length_land_anywhere;
     always: flow::a_full_connection_refuses_and_loses_nothing, flow::a_batch_is_accepted_in_part,
         flow::a_full_connection_does_not_block_others, flow::both_directions_at_once, flow::ping_pong;
     always: close::everything_arrives_before_closed, close::unread_frames_do_not_hurt_a_close,

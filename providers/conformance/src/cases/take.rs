@@ -2,8 +2,9 @@
 
 use crate::bench::{Bench, body, header, number};
 use crate::node::Node;
-use kfab_core::mem::{Buffer, Landing};
-use kfab_core::spi::{Body, Conn};
+use kfab_core::mem::{Buffer, Landing, WindowMem};
+use kfab_core::spi::{Body, Conn, Frame, Inline};
+use std::collections::HashMap;
 
 /// Body sizes worth taking: small, a page and a bit, the largest.
 fn sizes(x: &mut Node) -> Vec<usize> {
@@ -146,4 +147,76 @@ pub(super) fn other_connections_go_on_while_a_body_waits(b: &Bench) {
     y.take(buffer(b, 700));
     b.until("the body is delivered", &mut [&mut x, &mut y], |n| n[1].landed.len() == 1);
     assert!(bytes(y.landed.remove(0).1)[..] == body(0, 700)[..]);
+}
+
+/// The length of body `n` of a peer that says much and little in turn: whoever guesses the next from the last is often right, and often not.
+fn varied(n: u32, max: usize) -> usize {
+    const LENS: [usize; 12] =
+        [1 << 16, 1 << 16, 9000, 1 << 16, 70, 1 << 16, 1 << 16, 20_000, 8192, 66_000, 1 << 16, 33];
+    LENS[n as usize % LENS.len()].min(max)
+}
+
+/// Where body `n` lands: for the most part where any memory would do.
+fn varied_landing(b: &Bench, window: &WindowMem, n: u32, len: usize) -> Option<Landing> {
+    match n % 7 {
+        0..=3 => Some(b.pool.landing(len).expect("memory")),
+        4 => buffer(b, len + 10),
+        5 => Landing::window(window, 0, len),
+        _ => None,
+    }
+}
+
+pub(super) fn bodies_of_any_length_land_anywhere(b: &Bench) {
+    const EACH: u32 = 150;
+    let (mut x, mut y, c1, d1) = b.connected();
+    let (c2, d2) = b.connect(&mut x, &mut y);
+    let max = x.port().caps().max_body;
+    let windows = [0, 1].map(|_| b.pool.alloc_window(1 << 17).expect("memory"));
+    y.auto_take = false;
+    let (mut posted, mut done, mut under) = ([0; 2], 0, HashMap::new());
+    b.until("all bodies arrive", &mut [&mut x, &mut y], |nodes| {
+        let [x, y] = nodes else { unreachable!("two nodes") };
+        for (conn, n) in [c1, c2].into_iter().zip(&mut posted) {
+            let body = body(*n, varied(*n, max));
+            let f =
+                Frame { header: header(*n), inline: Inline::EMPTY, body: Body::Borrowed(&body), more: false };
+            if *n < EACH {
+                *n += x.post(conn, &[f]) as u32;
+            }
+        }
+        for (conn, back) in y.landed.drain(..) {
+            assert!(conn == d1 || conn == d2);
+            let n = under.remove(&conn).expect("it was taken");
+            let sent = body(n, varied(n, max));
+            let window = &windows[usize::from(conn == d2)];
+            done += 1;
+            match (n % 7, back) {
+                (6, back) => assert!(back.is_none(), "a landing came from nowhere"),
+                (5, back) => {
+                    let mut got = vec![0; sent.len()];
+                    assert_eq!(back.expect("the landing comes back").len(), sent.len());
+                    window.read(0, &mut got);
+                    assert!(got == sent, "body {n} differs");
+                }
+                (kind, back) => {
+                    let got = bytes(back);
+                    let rest = if kind == 4 { 10 } else { 0 };
+                    assert_eq!(got.len(), sent.len() + rest);
+                    assert!(got[..sent.len()] == sent[..], "body {n} differs");
+                    assert!(
+                        got[sent.len()..].iter().all(|b| *b == 0xC3),
+                        "bytes beyond body {n} were written"
+                    );
+                }
+            }
+        }
+        while let Some((got, len)) = y.waiting.first().cloned() {
+            let n = number(&got.header);
+            assert_eq!(len, varied(n, max));
+            let window = &windows[usize::from(got.conn == d2)];
+            under.insert(got.conn, n);
+            y.take(varied_landing(b, window, n, len));
+        }
+        done == 2 * EACH
+    });
 }
