@@ -188,7 +188,7 @@ impl Greeting {
                 Got::Packet(Some(m), fds) => (m, fds),
                 Got::Packet(None, _) => return Err(garbage()),
                 Got::Nothing => return Ok(Progress::Wait),
-                Got::End => return Err(End::new(DownReason::Refused, "the peer hung up while greeting")),
+                Got::End => return Err(End::new(DownReason::Broken, "the peer hung up while greeting")),
             };
             if let Some(up) = self.take(msg, fds, host)? {
                 return Ok(up);
@@ -272,7 +272,7 @@ fn offer(socket: &OwnedFd, host: &Host<'_>) -> Result<Mapping, End> {
         sealed_memfd("kfab-segment", SEGMENT_BYTES, false).map_err(|e| End::os("make a segment", e))?;
     let hello = Msg::Hello { version: VERSION, asymmetric: has_heavy_barrier() };
     ctl::send(socket, &hello, &[fd.as_fd(), host.doorbell, host.slots]).map_err(|e| match e {
-        Errno::PIPE | Errno::CONNRESET => End::new(DownReason::Refused, "the peer hung up while greeting"),
+        Errno::PIPE | Errno::CONNRESET => End::new(DownReason::Broken, "the peer hung up while greeting"),
         e => End::os("send the segment", e),
     })?;
     Ok(map)
@@ -282,7 +282,7 @@ fn denied(d: Denial) -> End {
     match d {
         Denial::Auth => End::new(DownReason::Denied, "the peer refused us: fabric key or user id"),
         Denial::Version => End::new(DownReason::Denied, "the peer speaks another version"),
-        Denial::Full => End::new(DownReason::Refused, "the peer has as many connections as it may"),
+        Denial::Full => End::new(DownReason::Broken, "the peer has as many connections as it may"),
         Denial::Garbage => End::new(DownReason::Denied, "the peer did not understand our greeting"),
     }
 }

@@ -21,7 +21,7 @@ impl Inner {
         let (place, full) = (p.place, p.conns > p.max_conns);
         self.halves.insert(conn, Half::new(port, place, to, 0, true, self.now));
         if full {
-            self.end(conn, DownReason::Refused, "this port has as many connections as it may have", false);
+            self.end(conn, DownReason::Broken, "this port has as many connections as it may have", false);
         } else if place.rail != to.rail && !self.config.routed {
             self.end(conn, DownReason::Refused, "no route between rails", false);
         } else {
@@ -63,7 +63,7 @@ impl Inner {
         }
         if p.conns >= p.max_conns {
             return self
-                .answer(&f, deny(DownReason::Refused, "the peer has as many connections as it may have"));
+                .answer(&f, deny(DownReason::Broken, "the peer has as many connections as it may have"));
         }
         let conn = self.fresh_id();
         let mut h = Half::new(id, f.to, f.from, f.from_conn, false, self.now);

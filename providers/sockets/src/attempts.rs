@@ -327,13 +327,7 @@ impl TcpPort {
 
 /// Why a connection could not be made.
 fn refusal(e: &std::io::Error, to: SocketAddr) -> End {
-    let reason = match Errno::from_io_error(e) {
-        Some(
-            Errno::CONNREFUSED | Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::TIMEDOUT | Errno::CONNRESET,
-        ) => DownReason::Refused,
-        _ => DownReason::Broken,
-    };
-    End::new(reason, format!("{to}: {}", explain(e)))
+    End::new(DownReason::of_dial(e), format!("{to}: {}", explain(e)))
 }
 
 #[cfg(test)]

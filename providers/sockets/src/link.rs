@@ -221,7 +221,7 @@ impl Link {
             }
             Outcome::Denied(why) => Err(End::new(DownReason::Denied, why)),
             Outcome::Full => {
-                Err(End::new(DownReason::Refused, "the peer has as many connections as it may have"))
+                Err(End::new(DownReason::Broken, "the peer has as many connections as it may have"))
             }
             Outcome::Garbage(why) => Err(End::hostile(why)),
             Outcome::Agreed | Outcome::Word(_) => Ok(None),

@@ -424,7 +424,7 @@ fn limits_are_named() {
     assert!(e.kind() == kfab_core::Kind::Limit && e.to_string().contains("max_conns"), "{e}");
     let mut third = Side::new(&config());
     third.port.connect(&p.b.way()).unwrap();
-    assert_eq!(down("the third", &mut third, &mut p.b).0, DownReason::Refused);
+    assert_eq!(down("the third", &mut third, &mut p.b).0, DownReason::Broken);
     let way = p.b.way().rest;
     let Err(e) = Sockets.open(&PortConfig { listen: Some(way), ..config() }) else { panic!("opened twice") };
     assert_eq!(e.kind(), kfab_core::Kind::AddressInUse);

@@ -89,7 +89,7 @@ impl VerbsPort {
                         l.socket = Some(fd);
                     }
                 }
-                Err(e) => self.end(conn, DownReason::Refused, format!("{to}: {e}")),
+                Err(e) => self.end(conn, DownReason::of_dial(&e), format!("{to}: {e}")),
             }
         }
         self.dialing = false;
@@ -112,7 +112,7 @@ impl VerbsPort {
 
     fn listen_again(&mut self) {
         self.listen_at = None;
-        if !self.listening {
+        if !self.listening && !self.lost {
             self.listening = watch_listener(&self.epoll, &self.listener, true).is_ok();
         }
     }
@@ -177,7 +177,7 @@ impl VerbsPort {
         let Some(fd) = &l.socket else { return };
         if let Err(e) = side::dialed(fd) {
             let to = l.to.map(|t| t.to_string()).unwrap_or_default();
-            return self.end(conn, DownReason::Refused, format!("{to}: {e}"));
+            return self.end(conn, DownReason::of_dial(&e.into()), format!("{to}: {e}"));
         }
         let _ = epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(conn.0), epoll::EventFlags::IN);
         let mut out = Vec::new();
@@ -196,7 +196,7 @@ impl VerbsPort {
         if !bytes.is_empty()
             && let Err(e) = side::say(fd, bytes)
         {
-            self.end(conn, DownReason::Refused, format!("the side channel: {e}"));
+            self.end(conn, DownReason::Broken, format!("the side channel: {e}"));
         }
     }
 
@@ -206,10 +206,10 @@ impl VerbsPort {
             let Some(l) = self.links.get(conn).filter(|l| l.phase == Phase::Greeting) else { return };
             let (Some(fd), Some(g)) = (&l.socket, &mut l.greeter) else { return };
             let n = match side::hear(fd, g.space()) {
-                Ok(0) => return self.end(conn, DownReason::Refused, "the peer hung up while greeting"),
+                Ok(0) => return self.end(conn, DownReason::Broken, "the peer hung up while greeting"),
                 Ok(n) => n,
                 Err(Errno::AGAIN | Errno::INTR) => return,
-                Err(e) => return self.end(conn, DownReason::Refused, format!("the side channel: {e}")),
+                Err(e) => return self.end(conn, DownReason::Broken, format!("the side channel: {e}")),
             };
             let mut out = Vec::new();
             let outcome = g.received(n, &terms, full, &mut out);
@@ -243,13 +243,13 @@ impl VerbsPort {
             Outcome::More => {}
             Outcome::Agreed => {
                 if let Err(e) = self.agreed(conn) {
-                    self.end(conn, DownReason::Refused, e.to_string());
+                    self.end(conn, DownReason::Broken, e.to_string());
                 }
             }
             Outcome::Word(word) => match Params::parse(&word) {
                 Ok(p) => {
                     if let Err(e) = self.join(conn, &p) {
-                        self.end(conn, DownReason::Refused, e.to_string());
+                        self.end(conn, DownReason::Broken, e.to_string());
                     }
                 }
                 Err(why) => self.end(conn, DownReason::Hostile, why),
@@ -263,7 +263,7 @@ impl VerbsPort {
             Outcome::Refuse => self.end(conn, DownReason::Denied, "we refused"),
             Outcome::Denied(why) => self.end(conn, DownReason::Denied, why),
             Outcome::Full => {
-                self.end(conn, DownReason::Refused, "the peer has no room for another connection")
+                self.end(conn, DownReason::Broken, "the peer has no room for another connection")
             }
             Outcome::Garbage(why) => self.end(conn, DownReason::Hostile, why),
         }
@@ -398,7 +398,7 @@ impl VerbsPort {
         let Some(fd) = &l.socket else { return };
         let mut byte = [0; 16];
         match side::hear(fd, &mut byte) {
-            Ok(0) => {}
+            Ok(0) | Err(Errno::CONNRESET) => {}
             Ok(n) => {
                 if byte[..n].iter().all(|b| *b == side::PARTING) {
                     l.parted = true;
@@ -408,7 +408,11 @@ impl VerbsPort {
                 return;
             }
             Err(Errno::AGAIN | Errno::INTR) => return,
-            Err(e) => tracing::debug!(%e, "a side channel broke"),
+            Err(e) => {
+                // Nobody answers on this way: the peer may live, and be reached by another.
+                let _ = epoll::delete(&self.epoll, fd);
+                return self.end(conn, DownReason::Broken, format!("the side channel: {e}"));
+            }
         }
         let _ = epoll::delete(&self.epoll, fd);
         l.eof = Some(Instant::now());
@@ -499,6 +503,10 @@ impl VerbsPort {
     /// Goes on with an end: drains the queue pair, hands out what is left, reports. `true` when the link is gone.
     fn finish(&mut self, conn: Conn, now: Instant, events: &mut Vec<Event>) -> bool {
         let Some(l) = self.links.get(conn) else { return true };
+        // A driver forgets what the completion queue holds of a queue pair that goes: all that came before the end is handled first, in a whole poll.
+        if l.qp.is_some() && self.ticks.wrapping_sub(l.ended_at) < 2 {
+            return false;
+        }
         // Requests that ask for no completion hold nothing. Those of them that went well before the end are never told of.
         if l.qp.as_ref().is_some_and(|q| q.awaits()) && l.deadline.is_some_and(|d| now < d) {
             return false;
@@ -533,7 +541,9 @@ impl VerbsPort {
     /// broke, that takes until the reaper is done.
     fn end_queue_pair(&mut self, conn: Conn, events: &mut Vec<Event>) {
         let Some(l) = self.links.get(conn) else { return };
-        let well = matches!(l.end, Some((DownReason::Closed, _)));
+        // Nothing was on its way to it: it went in good order, or was never used.
+        let used = l.progress > 0 || (l.ready && l.confirmed);
+        let well = !used || matches!(l.end, Some((DownReason::Closed, _)));
         let waiting = std::mem::take(&mut l.rma_waiting);
         for (rma, token) in waiting {
             let landing = crate::rma::landing_of(rma);
@@ -594,7 +604,9 @@ impl VerbsPort {
             Keep::Read(landing, _, token) => {
                 events.push(Event::RmaDone { token, landing: Some(landing), result })
             }
-            Keep::Write(_, _, token) => events.push(Event::RmaDone { token, landing: None, result }),
+            Keep::Write(_, _, token) | Keep::Lost(token) => {
+                events.push(Event::RmaDone { token, landing: None, result })
+            }
         }
     }
 }

@@ -159,10 +159,13 @@ pub(crate) fn address(a: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
     v4.or_else(|| a.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
 }
 
-/// Where an address is in the port's table now.
-pub(crate) fn index_of(card: &Card, gid: &Gid) -> Option<u8> {
+/// Where an address of a card's port is in its table now. One that is none of the host's (InfiniBand: the subnet's manager gives it) may have become
+/// another.
+pub(crate) fn gid_again(card: &Card, gid: &Gid, at: IpAddr) -> Option<Gid> {
     let dir = Path::new("/sys/class/infiniband").join(&card.name).join("ports").join(card.port.to_string());
-    gids_of(&dir).into_iter().find(|g| (g.bytes, g.v2) == (gid.bytes, gid.v2)).map(|g| g.index)
+    let all = gids_of(&dir);
+    let same = all.iter().find(|g| (g.bytes, g.v2) == (gid.bytes, gid.v2));
+    same.or_else(|| all.first().filter(|_| gid.ip() != at)).cloned()
 }
 
 fn gids_of(dir: &Path) -> Vec<Gid> {

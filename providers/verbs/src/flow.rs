@@ -7,7 +7,7 @@
 use crate::link::{Link, Phase};
 use crate::port::{EVENTS_MAX, VerbsPort};
 use crate::sys::{For, INLINE_MAX, Keep, Mr, Qp, SGE_MAX, Slot, Wc, status_text};
-use crate::wire::{self, CREDITS, HEAD_MAX, Kind as What, MAX_BODY, RETURN_AT};
+use crate::wire::{self, HEAD_MAX, Kind as What, MAX_BODY, RETURN_AT};
 use crate::{ffi, memory};
 use kfab_core::mem::{Access, Landing, Slice};
 use kfab_core::spi::{Body, Conn, DownReason, Event, Frame, HEADER_LEN, Inline, Next, Small};
@@ -72,11 +72,12 @@ impl VerbsPort {
         let free = self.requests + SEND_RESERVE < self.requests_max && self.memory.post_many().is_ok();
         if let Some(l) =
             self.links.get(conn).filter(|l| free && l.phase == Phase::Up && !l.closing && l.credits > 0)
-            && let Some(qp) = &mut l.qp
+            && let Some(qp) = &l.qp
             && qp.room() > SEND_RESERVE
             && wire::HEAD_LEN + bytes.len() <= qp.inline()
         {
-            let owed = std::mem::take(&mut l.owed);
+            let owed = l.grant();
+            let Some(qp) = &mut l.qp else { return true };
             l.credits -= 1;
             l.dirty = false;
             self.requests += 1;
@@ -139,7 +140,7 @@ impl VerbsPort {
             qp.send(slot, n + copied, bodies);
         }
         l.credits -= 1;
-        l.owed = 0;
+        l.grant();
         self.requests += 1;
         true
     }
@@ -231,33 +232,23 @@ impl VerbsPort {
         };
         let (conn, len) = (l.id, wc.bytes().min(slot.len()));
         l.progress += 1;
-        let m = match wire::parse(&slot.bytes()[..len]) {
-            Ok(m) if m.credits <= l.credits_max - l.credits.min(l.credits_max) => m,
-            other => {
-                let why = other.err().unwrap_or("more credits returned than there are");
+        let said = if wc.is_message() { wire::parse(&slot.bytes()[..len]) } else { Err("no message") };
+        let m = match said.and_then(|m| l.hears(&m).map(|()| m)) {
+            Ok(m) => m,
+            Err(why) => {
                 self.memory.recycle(slot);
                 self.end(conn, DownReason::Hostile, why);
                 return None;
             }
         };
-        l.credits += m.credits;
         let wake = m.credits > 0 && (l.refused || l.closing);
-        let full = l.backlog.len() >= usize::from(CREDITS);
         if wake {
             self.list(conn);
         }
         match m.kind {
-            What::Frame if !full => return Some(Arrived { conn, slot, len, body_at: m.body_at }),
-            What::Frame => {
-                self.end(conn, DownReason::Hostile, "more frames than the peer had credits for");
-            }
+            What::Frame => return Some(Arrived { conn, slot, len, body_at: m.body_at }),
             What::Credit => {}
-            What::Goodbye => {
-                if let Some(l) = self.links.get(conn) {
-                    l.peer_goodbye = true;
-                }
-                self.said_goodbye(conn);
-            }
+            What::Goodbye => self.said_goodbye(conn),
         }
         self.memory.recycle(slot);
         None
@@ -400,9 +391,8 @@ impl VerbsPort {
             return self.end(conn, DownReason::Broken, e.to_string());
         }
         let Some(l) = self.links.get(conn) else { return };
+        let (head, n) = wire::head(What::Credit, l.grant(), &[0; HEADER_LEN], &Inline::EMPTY);
         let Some(qp) = &mut l.qp else { return };
-        let (head, n) =
-            wire::head(What::Credit, std::mem::take(&mut l.owed), &[0; HEADER_LEN], &Inline::EMPTY);
         qp.send_inline(|to| {
             to[..HEAD_MAX].copy_from_slice(&head);
             n
@@ -426,6 +416,24 @@ impl VerbsPort {
 }
 
 impl Link {
+    /// Counts what the peer says: no more than it was given receives for, whether it reports or not. An error is its offence.
+    #[inline(always)]
+    fn hears(&mut self, m: &wire::Message) -> Result<(), &'static str> {
+        if m.credits > self.credits_max - self.credits.min(self.credits_max) {
+            return Err("more credits returned than there are");
+        }
+        self.credits += m.credits;
+        match m.kind {
+            What::Frame if self.granted == 0 => return Err("more frames than the peer had credits for"),
+            What::Frame => self.granted -= 1,
+            What::Credit if m.credits < RETURN_AT => return Err("a message that returns too few credits"),
+            What::Credit => {}
+            What::Goodbye if self.peer_goodbye => return Err("a second goodbye"),
+            What::Goodbye => self.peer_goodbye = true,
+        }
+        Ok(())
+    }
+
     /// The peer is owed one credit more: whether they are so many that it is told by a message of its own.
     #[inline]
     fn owes_one_more(&mut self) -> bool {

@@ -30,6 +30,8 @@ mod device;
 pub mod ffi;
 mod flow;
 mod fuzz;
+#[cfg(test)]
+mod hostile;
 mod link;
 mod manager;
 mod memory;
@@ -186,15 +188,19 @@ impl Provider for Verbs {
     /// interface; with `+cm` after it (or alone) queue pairs are connected through the connection manager. With neither, the fastest
     /// card whose port is up, at any port.
     fn open(&self, config: &PortConfig) -> Result<Box<dyn Port>> {
-        let (card, managed) = asked(config);
-        let cards = device::cards().map_err(|why| Error::new(Kind::Unavailable, "open", why))?;
-        let (card, gid, at) = choose(config, card, cards.clone())?;
-        let caps = caps(&card, config.weight(card.speed, card.node));
-        let managed = managed || card.iwarp;
-        let plan =
-            rail::Plan { config: config.clone(), caps, managed, networks: Networks::around(at.ip(), &cards) };
-        Ok(Box::new(rail::Rail::open(plan, card, gid, at)?))
+        Ok(Box::new(rail(config)?))
     }
+}
+
+fn rail(config: &PortConfig) -> Result<rail::Rail> {
+    let (card, managed) = asked(config);
+    let cards = device::cards().map_err(|why| Error::new(Kind::Unavailable, "open", why))?;
+    let (card, gid, at) = choose(config, card, cards.clone())?;
+    let caps = caps(&card, config.weight(card.speed, card.node));
+    let managed = managed || card.iwarp;
+    let plan =
+        rail::Plan { config: config.clone(), caps, managed, networks: Networks::around(at.ip(), &cards) };
+    rail::Rail::open(plan, card, gid, at)
 }
 
 /// The card that is asked for, if one is, and whether the connection manager is.

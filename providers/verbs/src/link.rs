@@ -57,6 +57,8 @@ pub(crate) struct Link {
     pub(crate) credits_max: u16,
     /// Receives posted anew, of which the peer has not been told.
     pub(crate) owed: u16,
+    /// Frames that the peer may have on their way to us.
+    pub(crate) granted: u16,
     /// Messages that arrived and were not reported, with their lengths.
     pub(crate) backlog: VecDeque<(Slot, usize)>,
     /// The body that waits to be taken: where it is in the slot.
@@ -78,6 +80,8 @@ pub(crate) struct Link {
     pub(crate) eof: Option<Instant>,
     pub(crate) rma_waiting: VecDeque<(Rma, RmaToken)>,
     pub(crate) end: Option<(DownReason, String)>,
+    /// The port's count of polls when it ended.
+    pub(crate) ended_at: u32,
     /// When patience ends: with the greeting, or with the drain.
     pub(crate) deadline: Option<Instant>,
     /// Completions seen, and how many at the last look, and since when none came.
@@ -105,6 +109,7 @@ impl Link {
             credits: 0,
             credits_max: CREDITS,
             owed: 0,
+            granted: CREDITS,
             backlog: VecDeque::new(),
             waiting: None,
             refused: false,
@@ -118,10 +123,19 @@ impl Link {
             eof: None,
             rma_waiting: VecDeque::new(),
             end: None,
+            ended_at: 0,
             deadline: None,
             progress: 0,
             seen: (0, None),
         }
+    }
+
+    /// The credits that the peer is owed leave with the next message.
+    #[inline(always)]
+    pub(crate) fn grant(&mut self) -> u16 {
+        let owed = std::mem::take(&mut self.owed);
+        self.granted += owed;
+        owed
     }
 
     /// What the completions of its queue pair carry; see [`Table`].

@@ -122,7 +122,7 @@ impl VerbsPort {
                 Said::AddressFound | Said::RouteFound | Said::Accepted => {
                     if let Err(e) = self.next_step(conn, &said) {
                         let why = format!("connect through the connection manager: {e}");
-                        self.end(conn, DownReason::Refused, why);
+                        self.end(conn, DownReason::Broken, why);
                     }
                 }
                 Said::Other => {}
@@ -167,7 +167,7 @@ impl VerbsPort {
             Ok(true) => self.queue_pair_ready(conn),
             Ok(false) => {}
             Err(e) => {
-                self.end(conn, DownReason::Refused, format!("accept through the connection manager: {e}"))
+                self.end(conn, DownReason::Broken, format!("accept through the connection manager: {e}"))
             }
         }
     }
@@ -181,7 +181,7 @@ impl VerbsPort {
     /// The attempt has failed. Of a connection that is up its own queue pair knows better: a last word between managers was lost.
     fn refused(&mut self, conn: Conn, why: String) {
         if self.links.get(conn).is_some_and(|l| l.phase == Phase::Greeting) {
-            self.end(conn, DownReason::Refused, why);
+            self.end(conn, DownReason::Broken, why);
         }
     }
 

@@ -10,6 +10,7 @@ use crate::sys::{Pd, Slot, Srq, Wc};
 use crate::wire::SLOT_LEN;
 use kfab_core::{Error, Kind, Result};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Slots for heads of messages whose body stays where it is, and for small messages.
 const SMALL_LEN: usize = 1024;
@@ -26,6 +27,20 @@ pub(crate) const LARGEST_BYTES: usize = RECV_CHUNK * SLOT_LEN;
 const SLACK: usize = 8;
 /// ... and empty ones are posted so many at a time.
 const POST_AT: usize = 8;
+/// What a queue must hold beyond what is promised: those, and some for connections that break within [`GONE`].
+pub(crate) const EXTRA: usize = SLACK + POST_AT + 48;
+/// A receive that later ones have overtaken for so long is in no living connection's hands: a card's retries end before.
+const GONE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 20_000 });
+
+/// Which receives are lost with connections that broke: see [`Memory::age`].
+struct Inquest {
+    /// The last receive that was posted then.
+    until: u64,
+    /// How many may be lost.
+    suspects: usize,
+    /// Since when later ones have come back.
+    passed: Option<Instant>,
+}
 
 /// See the module.
 pub(crate) struct Memory {
@@ -47,8 +62,11 @@ pub(crate) struct Memory {
     held: usize,
     /// ... and those of them whose connection has ended: receives no more.
     orphans: usize,
-    /// Receives that may be lost: see [`Memory::maybe_lost`].
+    /// Receives that may be lost: see [`Memory::maybe_lost`] ...
     suspects: usize,
+    /// ... and those in the queue that are: see [`Memory::age`].
+    lost: usize,
+    inquest: Option<Inquest>,
     big: Vec<Slot>,
     bigs: usize,
     small: Vec<Slot>,
@@ -78,6 +96,8 @@ impl Memory {
             held: 0,
             orphans: 0,
             suspects: 0,
+            lost: 0,
+            inquest: None,
             big: Vec::new(),
             bigs: 0,
             small: Vec::new(),
@@ -120,7 +140,36 @@ impl Memory {
 
     /// Receives, wherever they are, with those that may be lost.
     fn all(&self) -> usize {
-        self.srq.len() + self.repost.len() + self.held - self.orphans
+        (self.srq.len() + self.repost.len() + self.held - self.orphans).saturating_sub(self.lost)
+    }
+
+    /// Time passes: finds out which of the receives that may be lost are. The queue takes receives in the order in which they were posted; one that was there when a
+    /// connection broke, and did not come back long after later ones did, is nobody's. Its memory stays with the queue, but it takes no place; the
+    /// others were replaced without need and are taken out as they come.
+    #[inline]
+    pub(crate) fn age(&mut self, now: Instant) {
+        if self.suspects > 0 {
+            self.look_for_lost(now);
+        }
+    }
+
+    fn look_for_lost(&mut self, now: Instant) {
+        let (posts, suspects) = (self.srq.posts(), self.suspects);
+        let inquest = self.inquest.get_or_insert(Inquest { until: posts, suspects, passed: None });
+        if self.srq.reached() < inquest.until {
+            return;
+        }
+        let passed = *inquest.passed.get_or_insert(now);
+        if now.saturating_duration_since(passed) < GONE {
+            return;
+        }
+        let lost = self.srq.missing(inquest.until);
+        self.active = (self.active + inquest.suspects + self.lost).saturating_sub(lost);
+        self.suspects -= inquest.suspects;
+        (self.lost, self.inquest) = (lost, None);
+        if let Err(e) = self.fill() {
+            tracing::warn!(%e, "a lost receive could not be replaced");
+        }
     }
 
     /// Takes a message out of the queue; [`Memory::recycle`], [`Memory::returned`] or [`Memory::buried`] follows.
@@ -173,7 +222,7 @@ impl Memory {
         if !well {
             self.maybe_lost();
         }
-        if self.promised == 0 && self.held == 0 && self.suspects > 0 {
+        if self.promised == 0 && self.held == 0 && self.suspects + self.lost > 0 {
             self.renew();
         }
     }
@@ -184,7 +233,7 @@ impl Memory {
             Ok(new) => {
                 self.srq = new;
                 self.spare.append(&mut self.repost);
-                (self.active, self.suspects) = (0, 0);
+                (self.active, self.suspects, self.lost, self.inquest) = (0, 0, 0, None);
             }
             Err(e) => tracing::debug!(%e, "the shared receive queue is kept, with what may be lost in it"),
         }
@@ -203,8 +252,8 @@ impl Memory {
     }
 
     /// A connection broke: the receive that a message was arriving in may be lost with it (soft-RoCE), so another takes its
-    /// place. If it does come back, as an error, see [`Memory::returned`]; if not, the queue holds one more than it needs, at most
-    /// as many as it has room for, until no connection is left.
+    /// place. If it does come back, as an error, see [`Memory::returned`]; if not, the queue holds one more than it needs, which
+    /// soon does not count (see [`Memory::age`]), until no connection is left.
     fn maybe_lost(&mut self) {
         self.suspects += 1;
         self.active = self.active.saturating_sub(1);

@@ -9,7 +9,7 @@ use crate::ffi;
 use crate::flow::Look;
 use crate::link::{ByQpn, Link, Phase, Table};
 use crate::manager::Manager;
-use crate::memory::Memory;
+use crate::memory::{EXTRA, Memory};
 use crate::rail::{Numbers, Plan};
 use crate::reaper::Reaper;
 use crate::rma::Exposures;
@@ -115,7 +115,7 @@ pub(crate) struct VerbsPort {
     pub(crate) epoll: Arc<OwnedFd>,
     timer: OwnedFd,
     armed: bool,
-    ticks: u32,
+    pub(crate) ticks: u32,
     /// When epoll was asked last, by the caller's clock.
     asked_ns: u64,
     stall_look: Instant,
@@ -146,8 +146,9 @@ impl VerbsPort {
         let pd = Pd::new(&context).map_err(os("a protection domain"))?;
         let positive = |n: std::ffi::c_int| usize::try_from(n).unwrap_or(0);
         let entries_max = CQ_MAX.min(positive(attr.max_cqe));
-        let depth =
-            (entries_max / 2).min(positive(attr.max_srq_wr)).min(config.max_conns.saturating_mul(PROVIDE));
+        let depth = (entries_max / 2)
+            .min(positive(attr.max_srq_wr))
+            .min(config.max_conns.saturating_mul(PROVIDE) + EXTRA);
         if depth < PROVIDE {
             return Err(unavailable(format!("{} has no shared receive queues", card.name)));
         }
@@ -262,6 +263,7 @@ impl VerbsPort {
         let (before, detail) = (l.phase, detail.into());
         tracing::debug!(name: "end", card = self.card.name, conn = conn.0, ?reason, detail, "a connection ends");
         l.end = Some((reason, detail));
+        l.ended_at = self.ticks;
         l.phase = Phase::Ending;
         l.deadline = Some(Instant::now() + DRAIN);
         l.greeter = None;
@@ -366,14 +368,18 @@ impl VerbsPort {
         if let Ok(port) = self.context.port(self.card.port) {
             (self.mtu, self.lid) = (mtu_of(&port), port.lid);
         }
-        if let Some(index) = device::index_of(&self.card, &self.gid) {
-            self.gid.index = index;
+        if let Some(gid) = device::gid_again(&self.card, &self.gid, self.local.ip()) {
+            self.gid = gid;
         }
     }
 
     /// The card is taken out, or beyond help: nobody is connected here any more.
     pub(crate) fn lose(&mut self, why: &str) {
         (self.down, self.lost) = (true, true);
+        // Strangers would keep the card here as long as they keep calling.
+        if std::mem::take(&mut self.listening) {
+            let _ = watch_listener(&self.epoll, &self.listener, false);
+        }
         self.end_all(why);
     }
 
@@ -515,6 +521,7 @@ impl VerbsPort {
             // Completions that came before a side channel ended are handled before the end.
             busy |= drained && self.watched(now, events);
             self.look_for_stalls(now);
+            self.memory.age(now);
             if self.ticks.is_multiple_of(1024) && !self.memory.cache.is_empty() {
                 self.memory.cache.sweep();
             }

@@ -68,7 +68,7 @@ fn masked(rkey: u32, base: u64, secret: u64) -> RemoteKey {
 }
 
 /// The card's key; `None` for one that was tampered with.
-fn unmasked(key: &RemoteKey) -> Option<u32> {
+pub(crate) fn unmasked(key: &RemoteKey) -> Option<u32> {
     u32::try_from(key.region ^ mix(key.secret)).ok()
 }
 

@@ -441,6 +441,12 @@ impl Wc {
     pub(crate) fn bytes(&self) -> usize {
         self.0.byte_len as usize
     }
+
+    /// Of a receive that went well: a message lies in it. A peer's write with immediate data uses a receive up as well, and leaves in it what was there.
+    #[inline]
+    pub(crate) fn is_message(&self) -> bool {
+        self.0.opcode == ffi::WC_RECV
+    }
 }
 
 /// Completions polled at once.
@@ -580,8 +586,12 @@ impl Slot {
 }
 
 handle! {
-    /// A shared receive queue. The slots posted to it belong to it until they come back filled.
-    Srq { raw: NonNull<ffi::Srq>, generation: u64, posted: Vec<Option<Slot>>, free: Vec<u32>, _pd: Arc<Pd> }
+    /// A shared receive queue. The slots posted to it belong to it until they come back filled. It takes them in the order in which they were posted,
+    /// which their numbers tell: of `posts`, and the last that came back.
+    Srq {
+        raw: NonNull<ffi::Srq>, generation: u64, posted: Vec<Option<(Slot, u64)>>, free: Vec<u32>, posts: u64, reached: u64,
+        _pd: Arc<Pd>
+    }
 }
 
 impl Srq {
@@ -594,7 +604,23 @@ impl Srq {
         static GENERATIONS: AtomicU32 = AtomicU32::new(0);
         // Completions left over from an earlier queue name no slot of this one.
         let generation = u64::from(GENERATIONS.fetch_add(1, Ordering::Relaxed) & 0x7fff_ffff) << 32;
-        Ok(Srq { raw, generation, posted, free: (0..max_wr).rev().collect(), _pd: pd.clone() })
+        let free = (0..max_wr).rev().collect();
+        Ok(Srq { raw, generation, posted, free, posts: 0, reached: 0, _pd: pd.clone() })
+    }
+
+    /// The number of the last posted of those that came back.
+    pub(crate) fn reached(&self) -> u64 {
+        self.reached
+    }
+
+    /// The number of the last slot that was posted.
+    pub(crate) fn posts(&self) -> u64 {
+        self.posts
+    }
+
+    /// Slots up to the one of this number that have not come back.
+    pub(crate) fn missing(&self, until: u64) -> usize {
+        self.posted.iter().flatten().filter(|(_, n)| *n <= until).count()
     }
 
     /// Slots posted.
@@ -621,7 +647,8 @@ impl Srq {
                     wr.sg_list = first_sge.add(i);
                     wr.next = if i + 1 < n { first.add(i + 1) } else { null_mut() };
                 }
-                self.posted[place as usize] = Some(slot);
+                self.posts += 1;
+                self.posted[place as usize] = Some((slot, self.posts));
             }
             let mut bad = null_mut();
             // SAFETY: a live queue and a chain of `n` requests in arrays that outlive the call. The memory they name is owned by
@@ -640,7 +667,8 @@ impl Srq {
         if wc.0.wr_id != RECV | self.generation | u64::from(place) {
             return None;
         }
-        let slot = self.posted.get_mut(place as usize)?.take()?;
+        let (slot, number) = self.posted.get_mut(place as usize)?.take()?;
+        self.reached = self.reached.max(number);
         self.free.push(place);
         Some(slot)
     }

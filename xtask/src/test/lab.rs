@@ -102,7 +102,8 @@ const JOBS: &[Job] = &[
     Job {
         what: "conformance, and what only cards can show",
         options: "--cards 2",
-        script: "@kfab-verbs/cards && @kfab-verbs/conformance --test-threads 1 verbs::",
+        script: "@kfab-verbs/cards && @kfab-verbs/kfab_verbs --test-threads 1 hostile:: && \
+            @kfab-verbs/conformance --test-threads 1 verbs::",
         companion: None,
         limit_s: 1800,
         runs: Runs::Everywhere,
@@ -295,9 +296,9 @@ fn programs() -> anyhow::Result<Vec<(String, PathBuf)>> {
 fn program(message: &Value) -> Option<(String, PathBuf)> {
     let path = message["executable"].as_str()?;
     let target = &message["target"];
-    // A program's own unit tests have its name, too.
-    let wanted = if message["profile"]["test"] == true { "test" } else { "bin" };
-    if target["kind"].as_array()?.iter().all(|kind| kind != wanted) {
+    // A program's own unit tests have its name, too; those of a library have the library's.
+    let wanted: &[&str] = if message["profile"]["test"] == true { &["test", "lib"] } else { &["bin"] };
+    if target["kind"].as_array()?.iter().all(|kind| wanted.iter().all(|w| kind != w)) {
         return None;
     }
     let manifest = PathBuf::from(message["manifest_path"].as_str()?);
@@ -339,7 +340,7 @@ mod tests {
                 "profile": { "test": test },
             })
         };
-        for (kind, test) in [("test", true), ("bin", false)] {
+        for (kind, test) in [("test", true), ("lib", true), ("bin", false)] {
             assert_eq!(program(&message(kind, test)), Some(("xtask/x".to_owned(), "/t/x-1".into())));
         }
         assert_eq!(program(&message("bin", true)), None);

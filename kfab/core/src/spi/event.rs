@@ -3,6 +3,7 @@
 use super::{HEADER_LEN, Inline};
 use crate::Error;
 use crate::mem::Landing;
+use rustix::io::Errno;
 
 /// A connection of one port, named by the port. Never used again after its [`Event::Down`] has been reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,7 +18,7 @@ pub struct RmaToken(pub u64);
 pub enum DownReason {
     /// One side closed it in good order; nothing accepted was lost.
     Closed,
-    /// The path broke; frames accepted may be lost; the peer may well live.
+    /// The path broke, or the peer has no room for another; frames accepted may be lost; the peer may well live.
     Broken,
     /// Nobody answers there.
     Refused,
@@ -27,6 +28,30 @@ pub enum DownReason {
     PeerDead,
     /// The peer wrote garbage.
     Hostile,
+}
+
+impl DownReason {
+    /// Why a socket could not be connected, by what the kernel said: [`DownReason::Refused`] where nobody is there, [`DownReason::Broken`] where it was
+    /// something of our own.
+    ///
+    /// ```
+    /// # use kfab_core::spi::DownReason;
+    /// let nobody = std::net::TcpStream::connect("127.0.0.1:1").unwrap_err();
+    /// assert_eq!(DownReason::of_dial(&nobody), DownReason::Refused);
+    /// assert_eq!(DownReason::of_dial(&std::io::ErrorKind::OutOfMemory.into()), DownReason::Broken);
+    /// ```
+    pub fn of_dial(e: &std::io::Error) -> DownReason {
+        match Errno::from_io_error(e) {
+            Some(
+                Errno::CONNREFUSED
+                | Errno::HOSTUNREACH
+                | Errno::NETUNREACH
+                | Errno::TIMEDOUT
+                | Errno::CONNRESET,
+            ) => DownReason::Refused,
+            _ => DownReason::Broken,
+        }
+    }
 }
 
 /// One thing that happened at a port.

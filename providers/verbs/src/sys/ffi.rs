@@ -390,6 +390,8 @@ pub const ACCESS_REMOTE_WRITE: c_int = 2;
 pub const ACCESS_REMOTE_READ: c_int = 4;
 /// `enum ibv_wr_opcode`.
 pub const WR_RDMA_WRITE: c_int = 0;
+#[cfg(test)]
+pub const WR_RDMA_WRITE_WITH_IMM: c_int = 1;
 pub const WR_SEND: c_int = 2;
 pub const WR_RDMA_READ: c_int = 4;
 /// `enum ibv_send_flags`.
@@ -397,6 +399,7 @@ pub const SEND_SIGNALED: c_uint = 2;
 pub const SEND_INLINE: c_uint = 8;
 /// `enum ibv_wc_status`.
 pub const WC_SUCCESS: c_int = 0;
+pub const WC_RECV: c_int = 128;
 pub const WC_WR_FLUSH_ERR: c_int = 5;
 pub const WC_REM_INV_REQ_ERR: c_int = 9;
 pub const WC_REM_ACCESS_ERR: c_int = 10;

@@ -26,6 +26,8 @@ pub(crate) enum Keep {
     Write(Slice, Option<Arc<Mr>>, RmaToken),
     /// The goodbye.
     Goodbye,
+    /// A read or write whose memory is lost with a queue pair that the card would not let go.
+    Lost(RmaToken),
 }
 
 /// What a work request does.
@@ -97,8 +99,9 @@ pub(crate) struct Route {
 const ACK_TIMEOUT: u8 = 14;
 /// ... this often. (7 would be for ever on some devices.)
 const RETRIES: u8 = 6;
-/// Receiver-not-ready cannot occur by design; should it, the peer waits 0.64 ms.
-const MIN_RNR_TIMER: u8 = 12;
+/// Receiver-not-ready cannot occur among honest peers, by design. If one that is not uses up what all share, the others wait 10.24 ms and try again, by when
+/// it has been found out and the receives are posted anew.
+const MIN_RNR_TIMER: u8 = 20;
 const RNR_RETRIES: u8 = 6;
 /// A request without memory to hand back asks for a completion at the latest after so many.
 const SIGNAL_EVERY: usize = 16;
@@ -457,6 +460,12 @@ impl Qp {
         self.stage_one(Verb::Write { remote: remote.wrapping_add(at as u64), rkey }, keep, sge);
     }
 
+    /// Makes the last request that is staged, a write, one with immediate data: no honest peer does.
+    #[cfg(test)]
+    pub(crate) fn with_immediate_data(&mut self) {
+        self.chain.wrs[self.staged - 1].opcode = ffi::WR_RDMA_WRITE_WITH_IMM;
+    }
+
     fn stage_one(&mut self, verb: Verb, keep: Keep, sge: ffi::Sge) {
         self.stage(verb, keep, |sges| {
             sges[0] = sge;
@@ -479,6 +488,11 @@ impl Qp {
 
     #[inline(always)]
     fn post_chain(&mut self) -> io::Result<()> {
+        // Behind requests that were not posted none is: a completion of it would speak for them.
+        if self.failed.is_some() {
+            self.staged = 0;
+            return Ok(());
+        }
         let n = std::mem::take(&mut self.staged);
         let Some(last) = n.checked_sub(1) else { return Ok(()) };
         let staged = self.next.wrapping_sub(n as u32);
@@ -552,10 +566,17 @@ impl Qp {
         }
         // SAFETY: made once, and destroyed once: `gone` says so.
         if let Err(e) = ended(unsafe { (loaded().ibv_destroy_qp)(self.raw.as_ptr()) }) {
-            // The card may still use the memory: it is lost, and what hangs on it.
+            // The card may still use the memory: it is lost, and what hangs on it. Who waits for it is told.
             tracing::warn!(%e, "a queue pair could not be destroyed");
+            let waits = |f: &Flying| match f.keep {
+                Keep::Read(_, _, token) | Keep::Write(_, _, token) => {
+                    Some(Flying { number: f.number, keep: Keep::Lost(token) })
+                }
+                _ => None,
+            };
+            let lost = flying.iter().filter_map(waits).collect();
             std::mem::forget((flying, self._cq.clone(), self._pd.clone()));
-            return VecDeque::new();
+            return lost;
         }
         flying
     }
