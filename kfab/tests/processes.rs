@@ -9,7 +9,7 @@ use common::level::{Level, Rng};
 use common::node::{self, Server, ask, at, fabric_with, place};
 use common::times::Times;
 use common::*;
-use kfab::{Buffer, Endpoint, FabricEvent, Kind, Op, Peer, SendOptions, WindowKey};
+use kfab::{Buffer, Endpoint, FabricEvent, Fate, Kind, Op, Peer, SendOptions, WindowKey};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use std::time::{Duration, Instant};
 
@@ -201,6 +201,35 @@ fn a_restart_is_told() {
         let told: Vec<_> = events.iter().filter(|e| e.name() == "peer_restarted").collect();
         assert_eq!(told, [&FabricEvent::PeerRestarted { peer: peer.id() }], "{events:?}");
     });
+}
+
+/// Nobody waits for the peer when it dies, so there is nothing to end with an error: the next that is asked of it does.
+#[test]
+fn a_death_between_two_operations_is_told_to_the_next() {
+    for scheme in SCHEMES {
+        watched(&format!("between over {scheme}"), move || {
+            let (a, at) = (survivor(scheme), place(scheme, "between"));
+            let mut kid = Kid::start("echo", &[&at]);
+            let address = Server::of(&kid).address;
+            let peer = a.peer(&address).unwrap();
+            ask(&a, &peer, b"first").unwrap();
+            kid.kill();
+            let limit = Instant::now() + bound(scheme);
+            // Of a socket that ended nobody knows yet what it means.
+            let noticed = if scheme == "shm" { "peer_lost" } else { "rail_down" };
+            while a.events().0.iter().all(|e| e.name() != noticed) {
+                assert!(Instant::now() < limit, "its death was not noticed");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let e = peer.send(b"second").within(bound(scheme)).wait().unwrap_err();
+            assert_eq!((e.kind(), e.fate()), (Kind::PeerLost, Fate::NotSent), "{e}");
+            // Whoever goes on waits for it to come back, and finds it.
+            let waits = peer.send(b"third");
+            let kid = Kid::start("echo", &[&at]);
+            assert_eq!(Server::of(&kid).address, address);
+            waits.within(bound(scheme)).wait().unwrap();
+        });
+    }
 }
 
 #[test]

@@ -307,7 +307,7 @@ impl Machine {
         p.last_heard = io.now;
         p.cut_since = None;
         p.recall_until = 0;
-        p.ever_up = true;
+        (p.ever_up, p.untold) = (true, false);
         p.called |= dialed;
         p.calls_us |= !dialed || flags & CALLS != 0;
         p.rails.push(ci);
@@ -525,7 +525,7 @@ impl Machine {
         // Whom we could never call, a wall may stand before: it is given the time to call us.
         let patience = self.limits.rail_timeout.as_nanos() as u64;
         let waits = !p.called && p.cut_since.is_none_or(|since| io.now < since + patience);
-        if p.ever_up && all_refused && p.is_busy() && !waits {
+        if (p.ever_up || p.untold) && all_refused && p.is_busy() && !waits {
             let why = format!("nobody listens at its address any more: {}", self.tried(pi));
             return self.reset_peer(io, pi, None, Kind::PeerLost, &why);
         }
@@ -637,7 +637,8 @@ impl Machine {
             return;
         }
         let name = self.peers[pi as usize].name;
-        self.end_operations(io, pi, kind, why);
+        let untold = kind == Kind::PeerLost && self.ops.of_peer(name).is_empty();
+        let again = self.end_operations(io, pi, kind, why);
         self.left_behind += self.matcher.forget_peer(name) + self.windows.forget_peer(name);
         for ci in 0..self.conns.len() as u32 {
             let c = &mut self.conns[ci as usize];
@@ -663,7 +664,7 @@ impl Machine {
         p.rails.clear();
         p.active.clear();
         p.short = NOWHERE;
-        p.ever_up = false;
+        (p.ever_up, p.untold) = (false, untold);
         p.counters.lost += 1;
         if spare.is_none() {
             p.session = fresh_session;
@@ -678,17 +679,31 @@ impl Machine {
         if let Some(id) = known {
             self.by_identity.remove(&id);
         }
+        again.into_iter().for_each(|op| self.wait_again(io, op));
         self.stream.push(FabricEvent::PeerLost { peer: name, reason: why.to_owned() });
         if spare.is_none() && !self.peers[pi as usize].wanted {
             self.forget_peer(pi);
         }
     }
 
-    fn end_operations(&mut self, io: &mut Io<'_>, pi: u32, kind: Kind, why: &str) {
+    /// Ends what concerns a peer. Those that are left are receives that others may serve as well.
+    fn end_operations(&mut self, io: &mut Io<'_>, pi: u32, kind: Kind, why: &str) -> Vec<OpId> {
+        let mut again = Vec::new();
         let name = self.peers[pi as usize].name;
         let never_up = !self.peers[pi as usize].ever_up;
         let unsent: Vec<OpId> = self.peers[pi as usize].tx.deferred.iter().map(|d| d.op).collect();
         for op in self.ops.of_peer(name) {
+            let for_any = |p: &mut Proto| match p {
+                Proto::Fetch { waited, .. } | Proto::Pieces { waited: Some(waited), .. } => {
+                    waited.want.from.is_none()
+                }
+                _ => false,
+            };
+            if self.ops.proto(op).is_some_and(for_any) {
+                self.give_message_up(io.now, op);
+                again.push(op);
+                continue;
+            }
             let proto = self.ops.proto(op);
             // A part of a write may have gone before what waits of it.
             let waits =
@@ -699,7 +714,9 @@ impl Machine {
                     self.matcher.withdraw(op);
                     "recv"
                 }
-                Some(Proto::Fetch { .. } | Proto::Pieces { read: false, .. }) => "recv",
+                Some(Proto::Fetch { .. } | Proto::Pieces { waited: Some(_), .. } | Proto::Back { .. }) => {
+                    "recv"
+                }
                 Some(Proto::RmaRead { .. } | Proto::Pieces { .. } | Proto::Tell { read: Some(_), .. }) => {
                     "read"
                 }
@@ -709,5 +726,6 @@ impl Machine {
             self.drop_exposure(io, op);
             self.finish(op, Err(Error::new(kind, op_name, why).with_fate(fate)));
         }
+        again
     }
 }

@@ -2,6 +2,7 @@
 //! memory in one copy (one-sided ports) or asks for pieces (CTS), which stripe over all active rails. Either way the
 //! receiver says when it is done, and only then does the sender's operation end.
 
+use crate::again::Waited;
 use crate::machine::{ConnState, Io, Machine};
 use crate::matcher::{Arrived, Unexpected};
 use crate::message::*;
@@ -123,8 +124,9 @@ impl Machine {
     }
 
     /// A receive has met a promise: get the bytes.
-    pub(crate) fn fetch(&mut self, io: &mut Io<'_>, op: OpId, u: Unexpected, into: Option<Room>) {
+    pub(crate) fn fetch(&mut self, io: &mut Io<'_>, op: OpId, want: Want, u: Unexpected, into: Option<Room>) {
         let Arrived::Promise { rts } = u.what else { return };
+        let waited = Waited { want, named: into.is_some() };
         let pi = u.from.index;
         let (len, sender) = (rts.len() as usize, rts.op.get());
         self.consume(pi, u.cost.units);
@@ -148,7 +150,7 @@ impl Machine {
         };
         let over = self.peers[pi as usize].active.iter().copied().find(leads);
         let Some(over) = over.filter(|_| rts.secret.get() != 0) else {
-            return self.ask_for_pieces(io, op, u.from, u.tag, len, sender, room);
+            return self.ask_for_pieces(io, op, waited, u.from, u.tag, len, sender, room);
         };
         let Some((landing, reads)) = landings(room, len) else {
             self.send_done(io, pi, sender, Status::Canceled);
@@ -158,7 +160,11 @@ impl Machine {
         let c = &mut self.conns[over as usize];
         c.rma_bytes += len;
         let (port, conn) = (c.port, c.conn);
-        self.set_proto(io.now, op, Proto::Fetch { peer: u.from, tag: u.tag, len, sender, over, reads });
+        self.set_proto(
+            io.now,
+            op,
+            Proto::Fetch { peer: u.from, tag: u.tag, len, sender, over, reads, waited },
+        );
         let key = RemoteKey { region: rts.region.get(), base: rts.base.get(), secret: rts.secret.get() };
         self.start_reads(io, (port, conn), op, landing, key, 0, len);
     }
@@ -183,8 +189,9 @@ impl Machine {
         result: Result<()>,
     ) {
         match self.ops.proto(op) {
-            Some(Proto::Fetch { peer, tag, len, sender, over, .. }) => {
-                let (peer, tag, len, sender, over) = (*peer, *tag, *len, *sender, *over);
+            Some(Proto::Back { .. }) => self.read_is_back(io, op, landing, result),
+            Some(Proto::Fetch { peer, tag, len, sender, over, waited, .. }) => {
+                let (peer, tag, len, sender, over, waited) = (*peer, *tag, *len, *sender, *over, *waited);
                 let Some((room, result)) = self.read_back(op, landing, result) else { return };
                 let c = self.rma_left(over, len);
                 c.rx_bytes += if result.is_ok() { len as u64 } else { 0 };
@@ -194,7 +201,7 @@ impl Machine {
                 };
                 if result.is_err() {
                     // The one-sided way is closed (another rail, memory that cannot be mapped): ask for pieces.
-                    return self.ask_for_pieces(io, op, peer, tag, len, sender, room);
+                    return self.ask_for_pieces(io, op, waited, peer, tag, len, sender, room);
                 }
                 self.send_done(io, peer.index, sender, Status::Ok);
                 let nth = self.ops.nth(op);
@@ -224,6 +231,7 @@ impl Machine {
         &mut self,
         io: &mut Io<'_>,
         op: OpId,
+        waited: Waited,
         from: PeerId,
         tag: Option<u64>,
         len: usize,
@@ -246,7 +254,7 @@ impl Machine {
         self.set_proto(
             io.now,
             op,
-            Proto::Pieces { peer: from, tag, len, sender, assembly, read: false, tell: None },
+            Proto::Pieces { peer: from, tag, len, sender, assembly, waited: Some(waited), tell: None },
         );
         self.send_control(io, from.index, FrameKind::Cts, 0, cts.as_bytes());
     }
@@ -363,10 +371,11 @@ impl Machine {
     }
 
     pub(crate) fn piece_taken(&mut self, io: &mut Io<'_>, op: OpId, landing: Option<Landing>, filled: bool) {
-        let Some(Proto::Pieces { peer, tag, len, sender, assembly, read, tell }) = self.ops.proto(op) else {
-            return;
+        let Some(Proto::Pieces { peer, tag, len, sender, assembly, waited, tell }) = self.ops.proto(op)
+        else {
+            return self.piece_back(io, op, landing);
         };
-        let (peer, tag, len, sender, read, tell) = (*peer, *tag, *len, *sender, *read, *tell);
+        let (peer, tag, len, sender, read, tell) = (*peer, *tag, *len, *sender, waited.is_none(), *tell);
         if let (Some(a), Some(l)) = (assembly.as_mut(), landing) {
             a.give_back(l, filled);
         }
@@ -382,9 +391,10 @@ impl Machine {
         self.receive_ended(op, received(peer, tag, room, len, nth));
     }
 
-    pub(crate) fn piece_failed(&mut self, op: OpId, landing: Option<Landing>) {
-        if let (Some(Proto::Pieces { assembly: Some(a), .. }), Some(l)) = (self.ops.proto(op), landing) {
-            a.give_back(l, false);
+    pub(crate) fn piece_failed(&mut self, io: &mut Io<'_>, op: OpId, landing: Option<Landing>) {
+        match (self.ops.proto(op), landing) {
+            (Some(Proto::Pieces { assembly: Some(a), .. }), Some(l)) => a.give_back(l, false),
+            (_, landing) => self.piece_back(io, op, landing),
         }
     }
 
@@ -429,14 +439,18 @@ impl Machine {
                     },
                 );
             }
-            (Proto::Pieces { read: true, .. }, Status::Denied) => {
+            (Proto::Pieces { waited: None, .. }, Status::Denied) => {
                 self.finish(
                     op,
                     refused(Kind::AccessDenied, "the window's owner refused: key, right or range"),
                 );
             }
+            (Proto::Pieces { waited: Some(_), .. }, s) if s != Status::Ok => {
+                self.give_message_up(io.now, op);
+                self.wait_again(io, op);
+            }
             (Proto::Pieces { .. }, s) if s != Status::Ok => {
-                self.finish(op, refused(Kind::Canceled, "the sender gave the message up"));
+                self.finish(op, refused(Kind::Canceled, "the window's owner gave the transfer up"));
             }
             _ => {}
         }

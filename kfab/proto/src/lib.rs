@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod again;
 mod clock;
 mod connect;
 mod dedup;

@@ -353,7 +353,7 @@ impl Machine {
                 }
             }
             // Its message goes on coming, and then waits for the next receive.
-            Some(Proto::Fetch { .. } | Proto::Pieces { read: false, .. }) => {
+            Some(Proto::Fetch { .. } | Proto::Pieces { waited: Some(_), .. }) => {
                 self.orphan(io.now, op);
                 Fate::NotSent
             }
@@ -366,6 +366,8 @@ impl Machine {
                 self.withdraw_write(op);
                 Fate::Unknown
             }
+            // It ends when its memory is back.
+            Some(Proto::Back { .. }) => Fate::NotSent,
             Some(Proto::Notice { .. }) => {
                 self.withdraw_notice(op);
                 Fate::NotSent

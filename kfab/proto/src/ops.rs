@@ -1,6 +1,7 @@
 //! The operations under way on a lane: a bounded slab of slots. A slot has two sides that end independently: the user's (a
 //! result waits, somebody wants to be woken) and the protocol's (memory is lent, the peer has yet to answer).
 
+use crate::again::Waited;
 use crate::message::{Data, OpId, Outcome, PeerId, Source};
 use crate::notice::Tell;
 use crate::onesided::WindowId;
@@ -51,17 +52,27 @@ pub(crate) enum Proto {
     /// One with several buffers: not for the short way.
     RecvAll { from: Option<PeerId>, into: Vec<Buffer> },
     /// A receive that got a large message and is fetching it in one-sided fashion; the landing is with the port.
-    Fetch { peer: PeerId, tag: Option<u64>, len: usize, sender: u64, over: u32, reads: Option<Box<Reads>> },
-    /// A receive (`read` false) or one-sided read (`true`) whose pieces are arriving.
+    Fetch {
+        peer: PeerId,
+        tag: Option<u64>,
+        len: usize,
+        sender: u64,
+        over: u32,
+        reads: Option<Box<Reads>>,
+        waited: Waited,
+    },
+    /// A receive, or a one-sided read (not `waited`), whose pieces are arriving.
     Pieces {
         peer: PeerId,
         tag: Option<u64>,
         len: usize,
         sender: u64,
         assembly: Option<Assembly>,
-        read: bool,
+        waited: Option<Waited>,
         tell: Option<Tell>,
     },
+    /// A receive whose message will not come, and some of whose memory is with a port (`reading`: by one-sided reads): then it waits again.
+    Back { waited: Waited, assembly: Option<Assembly>, reads: Option<Box<Reads>>, reading: bool },
     /// A one-sided read by the port; the landing is with it.
     RmaRead {
         peer: PeerId,
@@ -83,6 +94,7 @@ impl Proto {
     pub(crate) fn peer(&self) -> Option<PeerId> {
         match self {
             Proto::Ended | Proto::Notice { .. } => None,
+            Proto::Back { waited, .. } => waited.want.from,
             Proto::Recv { from } | Proto::RecvAll { from, .. } => *from,
             Proto::Send { peer }
             | Proto::Large { peer, .. }
@@ -364,6 +376,13 @@ impl Ops {
                 }
                 Proto::Recv { from } | Proto::RecvAll { from, .. } if *from == Some(old) => *from = Some(new),
                 _ => {}
+            }
+            if let Proto::Fetch { waited, .. }
+            | Proto::Pieces { waited: Some(waited), .. }
+            | Proto::Back { waited, .. } = &mut s.proto
+                && waited.want.from == Some(old)
+            {
+                waited.want.from = Some(new);
             }
         }
     }

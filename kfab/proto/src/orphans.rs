@@ -22,7 +22,7 @@ pub(crate) struct Orphan {
 impl Machine {
     /// The receive of this message is over.
     pub(crate) fn orphan(&mut self, now: u64, op: OpId) {
-        if let Some(Proto::Pieces { read: false, assembly: Some(a), .. }) = self.ops.proto(op) {
+        if let Some(Proto::Pieces { waited: Some(_), assembly: Some(a), .. }) = self.ops.proto(op) {
             self.orphans.push(Orphan { op, missing: a.missing(), since: now });
             self.next_tick = self.next_tick.min(now + self.orphans_patience());
         }

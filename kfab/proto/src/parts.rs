@@ -214,7 +214,9 @@ impl Machine {
 
     fn reads(&mut self, op: OpId) -> Option<&mut Reads> {
         match self.ops.proto(op) {
-            Some(Proto::Fetch { reads, .. } | Proto::RmaRead { reads, .. }) => reads.as_deref_mut(),
+            Some(Proto::Fetch { reads, .. } | Proto::RmaRead { reads, .. } | Proto::Back { reads, .. }) => {
+                reads.as_deref_mut()
+            }
             _ => None,
         }
     }

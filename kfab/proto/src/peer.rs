@@ -344,6 +344,8 @@ pub(crate) struct Peer {
     pub(crate) timed: bool,
     pub(crate) dirty: bool,
     pub(crate) ever_up: bool,
+    /// It was lost while nobody waited for it, so nobody was told: who asks for it next hears of that at once, if it is not there again.
+    pub(crate) untold: bool,
     /// The largest body that every rail that there may be can carry: frames may have to move from one to another. 0: not known.
     pub(crate) frame_max: usize,
     /// Forgotten: the place is free, or will be when no list names it any more.
@@ -384,6 +386,7 @@ impl Peer {
             timed: false,
             dirty: false,
             ever_up: false,
+            untold: false,
             frame_max: 0,
             gone: false,
             known_at: now,

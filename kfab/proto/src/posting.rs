@@ -24,7 +24,7 @@ impl Machine {
         }
         want.from = want.from.map(|from| self.real_name(from));
         if let Some(u) = self.matcher.take_unexpected(&want) {
-            return self.deliver_waiting(io, u, into);
+            return self.deliver_waiting(io, want, u, into);
         }
         let from = want.from;
         if let Some(from) = from {
@@ -57,8 +57,9 @@ impl Machine {
         if let Some(from) = from {
             self.expect(io.now, from.index);
         }
-        if let Some(u) = self.matcher.post_dry(op, Want { from, ..want }) {
-            self.deliver(io, op, u, None);
+        let want = Want { from, ..want };
+        if let Some(u) = self.matcher.post_dry(op, want) {
+            self.deliver(io, op, want, u, None);
         }
         Ok(op)
     }
@@ -71,7 +72,7 @@ impl Machine {
         let want = Want { from: *from, ..want };
         self.matcher.end_dry(op);
         match self.matcher.take_unexpected(&want) {
-            Some(u) => self.deliver(io, op, u, Some(Room::One(into))),
+            Some(u) => self.deliver(io, op, want, u, Some(Room::One(into))),
             None => self.matcher.post(op, &want, &mut Some(into)),
         }
         None

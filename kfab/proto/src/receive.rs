@@ -370,7 +370,7 @@ impl Machine {
         let p = &mut self.peers[pi as usize];
         p.counters.rx_messages += 1;
         p.counters.rx_bytes += u.len();
-        let Some(Receive { op, into, .. }) = self.matcher.take_posted(u.from, u.tag) else {
+        let Some(Receive { op, want, into }) = self.matcher.take_posted(u.from, u.tag) else {
             if self.may_wait(io, pi, u.cost.units) {
                 self.matcher.push(u);
             }
@@ -383,7 +383,7 @@ impl Machine {
             }
             Arrived::Promise { .. } => {
                 let room = self.room(op, into);
-                self.fetch(io, op, u, room);
+                self.fetch(io, op, want, u, room);
             }
         }
     }
@@ -431,6 +431,7 @@ impl Machine {
     pub(crate) fn deliver_waiting(
         &mut self,
         io: &mut Io<'_>,
+        want: Want,
         u: Unexpected,
         into: Option<Room>,
     ) -> Result<Started> {
@@ -447,14 +448,21 @@ impl Machine {
                         return Err(e);
                     }
                 };
-                self.deliver(io, op, u, into);
+                self.deliver(io, op, want, u, into);
                 self.started(op)
             }
         }
     }
 
     /// The same for a receive that has its operation.
-    pub(crate) fn deliver(&mut self, io: &mut Io<'_>, op: OpId, u: Unexpected, into: Option<Room>) {
+    pub(crate) fn deliver(
+        &mut self,
+        io: &mut Io<'_>,
+        op: OpId,
+        want: Want,
+        u: Unexpected,
+        into: Option<Room>,
+    ) {
         match u.what {
             Arrived::Whole(d) => {
                 self.give_units(u.from, u.cost);
@@ -464,7 +472,7 @@ impl Machine {
                 if let Some(p) = self.peers.get_mut(u.from.index as usize).filter(|p| p.name == u.from) {
                     p.rx.waiting = p.rx.waiting.saturating_sub(u.cost.units);
                 }
-                self.fetch(io, op, u, into);
+                self.fetch(io, op, want, u, into);
             }
         }
     }
@@ -648,17 +656,17 @@ impl Machine {
                     self.post_again(io, Receive { op, want, into });
                 }
             }
-            Taking::Piece { op, .. } => self.piece_failed(op, landing),
+            Taking::Piece { op, .. } => self.piece_failed(io, op, landing),
             _ => {}
         }
     }
 
     /// A receive whose message broke on the way waits again. Meanwhile others may have come.
-    fn post_again(&mut self, io: &mut Io<'_>, r: Receive) {
+    pub(crate) fn post_again(&mut self, io: &mut Io<'_>, r: Receive) {
         match self.matcher.take_unexpected(&r.want) {
             Some(u) => {
                 let room = self.room(r.op, r.into);
-                self.deliver(io, r.op, u, room);
+                self.deliver(io, r.op, r.want, u, room);
             }
             None => self.matcher.repost(r),
         }

@@ -120,3 +120,82 @@ fn a_receive_whose_sender_is_lost_gets_what_has_come_meanwhile() {
         }
     }
 }
+
+/// How a large message ends early.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    SenderDies,
+    SenderGivesUp,
+}
+
+/// What a receive with this room gets, when the large message that it has met does not come.
+fn after_a_large_one(
+    config: WorldConfig,
+    fate: Fate,
+    post: impl FnOnce(&mut Machine, &mut Io<'_>) -> kfab_core::Result<Started>,
+) -> Vec<u8> {
+    let world = World::new(1, config);
+    let mut ends: Vec<End> = (0..3).map(|h| End::new(&world, h, &[0], Limits::default())).collect();
+    for sender in [1, 2] {
+        ends[sender].send(&world, b"hello");
+        until(&world, &mut ends, "hello", |e| e[0].machine.stats().unexpected == 1);
+        ends[0].with(world.now(), |m, io| m.recv(io, Want::default(), None)).unwrap();
+    }
+    let Started::Pending(op) = ends[0].with(world.now(), post).unwrap() else { panic!("nobody has sent") };
+    let address: Address = "sim:0.0".parse().unwrap();
+    let sent = ends[1].with(world.now(), |m, io| {
+        let to = m.peer(io, &address)?;
+        m.send(io, to, vec![1u8; LARGE][..].into(), SendOptions::default())
+    });
+    let sent = sent.unwrap().expect("a large one takes time");
+    if fate == Fate::SenderGivesUp {
+        assert!(ends[1].with(world.now(), |m, io| m.cancel(io, sent, kfab_core::Kind::Canceled)));
+    }
+    until(&world, &mut ends, "the receive has met it", |e| e[0].machine.stats().posted == 0);
+    if fate == Fate::SenderDies {
+        drop(ends.remove(1));
+        world.crash(1);
+        until(&world, &mut ends, "it waits again", |e| e[0].machine.stats().posted == 1);
+    }
+    ends.last_mut().unwrap().send(&world, b"second");
+    until(&world, &mut ends, "the receive ends", |e| e[0].machine.has_ended(op));
+    match ends[0].machine.take(op).unwrap().unwrap() {
+        Outcome::Message(m) => m.bytes().to_vec(),
+        Outcome::Parts(p) => p.slices().collect::<Vec<_>>().concat(),
+        other => panic!("{other:?}"),
+    }
+}
+
+const LARGE: usize = 3 << 20;
+
+#[test]
+fn a_receive_for_anyone_outlives_a_large_message_that_does_not_come() {
+    type Post = fn(&mut Machine, &mut Io<'_>) -> kfab_core::Result<Started>;
+    let posts: [Post; 4] = [
+        |m, io| m.recv(io, Want::default(), None),
+        |m, io| m.recv(io, Want::default(), Some(Buffer::adopt(vec![0; LARGE]))),
+        |m, io| m.recv_all(io, Want::default(), buffers(2, LARGE)),
+        |m, io| m.recv_all(io, Want::default(), buffers(LARGE, 3)),
+    ];
+    let slow = |c: WorldConfig| WorldConfig { late_take: 0.5, late_rma: 1.0, late_ns: 3_000_000, ..c };
+    let [process, connection, datagram] =
+        [Delivery::Process, Delivery::Connection, Delivery::Datagram].map(|d| slow(WorldConfig::new(d)));
+    for config in [process.clone().with_rma(), process, connection, datagram] {
+        for fate in [Fate::SenderDies, Fate::SenderGivesUp] {
+            // A sender whose memory is read by one-sided means cannot give it up.
+            if config.rma && fate == Fate::SenderGivesUp {
+                continue;
+            }
+            for (i, post) in posts.into_iter().enumerate() {
+                let got = after_a_large_one(config.clone(), fate, post);
+                assert!(
+                    got == b"second",
+                    "{:?}, rma {}, {fate:?}, {i}: {} bytes",
+                    config.delivery,
+                    config.rma,
+                    got.len()
+                );
+            }
+        }
+    }
+}
