@@ -156,6 +156,9 @@ pub struct Machine {
     pub(crate) short_until: u64,
     pub(crate) unflushed: bool,
     pub(crate) next_tick: u64,
+    /// Peers that wait for the memory of what they sent: see [`Machine::owe_ack_soon`].
+    pub(crate) soon: Vec<u32>,
+    pub(crate) soon_at: u64,
     pub(crate) closed: bool,
     /// Deadlines of operations, ns; the earliest on top.
     pub(crate) deadlines: BinaryHeap<Reverse<(u64, OpId)>>,
@@ -211,6 +214,8 @@ impl Machine {
             short_until: SHORT_ROUNDS,
             unflushed: false,
             next_tick: u64::MAX,
+            soon: Vec::new(),
+            soon_at: u64::MAX,
             closed: false,
             deadlines: BinaryHeap::new(),
             greeting: Vec::new(),
@@ -455,6 +460,9 @@ impl Machine {
         if !self.parked.is_empty() {
             self.retry_parked(io);
         }
+        if !self.soon.is_empty() {
+            self.acknowledge_soon(io.now);
+        }
         if io.now >= self.next_tick {
             self.tick(io);
         }
@@ -518,7 +526,7 @@ impl Machine {
 
     /// The next time at which `poll` must be called although no port has news; `None`: only news matter.
     pub fn deadline(&self, ports: &[Box<dyn Port>]) -> Option<u64> {
-        let mine = if self.dirty.is_empty() { self.next_tick } else { 0 };
+        let mine = if self.dirty.is_empty() { self.next_tick.min(self.soon_at) } else { 0 };
         let theirs = ports.iter().filter_map(|p| p.deadline()).min().unwrap_or(u64::MAX);
         Some(mine.min(theirs)).filter(|t| *t != u64::MAX)
     }
@@ -562,6 +570,7 @@ impl Machine {
         (self.timed, self.dirty, self.late, self.parked, self.greeting) = Default::default();
         (self.matcher, self.windows, self.deadlines) = Default::default();
         (self.events, self.unflushed, self.next_tick) = (Vec::new(), false, u64::MAX);
+        (self.soon, self.soon_at) = (Vec::new(), u64::MAX);
         self.last_conn.2 = NO_CONN;
     }
 

@@ -171,6 +171,8 @@ pub(crate) struct Rx {
     pub(crate) ack_now: bool,
     /// An acknowledgement must leave at this time; 0: none waits.
     pub(crate) ack_at: u64,
+    /// In the machine's list of peers that are told soon.
+    pub(crate) soon: bool,
     /// Ordered messages, and notices, that came before their turn.
     pub(crate) held: Vec<(u32, Held)>,
 }

@@ -36,6 +36,9 @@ fn message(from: PeerId, tag: Option<u64>, data: Data, nth: u64) -> Message {
     Message { from, tag, data, nth }
 }
 
+/// How long the acknowledgement of a body waits for something to take it along, ns.
+const SOON: u64 = 50_000;
+
 impl Machine {
     pub(crate) fn on_event(&mut self, io: &mut Io<'_>, port: usize, e: Event) {
         match e {
@@ -303,6 +306,36 @@ impl Machine {
     pub(crate) fn owe_ack(&mut self, now: u64, pi: u32) {
         self.peers[pi as usize].rx.ack_at = now + self.limits.ack_delay.as_nanos() as u64;
         self.set_timer(pi, now);
+    }
+
+    /// The same for a body, whose memory the sender may not touch before: it waits no longer than an answer to it would take, as far as one comes at once.
+    fn owe_ack_soon(&mut self, now: u64, pi: u32) {
+        let rx = &mut self.peers[pi as usize].rx;
+        if rx.ack_at != 0 && !std::mem::replace(&mut rx.soon, true) {
+            if self.soon.is_empty() {
+                self.soon_at = now + SOON;
+            }
+            self.soon.push(pi);
+        }
+    }
+
+    /// Acknowledges what nothing has taken along meanwhile.
+    pub(crate) fn acknowledge_soon(&mut self, now: u64) {
+        let due = now >= self.soon_at;
+        let mut soon = std::mem::take(&mut self.soon);
+        soon.retain(|pi| {
+            let rx = &mut self.peers[*pi as usize].rx;
+            rx.soon = rx.ack_at != 0 && !due;
+            if rx.ack_at != 0 && due {
+                (rx.ack_at, rx.ack_now) = (0, true);
+                self.mark_dirty(*pi);
+            }
+            self.peers[*pi as usize].rx.soon
+        });
+        if soon.is_empty() {
+            self.soon_at = u64::MAX;
+        }
+        self.soon = soon;
     }
 
     /// A message, whole or promised: to the receive that waits for it, or into the queue. Ordered ones wait for their turn.
@@ -623,6 +656,9 @@ impl Machine {
             }
             Taking::Message { seq, tag, flags, len, op, fresh } => {
                 self.arrived(io.now, ci, pi, seq, flags & URGENT_ACK != 0);
+                if self.conns[ci as usize].delivery != Delivery::Process {
+                    self.owe_ack_soon(io.now, pi);
+                }
                 self.message_taken(io, pi, seq, tag, flags, len, op, fresh, landing);
                 self.frame_here(io, pi);
             }

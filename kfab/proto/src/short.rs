@@ -270,7 +270,8 @@ impl Machine {
     #[inline(always)]
     fn prepare(&mut self, io: &mut Io<'_>) -> Polled {
         if self.tab.is_open() {
-            return if io.now < self.next_tick { Polled::Nothing } else { Polled::Due };
+            let due = io.now >= self.next_tick || !self.soon.is_empty();
+            return if due { Polled::Due } else { Polled::Nothing };
         }
         self.close_tab();
         if !self.dirty.is_empty() && self.drain_memory(io) {
@@ -286,6 +287,7 @@ impl Machine {
             && !self.closed
             && self.dirty.is_empty()
             && self.parked.is_empty()
+            && self.soon.is_empty()
             && now < self.next_tick
             && self.round < self.short_until
     }
