@@ -215,7 +215,9 @@ impl Machine {
                 self.send_over(io, pi, ci, FrameKind::Probe, 1);
             }
             FrameKind::Ack if h.tag > 0 => {
-                self.conns[ci as usize].pace.confirm(h.tag, io.now);
+                let rails = self.peers[pi as usize].active.iter();
+                let best = rails.map(|ci| self.conns[*ci as usize].pace.measured()).max().unwrap_or(0);
+                self.conns[ci as usize].pace.confirm(h.tag, best, io.now);
                 self.mark_dirty(pi);
             }
             FrameKind::Bye => {

@@ -18,8 +18,6 @@ use zerocopy::IntoBytes;
 pub(crate) const NOWHERE: u32 = u32::MAX;
 /// From this many bytes on a frame waits for the rail that would be done first, though another could take it now.
 const BULK: usize = 4096;
-/// Rails count as equally fast up to this ratio.
-const ALIKE: u64 = 3;
 /// The largest body of coalesced messages.
 const BATCH_BYTES: usize = 16 * 1024;
 
@@ -310,10 +308,10 @@ impl Machine {
         };
         let done = |ci: &u32| {
             let c = conn(*ci);
-            let (under_way, speed) = match c.pace.rate(now) {
-                _ if !measured => (c.unacked_bytes as u64, c.weight),
-                // Nearly alike: what each has under way tells better than the clock.
-                rate => (c.pace.under_way(c.unacked_bytes), if rate > best / ALIKE { best } else { rate }),
+            let (under_way, speed) = if measured {
+                (c.pace.under_way(c.unacked_bytes), c.pace.speed(best, now))
+            } else {
+                (c.unacked_bytes as u64, c.weight)
             };
             ((under_way + len as u64 + 64) * 1024 / speed, c.tx_bytes / c.weight)
         };
