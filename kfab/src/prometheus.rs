@@ -232,7 +232,7 @@ fn counters(t: &mut Text, stats: &EndpointStats) {
         ("resent_total", "Frames sent again.", |c| c.resent),
         ("duplicates_total", "Frames that came twice.", |c| c.duplicates),
         ("failovers_total", "Times traffic moved to another rail.", |c| c.failovers),
-        ("losses_total", "Times a peer was lost.", |c| c.lost),
+        ("losses_total", "Times a peer was lost, or closed its endpoint.", |c| c.lost),
     ];
     for (name, help, pick) in all {
         t.metric(name, "counter", help, [(String::new(), pick(&stats.lane.totals) as f64)]);

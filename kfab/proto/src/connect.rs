@@ -127,8 +127,12 @@ impl Machine {
     /// What was tried and how it failed, for errors.
     pub(crate) fn tried(&self, pi: u32) -> String {
         let p = &self.peers[pi as usize];
-        let failed = p.candidates.iter().filter(|c| c.fails > 0);
-        let list: Vec<_> = failed.map(|c| format!("{} ({}, {} tries)", c.way, c.why, c.fails)).collect();
+        let said = |c: &Candidate| match (c.fails, &c.dial) {
+            (0, Dial::Dialing { .. }) => Some(format!("{} (no answer yet)", c.way)),
+            (0, _) => None,
+            (fails, _) => Some(format!("{} ({}, {fails} tries)", c.way, c.why)),
+        };
+        let list: Vec<_> = p.candidates.iter().filter_map(said).collect();
         if list.is_empty() { "no way to it is known".into() } else { list.join("; ") }
     }
 

@@ -39,7 +39,8 @@ pub struct Limits {
     pub rail_timeout: Duration,
     /// First resend of a frame on a lossy rail when its round trip is not yet known (default 20 ms).
     pub resend_after: Duration,
-    /// Waiting acknowledgements are sent on their own after this long without traffic to carry them (default 1 ms).
+    /// Waiting acknowledgements are sent on their own after this long without traffic to carry them (default 1 ms); those of messages
+    /// with a body, for whose memory the sender may wait, after 50 us.
     pub ack_delay: Duration,
     /// A connection unused for this long is closed, to be made again when needed (default 10 min; zero: never).
     pub idle_close: Duration,

@@ -114,7 +114,8 @@ pub struct PeerInfo {
     pub unacked_bytes: usize,
     /// Large transfers to it under way.
     pub transfers: usize,
-    /// Smoothed round trip, ns; 0 where it was never measured.
+    /// Smoothed time from a frame to its acknowledgement, ns; 0 where it was never measured. Where nothing goes the other way that is
+    /// [`Limits::ack_delay`](crate::Limits::ack_delay) longer than the way there and back.
     pub rtt_ns: u64,
     /// Its rails.
     pub rails: Vec<RailInfo>,
