@@ -11,7 +11,7 @@ pub(crate) const FAILED: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 /// Something that is needed is not there or does not answer.
 pub(crate) const UNAVAILABLE: u8 = 3;
-/// Ended by Ctrl-C.
+/// Ended by Ctrl-C, SIGTERM or SIGHUP.
 pub(crate) const INTERRUPTED: u8 = 130;
 
 /// The result of a command or a step of one.

@@ -29,7 +29,7 @@ Exit codes:
   1    Failed
   2    Usage: the command line makes no sense
   3    Something is unavailable or does not answer
-  130  Interrupted by Ctrl-C
+  130  Interrupted by Ctrl-C, SIGTERM or SIGHUP
 
 Variables:
   KFAB_LOG  What is said: off, error, warn (otherwise), info, debug or trace

@@ -144,3 +144,22 @@ fn a_server_interrupted_in_the_middle_of_a_request_says_what_it_served() {
     let e = server.end().code(130).says(&["served", "refused 0", "messages in"]);
     assert!(!e.err.contains(" 0 messages in"), "{e:?}");
 }
+
+#[test]
+fn a_server_ends_by_sigterm_and_by_a_hangup_that_is_not_ignored() {
+    for signal in [Signal::TERM, Signal::HUP] {
+        let (server, _) = server(&[]);
+        server.signal(signal);
+        server.end().code(130).says(&["served"]);
+    }
+    // As nohup(1) starts it.
+    let mut c = std::process::Command::new("sh");
+    let script = "trap '' HUP; exec \"$0\" serve --provider tcp --listen tcp:127.0.0.1:0";
+    c.args(["-c", script, env!("CARGO_BIN_EXE_kfab")]);
+    let server = Running::start(c);
+    let address = server.line();
+    server.signal(Signal::HUP);
+    run(&["perf", "lat", "--provider", "tcp", &address, "--size", "8", "--iterations", "20"]).ok();
+    server.signal(Signal::TERM);
+    server.end().code(130).says(&["served"]);
+}

@@ -7,4 +7,5 @@ mod measure;
 mod run;
 #[path = "../../../kfab/tests/common/skip.rs"]
 mod skip;
+mod terminal;
 mod watch;

@@ -1,5 +1,6 @@
 //! Running `kfab` under a watchdog.
 
+use crate::terminal::Terminal;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -86,6 +87,14 @@ impl Running {
         Running { child, out, err, first }
     }
 
+    /// With a terminal for everything; it has no output of its own then.
+    pub(crate) fn start_on(mut command: Command, terminal: &Terminal) -> Running {
+        let end = || Stdio::from(terminal.open());
+        command.stdin(end()).stdout(end()).stderr(end());
+        let child = command.spawn().unwrap();
+        Running { child, out: None, err: None, first: std::sync::mpsc::channel().1 }
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -103,6 +112,7 @@ impl Running {
     #[track_caller]
     pub(crate) fn end(mut self) -> Ended {
         let started = Instant::now();
+        let text = |of: Option<JoinHandle<String>>| of.map_or_else(String::new, |t| t.join().unwrap());
         let status = loop {
             if let Some(s) = self.child.try_wait().unwrap() {
                 break s;
@@ -110,14 +120,11 @@ impl Running {
             if started.elapsed() > LIMIT {
                 let _ = self.child.kill();
                 let _ = self.child.wait();
-                let (out, err) = (self.out.take().unwrap().join(), self.err.take().unwrap().join());
-                panic!("hangs; stdout:\n{}\nstderr:\n{}", out.unwrap(), err.unwrap());
+                panic!("hangs; stdout:\n{}\nstderr:\n{}", text(self.out.take()), text(self.err.take()));
             }
             std::thread::sleep(Duration::from_millis(5));
         };
-        let out = self.out.take().unwrap().join().unwrap();
-        let err = self.err.take().unwrap().join().unwrap();
-        Ended { code: status.code(), out, err }
+        Ended { code: status.code(), out: text(self.out.take()), err: text(self.err.take()) }
     }
 }
 
@@ -181,11 +188,18 @@ pub(crate) fn processes_with(word: &str) -> Vec<String> {
     lines.filter(|l| l.contains(word)).collect()
 }
 
-/// `true` once a process catches Ctrl-C (proc_pid_status(5)).
+/// `true` once a process catches Ctrl-C.
 pub(crate) fn catches_ctrl_c(pid: u32) -> bool {
+    catches(pid, Signal::INT)
+}
+
+/// `true` once a process catches a signal (proc_pid_status(5)).
+pub(crate) fn catches(pid: u32, signal: Signal) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:"));
-    caught.and_then(|m| u64::from_str_radix(m.trim(), 16).ok()).is_some_and(|m| m & 1 << 1 != 0)
+    caught
+        .and_then(|m| u64::from_str_radix(m.trim(), 16).ok())
+        .is_some_and(|m| m >> (signal.as_raw() - 1) & 1 != 0)
 }
 
 /// Waits until `done`; `false` if that takes longer than `limit`.

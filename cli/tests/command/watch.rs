@@ -1,7 +1,8 @@
 //! What can be seen: `info`, `top` and the counters for Prometheus.
 
-use crate::run::{Running, kfab, run, server, wait_until};
+use crate::run::{Ended, Running, catches, kfab, run, server, wait_until};
 use crate::skip::skip;
+use crate::terminal::Terminal;
 use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -49,6 +50,10 @@ fn top_sees_the_traffic_of_a_server() {
         document["stats"]["lane"]["totals"]["rx_messages"].as_u64().unwrap() > 100
     });
     assert!(seen, "{:?}", run(&["top", &pid, "--json"]));
+    let document = run(&["top", &pid, "--json"]).ok().json();
+    let fewest = |counters: &serde_json::Value| counters["min_credits"].clone();
+    assert!(fewest(&document["stats"]["lane"]["totals"]).is_u64(), "{document}");
+    assert!(fewest(&document["stats"]["peers"][0]["counters"]).is_u64(), "{document}");
     let text = run(&["top", &pid, "--once", "--interval", "200"]).ok().out;
     run(&["top", &pid]).code(3).says(&["no terminal", "--once"]);
     for word in ["peer 0.0", "rail 0", "tcp:127.0.0.1", "credits", "stalls", "unexpected"] {
@@ -59,6 +64,49 @@ fn top_sees_the_traffic_of_a_server() {
     server.signal(Signal::INT);
     server.end().code(130);
     run(&["top", &pid]).code(3);
+}
+
+/// `top` on a terminal, once it draws and catches the signal.
+fn top_that_draws(pid: u32, signal: Signal) -> (Running, Terminal) {
+    let terminal = Terminal::new(80, 24);
+    let top = Running::start_on(kfab(&["top", &pid.to_string()]), &terminal);
+    let draws = || terminal.shown().contains("rails") && catches(top.pid(), signal);
+    assert!(wait_until(Duration::from_secs(30), draws), "{:?}", terminal.shown());
+    (top, terminal)
+}
+
+#[test]
+fn top_gives_the_terminal_back_however_it_ends() {
+    const ALTERNATE: &str = "\x1b[?1049h";
+    let (server, _) = server(&[]);
+    let given_back = |e: Ended, terminal: &Terminal| {
+        let back = || {
+            let text = terminal.shown();
+            let after = text.rsplit(ALTERNATE).next().unwrap();
+            after.contains("\x1b[?1049l") && after.contains("\x1b[?25h")
+        };
+        assert!(terminal.shown().contains(ALTERNATE));
+        assert!(wait_until(Duration::from_secs(10), back), "{e:?}: {:?}", terminal.shown());
+        assert!(terminal.is_cooked(), "{e:?}");
+    };
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let (top, terminal) = top_that_draws(server.pid(), signal);
+        top.signal(signal);
+        given_back(top.end().code(130), &terminal);
+    }
+    for (key, code) in [(&b"\x03"[..], 130), (b"q", 0)] {
+        let (top, terminal) = top_that_draws(server.pid(), Signal::INT);
+        terminal.type_in(key);
+        given_back(top.end().code(code), &terminal);
+    }
+    // The endpoint stands still, so that `top` waits for it: the second signal does not wait.
+    let (top, terminal) = top_that_draws(server.pid(), Signal::INT);
+    server.signal(Signal::STOP);
+    std::thread::sleep(Duration::from_millis(1500));
+    top.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(200));
+    top.signal(Signal::TERM);
+    given_back(top.end().code(130), &terminal);
 }
 
 /// Only root can try: it runs `top` as nobody.

@@ -6,7 +6,9 @@ use crate::failure::{Failure, Result};
 use crate::show::{table::Table, units};
 use crate::stop;
 use ratatui::Frame;
+use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::execute;
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Color, Style, Stylize};
 use ratatui::text::{Line, Span};
@@ -38,28 +40,42 @@ pub(super) fn run(watch: &mut Watch, command: &str, interval: Duration) -> Resul
     let mut view = View::new(watch.snapshot()?, Instant::now());
     let no_terminal = |e| Failure::unavailable(format!("this terminal cannot be drawn on: {e}")).hint(hint);
     let mut terminal = ratatui::try_init().map_err(no_terminal)?;
+    stop::before_exit(give_back);
     let outcome = (|| {
         loop {
             terminal.draw(|f| draw(f, &view, command))?;
             let until = Instant::now() + interval;
             while let Some(left) = until.checked_duration_since(Instant::now()) {
-                if stop::pressed()
-                    || (event::poll(left.min(Duration::from_millis(100)))? && is_end(&event::read()?))
-                {
+                stop::check()?;
+                if event::poll(left.min(Duration::from_millis(100)))? && is_end(&event::read()?)? {
                     return Ok(());
                 }
             }
             view.advance(watch.snapshot()?, Instant::now());
         }
     })();
-    ratatui::restore();
-    outcome
+    drop(terminal);
+    give_back();
+    // What fails once a signal came is its doing: after a hangup there is no terminal.
+    stop::check().and(outcome)
 }
 
-fn is_end(e: &Event) -> bool {
-    let Event::Key(k) = e else { return false };
-    let control_c = k.code == KeyCode::Char('c') && k.modifiers.contains(KeyModifiers::CONTROL);
-    k.kind == KeyEventKind::Press && (control_c || matches!(k.code, KeyCode::Char('q') | KeyCode::Esc))
+/// The terminal is again as it was.
+fn give_back() {
+    ratatui::restore();
+    let _ = execute!(std::io::stdout(), Show);
+}
+
+/// A raw terminal makes no signal of Ctrl-C.
+fn is_end(e: &Event) -> Result<bool> {
+    let Event::Key(k) = e else { return Ok(false) };
+    if k.kind != KeyEventKind::Press {
+        return Ok(false);
+    }
+    match k.code {
+        KeyCode::Char('c') if k.modifiers.contains(KeyModifiers::CONTROL) => Err(Failure::interrupted()),
+        code => Ok(matches!(code, KeyCode::Char('q') | KeyCode::Esc)),
+    }
 }
 
 /// The lines above the table: what they are about, and what is to be said, each piece whole.
