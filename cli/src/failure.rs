@@ -87,6 +87,9 @@ impl From<kfab::Error> for Failure {
             Kind::AddressInUse => {
                 Some("another server has this address: stop it or choose another with --listen")
             }
+            Kind::AuthFailed if text.contains("encryption") => {
+                Some("with a key both sides encrypt, or both are told not to: --plain on both, or on neither")
+            }
             Kind::AuthFailed => Some("both sides need the same key: --key-file, made by `kfab keygen FILE`"),
             _ if text.contains("Too many open files") || text.contains("os error 24") => {
                 Some("the limit on open files is too small: raise it with `ulimit -n 4096`")

@@ -197,3 +197,18 @@ fn what_cannot_work_is_said_before_anything_is_measured() {
     run(&["pingpong", "tcp:127.0.0.1"]).code(2).says(&["tcp:127.0.0.1", "ADDRESS:PORT"]);
     println!("{:?}", begun.elapsed());
 }
+
+#[test]
+fn sealing_that_only_one_side_wants_is_told_by_its_flag() {
+    let dir = Dir::new();
+    let key = dir.key("key");
+    let sealed = ["--key-file", &key];
+    let plain = ["--key-file", &key, "--plain"];
+    for (there, here) in [(&sealed[..], &plain[..]), (&plain, &sealed)] {
+        let (_server, address) = server(there);
+        let lat = ["perf", "lat", "--provider", "tcp", &address, "--size", "8", "--iterations", "20"];
+        let e = run(&[&lat[..], here].concat()).says(&["hint", "--plain"]);
+        assert!(matches!(e.code, Some(1 | 3)) && !e.err.contains("same key"), "{e:?}");
+        run(&[&lat[..], there].concat()).ok();
+    }
+}
