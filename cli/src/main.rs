@@ -20,6 +20,7 @@ mod stop;
 mod system;
 
 use clap::{Parser, Subcommand};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 /// What holds for every command.
@@ -33,7 +34,8 @@ Exit codes:
 
 Variables:
   KFAB_LOG  What is said: off, error, warn (otherwise), info, debug or trace
-  KFAB_KEY  The fabric's key, for commands without --key-file";
+  KFAB_KEY  The fabric's key, for commands without --key-file
+  NO_COLOR  No colours; otherwise they are on terminals only";
 
 /// Messages and bulk data over whatever the node has: look at it, measure it, watch it.
 #[derive(Parser, Debug)]
@@ -85,7 +87,10 @@ fn main() -> ExitCode {
 fn logs() {
     let level = std::env::var("KFAB_LOG").ok().and_then(|l| l.parse().ok());
     let level = level.unwrap_or(tracing_subscriber::filter::LevelFilter::WARN);
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
+    // https://no-color.org: set and not empty.
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    let ansi = std::io::stderr().is_terminal() && !no_colour;
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(ansi).init();
 }
 
 fn run(command: &Command) -> failure::Result<()> {

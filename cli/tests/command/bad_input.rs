@@ -22,7 +22,7 @@ fn help_tells_exit_codes_and_variables() {
         lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
     };
     assert_eq!(first_words("Exit codes:"), ["0", "1", "2", "3", "130"], "{help}");
-    assert_eq!(first_words("Variables:"), ["KFAB_LOG", "KFAB_KEY"], "{help}");
+    assert_eq!(first_words("Variables:"), ["KFAB_LOG", "KFAB_KEY", "NO_COLOR"], "{help}");
 }
 
 #[test]

@@ -109,6 +109,29 @@ fn top_gives_the_terminal_back_however_it_ends() {
     given_back(top.end().code(130), &terminal);
 }
 
+#[test]
+fn logs_have_colours_on_a_terminal_only() {
+    let lat = ["perf", "lat", "--provider", "tcp", "--size", "8", "--iterations", "20", "--csv"];
+    let command = || {
+        let mut c = kfab(&lat);
+        c.env("KFAB_LOG", "trace").env_remove("NO_COLOR");
+        c
+    };
+    let e = Running::start(command()).end().ok();
+    assert!(e.err.contains("kfab") && !e.err.contains('\x1b'), "{e:?}");
+    let on_terminal = |c| {
+        let terminal = Terminal::new(80, 24);
+        Running::start_on(c, &terminal).end().ok();
+        assert!(wait_until(Duration::from_secs(10), || terminal.shown().contains("kfab")));
+        terminal.shown()
+    };
+    // The progress bar moves the cursor, and colours nothing.
+    assert!(on_terminal(command()).contains("\x1b[2m"));
+    let mut without = command();
+    without.env("NO_COLOR", "1");
+    assert!(!on_terminal(without).contains("\x1b[2m"));
+}
+
 /// Only root can try: it runs `top` as nobody.
 #[test]
 fn strangers_see_nothing() {
