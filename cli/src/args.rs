@@ -97,7 +97,7 @@ impl FabricArgs {
     }
 
     fn key_of_variable(&self) -> Result<Option<FabricKey>> {
-        match std::env::var_os(KEY_VARIABLE) {
+        match std::env::var_os(KEY_VARIABLE).filter(|text| !text.is_empty()) {
             Some(text) => {
                 let key = FabricKey::from_hex(&text.to_string_lossy());
                 key.map(Some).map_err(|e| Failure::usage(format!("{KEY_VARIABLE}: {}", e.context())))

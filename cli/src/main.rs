@@ -69,10 +69,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if !matches!(cli.command, Command::PeerProcess(_)) {
+    let is_peer = matches!(cli.command, Command::PeerProcess(_));
+    if !is_peer {
         stop::install();
     }
-    logs();
+    logs(is_peer);
     let outcome = system::raise_fd_limit().and_then(|()| run(&cli.command));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -84,8 +85,15 @@ fn main() -> ExitCode {
 }
 
 /// What the fabric says goes to standard error: warnings, and more with `KFAB_LOG=debug`.
-fn logs() {
-    let level = std::env::var("KFAB_LOG").ok().and_then(|l| l.parse().ok());
+/// A level that is none is named, but not again by a peer process.
+fn logs(is_peer: bool) {
+    let wanted = std::env::var_os("KFAB_LOG").unwrap_or_default().to_string_lossy().into_owned();
+    let level = wanted.parse().ok().filter(|_| !wanted.is_empty());
+    if level.is_none() && !wanted.is_empty() && !is_peer {
+        eprintln!(
+            "kfab: KFAB_LOG: {wanted:?} is none of off, error, warn, info, debug and trace; warn is taken"
+        );
+    }
     let level = level.unwrap_or(tracing_subscriber::filter::LevelFilter::WARN);
     // https://no-color.org: set and not empty.
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());

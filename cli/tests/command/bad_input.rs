@@ -212,3 +212,32 @@ fn sealing_that_only_one_side_wants_is_told_by_its_flag() {
         run(&[&lat[..], there].concat()).ok();
     }
 }
+
+#[test]
+fn a_log_level_that_is_none_is_named() {
+    let logs = |level: &str| Running::start(env(kfab(&["info"]), "KFAB_LOG", level)).end().ok();
+    for level in ["bogus", "verbose"] {
+        logs(level).says(&["KFAB_LOG", level, "trace", "warn is taken"]);
+    }
+    for level in ["", "off", "error", "warn", "info"] {
+        let e = logs(level);
+        assert!(!e.err.contains("KFAB_LOG"), "{level:?}: {e:?}");
+    }
+    // The peer process does not say it again.
+    let lat = kfab(&["perf", "lat", "--provider", "shm", "--size", "8", "--iterations", "20"]);
+    let e = Running::start(env(lat, "KFAB_LOG", "bogus")).end().ok();
+    assert_eq!(e.err.matches("bogus").count(), 1, "{e:?}");
+}
+
+#[test]
+fn an_empty_key_variable_is_no_key() {
+    let lat = ["perf", "lat", "--provider", "shm", "--size", "8", "--iterations", "20"];
+    Running::start(env(kfab(&lat), "KFAB_KEY", "")).end().ok();
+    let plain = kfab(&[&lat[..], &["--plain"]].concat());
+    Running::start(env(plain, "KFAB_KEY", "")).end().code(2).says(&["--plain", "no key"]);
+}
+
+fn env(mut c: Command, name: &str, value: &str) -> Command {
+    c.env(name, value);
+    c
+}
