@@ -57,7 +57,8 @@ pub(crate) struct FabricArgs {
     /// Only these providers (names as `kfab info` lists them; sockets is another name of tcp)
     #[arg(long, value_name = "P,..", value_delimiter = ',')]
     pub(crate) provider: Vec<String>,
-    /// Only these devices, as PROVIDER:DEVICE, each a rail (verbs:mlx5_0, tcp:eth0); otherwise all cards are rails
+    /// Only these devices, as PROVIDER:DEVICE, each a rail (verbs:mlx5_0, tcp:eth0); otherwise all cards are rails. Without
+    /// --provider only their providers are measured
     #[arg(long, value_name = "D,..", value_delimiter = ',')]
     pub(crate) device: Vec<String>,
     /// The fabric's key (made by `kfab keygen`); without it, the variable KFAB_KEY, if it holds one
@@ -69,21 +70,43 @@ pub(crate) struct FabricArgs {
 }
 
 impl FabricArgs {
-    /// The schemes that were chosen, best first: those named, or all that can run. A device of another provider is an error.
+    /// The schemes that were chosen, best first: those named, else those of the devices, else all that can run. A device of another
+    /// provider is an error.
     pub(crate) fn schemes(&self) -> Result<Vec<&'static str>> {
-        let chosen = crate::providers::chosen(&self.provider)?;
+        let mut chosen = crate::providers::chosen(&self.provider)?;
+        let mut of_devices = Vec::new();
         for device in &self.device {
-            let scheme = device.split(':').next().unwrap_or_default();
-            let all = crate::providers::providers();
-            let Some(p) = all.iter().find(|p| p.scheme() == scheme && !chosen.contains(&scheme)) else {
-                continue;
+            let Some((scheme, _)) = device.split_once(':') else {
+                return Err(Failure::usage(format!("--device {device}: expected PROVIDER:DEVICE")));
             };
-            return Err(match p.probe() {
-                Err(why) => Failure::unavailable(format!("--device {device}: {scheme}: {why}")),
-                Ok(_) => Failure::usage(format!("--device {device}: --provider leaves out {scheme}")),
-            });
+            let all = crate::providers::providers();
+            let Some(p) = all.iter().find(|p| p.scheme() == scheme) else {
+                return Err(crate::providers::unknown(scheme).during(&format!("--device {device}")));
+            };
+            if !chosen.contains(&scheme) {
+                return Err(match p.probe() {
+                    Err(why) => Failure::unavailable(format!("--device {device}: {scheme}: {why}")),
+                    Ok(_) => Failure::usage(format!("--device {device}: --provider leaves out {scheme}")),
+                });
+            }
+            of_devices.push(scheme);
+        }
+        if self.provider.is_empty() && !self.device.is_empty() {
+            chosen.retain(|scheme| of_devices.contains(scheme));
         }
         Ok(chosen)
+    }
+
+    /// An error that names a device which is not there, or cannot be used, before anything is measured.
+    pub(crate) fn check_devices(&self, schemes: &[&str], wait: WaitArg) -> Result<()> {
+        let has_devices =
+            |s: &&&str| self.device.iter().any(|d| d.split_once(':').is_some_and(|(of, _)| of == **s));
+        for scheme in schemes.iter().filter(has_devices) {
+            self.fabric()?
+                .open(self.config(&[scheme], wait))
+                .map_err(|e| Failure::from(e).during("--device"))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn key(&self) -> Result<Option<FabricKey>> {

@@ -32,7 +32,7 @@ pub(crate) fn chosen(names: &[String]) -> Result<Vec<&'static str>> {
     Ok(found)
 }
 
-fn unknown(name: &str) -> Failure {
+pub(crate) fn unknown(name: &str) -> Failure {
     let list = schemes().join(", ");
     Failure::usage(format!("unknown provider {name:?}; there are: {list} (sockets is another name of tcp)"))
 }

@@ -8,7 +8,7 @@ mod latency;
 mod onesided;
 mod stream;
 
-use crate::args::{FabricArgs, LoadArgs};
+use crate::args::{FabricArgs, LoadArgs, WaitArg};
 use crate::child::PeerProcess;
 use crate::control::{self, REPLY, REQUEST, Reply, Request, VERSION};
 use crate::failure::{Failure, INTERRUPTED, Result};
@@ -98,6 +98,11 @@ impl Load {
         };
         Load { size, window, length, warmup: args.warmup, check: !args.no_check }
     }
+}
+
+/// Whether the command line can work over all these providers, before anything is measured over the first.
+pub(crate) fn check(fabric: &FabricArgs, schemes: &[&str], wait: WaitArg) -> Result<()> {
+    fabric.check_devices(schemes, wait)
 }
 
 /// A connection to a server.

@@ -3,7 +3,7 @@
 use super::pingpong::limits_text;
 use crate::args::{FabricArgs, LoadArgs};
 use crate::bench::figures::Row;
-use crate::bench::{Client, Load, Test};
+use crate::bench::{self, Client, Load, Test};
 use crate::failure::{Failure, Result};
 use crate::limits::{self, Scope};
 use crate::place::Pin;
@@ -161,6 +161,7 @@ fn measure(test: Test, args: &TestArgs, sizes: &[usize], rows: &mut Vec<Row>) ->
         return all_sizes(&client, test, args, sizes, rows, &mut bar);
     }
     let schemes = args.fabric.schemes()?;
+    bench::check(&args.fabric, &schemes, args.load.wait)?;
     let mut bar = Bar::new(sizes.len() * schemes.len());
     for scheme in schemes {
         let client = Client::with_child(scheme, &args.fabric, &args.load).map_err(|f| f.during(scheme))?;

@@ -2,7 +2,7 @@
 
 use crate::args::{FabricArgs, LoadArgs, WaitArg};
 use crate::bench::figures::Row;
-use crate::bench::{Client, Load, Test};
+use crate::bench::{self, Client, Load, Test};
 use crate::failure::{Failure, Result};
 use crate::limits::{self, Limit, Scope};
 use crate::serve::session::clock_ns;
@@ -95,6 +95,7 @@ fn measure(args: &PingpongArgs, sizes: &[usize], report: &mut Report) -> Result<
             report.unavailable.join("; ")
         )));
     }
+    bench::check(&args.fabric, &schemes, args.load.wait)?;
     report.cpus = args.load.pin.cpus()?.map(|(mine, theirs)| vec![mine, theirs]);
     let mut bar = Bar::new(schemes.len() * sizes.len() + 1);
     bar.begin("the machine's limits".into());
@@ -116,7 +117,7 @@ fn measure(args: &PingpongArgs, sizes: &[usize], report: &mut Report) -> Result<
 
 /// Providers that nobody ruled out and that cannot run.
 fn unavailable(args: &PingpongArgs, schemes: &[&str]) -> Vec<String> {
-    if !args.fabric.provider.is_empty() {
+    if !args.fabric.provider.is_empty() || !args.fabric.device.is_empty() {
         return Vec::new();
     }
     let all = crate::providers::providers();

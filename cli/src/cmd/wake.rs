@@ -3,7 +3,7 @@
 
 use crate::args::{FabricArgs, LoadArgs, WaitArg};
 use crate::bench::figures::Histogram;
-use crate::bench::{Client, unexpected};
+use crate::bench::{self, Client, unexpected};
 use crate::control::{Reply, Request};
 use crate::failure::Result;
 use crate::limits::{eventfd_wake, median};
@@ -83,6 +83,7 @@ impl Wakes {
 pub(crate) fn run(args: &WakeArgs) -> Result<()> {
     let mut report = Report { test: "wake", rows: Vec::new(), providers: Vec::new() };
     let schemes = args.fabric.schemes()?;
+    bench::check(&args.fabric, &schemes, WaitArg::Sleep)?;
     let mut bar = Bar::new(schemes.len());
     let outcome = schemes.into_iter().try_for_each(|scheme| {
         bar.begin(format!("wake {scheme}"));

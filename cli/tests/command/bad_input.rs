@@ -241,3 +241,41 @@ fn env(mut c: Command, name: &str, value: &str) -> Command {
     c.env(name, value);
     c
 }
+
+/// Before a figure of the first provider is there.
+#[test]
+fn devices_that_are_not_there_are_named_before_anything_is_measured() {
+    let short = ["--size", "8", "--iterations", "20", "--csv"];
+    for device in ["tcp:nope", "shm:nope"] {
+        for provider in [&[][..], &["--provider", "shm,tcp"]] {
+            let e = run(&[&["perf", "lat", "--device", device], &short[..], provider].concat());
+            let e = e.code(3).says(&["--device", "nope"]);
+            assert_eq!(e.out, "");
+        }
+    }
+    let both = ["--device", "tcp:lo,tcp:nope"];
+    let e = run(&[&["perf", "lat"], &both[..], &short].concat()).code(3).says(&["nope"]);
+    assert_eq!(e.out, "");
+    let e = run(&["pingpong", "--device", "tcp:nope", "--json"]).code(3).says(&["nope"]);
+    assert_eq!(e.out, "");
+    let e = run(&["perf", "wake", "--device", "tcp:nope", "--iterations", "4", "--asleep", "1"]);
+    let e = e.code(3).says(&["nope"]);
+    assert_eq!(e.out, "");
+    for (device, word) in [("smoke:x", "\"smoke\""), ("lo", "PROVIDER:DEVICE")] {
+        let e = run(&[&["perf", "lat", "--device", device], &short[..]].concat()).code(2).says(&[word]);
+        assert_eq!(e.out, "");
+    }
+}
+
+#[test]
+fn only_the_providers_of_named_devices_are_measured() {
+    let lat = ["perf", "lat", "--size", "8", "--iterations", "20", "--json"];
+    let provider = |more: &[&str]| run(&[&lat[..], more].concat()).ok().json()["provider"].clone();
+    assert_eq!(provider(&["--device", "tcp:lo"]), "tcp");
+    assert_eq!(provider(&["--device", "tcp:lo", "--provider", "shm,tcp"]), "shm,tcp");
+    // Who was not asked for is not missing either.
+    let args = ["pingpong", "--device", "tcp:lo", "--size", "8", "--iterations", "20", "--json"];
+    let document = run(&args).ok().json();
+    assert_eq!(document["rows"].as_array().map(Vec::len), Some(1), "{document}");
+    assert_eq!(document["unavailable"].as_array().map(Vec::len), Some(0), "{document}");
+}
