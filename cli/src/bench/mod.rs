@@ -12,6 +12,7 @@ use crate::args::{FabricArgs, LoadArgs, WaitArg};
 use crate::child::PeerProcess;
 use crate::control::{self, REPLY, REQUEST, Reply, Request, VERSION};
 use crate::failure::{Failure, INTERRUPTED, Result};
+use crate::place::Pin;
 use crate::stop;
 use figures::Row;
 use kfab::{Endpoint, Kind, Peer};
@@ -101,7 +102,9 @@ impl Load {
 }
 
 /// Whether the command line can work over all these providers, before anything is measured over the first.
-pub(crate) fn check(fabric: &FabricArgs, schemes: &[&str], wait: WaitArg) -> Result<()> {
+pub(crate) fn check(fabric: &FabricArgs, schemes: &[&str], pin: &Pin, wait: WaitArg) -> Result<()> {
+    fabric.key()?;
+    pin.cpus()?;
     fabric.check_devices(schemes, wait)
 }
 

@@ -161,7 +161,7 @@ fn measure(test: Test, args: &TestArgs, sizes: &[usize], rows: &mut Vec<Row>) ->
         return all_sizes(&client, test, args, sizes, rows, &mut bar);
     }
     let schemes = args.fabric.schemes()?;
-    bench::check(&args.fabric, &schemes, args.load.wait)?;
+    bench::check(&args.fabric, &schemes, &args.load.pin, args.load.wait)?;
     let mut bar = Bar::new(sizes.len() * schemes.len());
     for scheme in schemes {
         let client = Client::with_child(scheme, &args.fabric, &args.load).map_err(|f| f.during(scheme))?;

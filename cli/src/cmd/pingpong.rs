@@ -95,7 +95,7 @@ fn measure(args: &PingpongArgs, sizes: &[usize], report: &mut Report) -> Result<
             report.unavailable.join("; ")
         )));
     }
-    bench::check(&args.fabric, &schemes, args.load.wait)?;
+    bench::check(&args.fabric, &schemes, &args.load.pin, args.load.wait)?;
     report.cpus = args.load.pin.cpus()?.map(|(mine, theirs)| vec![mine, theirs]);
     let mut bar = Bar::new(schemes.len() * sizes.len() + 1);
     bar.begin("the machine's limits".into());

@@ -83,7 +83,7 @@ impl Wakes {
 pub(crate) fn run(args: &WakeArgs) -> Result<()> {
     let mut report = Report { test: "wake", rows: Vec::new(), providers: Vec::new() };
     let schemes = args.fabric.schemes()?;
-    bench::check(&args.fabric, &schemes, WaitArg::Sleep)?;
+    bench::check(&args.fabric, &schemes, &args.pin, WaitArg::Sleep)?;
     let mut bar = Bar::new(schemes.len());
     let outcome = schemes.into_iter().try_for_each(|scheme| {
         bar.begin(format!("wake {scheme}"));

@@ -279,3 +279,23 @@ fn only_the_providers_of_named_devices_are_measured() {
     assert_eq!(document["rows"].as_array().map(Vec::len), Some(1), "{document}");
     assert_eq!(document["unavailable"].as_array().map(Vec::len), Some(0), "{document}");
 }
+
+/// They belong to the command line, and to no provider.
+#[test]
+fn keys_and_cpus_are_no_providers_fault() {
+    let commands = [&["perf", "lat"][..], &["pingpong"], &["perf", "wake"]];
+    for command in commands {
+        let begins = |e: &crate::run::Ended, with: &str| {
+            assert!(e.err.lines().any(|l| l.starts_with(with)), "{command:?}: {e:?}");
+            assert!(!e.err.contains("shm"), "{command:?}: {e:?}");
+        };
+        let e = run(&[command, &["--key-file", "/nowhere/key"]].concat()).code(3);
+        begins(&e, "kfab: key file /nowhere/key: ");
+        let e = run(&[command, &["--pin", "0,5000"]].concat()).code(2);
+        begins(&e, "kfab: --pin: CPU 5000 ");
+        let e = Running::start(env(kfab(command), "KFAB_KEY", "0123")).end().code(2);
+        begins(&e, "kfab: KFAB_KEY: ");
+        let e = run(&[command, &["--plain"]].concat()).code(2);
+        begins(&e, "kfab: --plain: ");
+    }
+}
