@@ -5,11 +5,15 @@ use crate::place::Pin;
 use crate::show::units;
 use clap::{Args, ValueEnum};
 use kfab::{EndpointConfig, Fabric, FabricConfig, FabricKey, Progress, Wait};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A key for those who keep it in their environment; measuring commands hand it on to the processes they start.
 const KEY_VARIABLE: &str = "KFAB_KEY";
+/// A key file has 64 digits and perhaps blanks; what is longer than this, bytes, is something else.
+const MAX_KEY_FILE: usize = 4096;
 /// The largest message that the measuring commands send, bytes.
 pub(crate) const MAX_SIZE: usize = 256 << 20;
 /// The most operations under way at once.
@@ -112,9 +116,14 @@ impl FabricArgs {
     pub(crate) fn key(&self) -> Result<Option<FabricKey>> {
         let Some(path) = &self.key_file else { return self.key_of_variable() };
         let shown = path.display();
-        let text = std::fs::read_to_string(path)
+        let text = read_start(path, MAX_KEY_FILE + 1)
             .map_err(|e| Failure::unavailable(format!("key file {shown}: {e}")))?;
-        let key = FabricKey::from_hex(&text)
+        if text.len() > MAX_KEY_FILE {
+            return Err(Failure::usage(format!(
+                "key file {shown}: more than {MAX_KEY_FILE} bytes: a fabric key is 64 hexadecimal digits"
+            )));
+        }
+        let key = FabricKey::from_hex(&String::from_utf8_lossy(&text))
             .map_err(|e| Failure::usage(format!("key file {shown}: {}", e.context())))?;
         Ok(Some(key))
     }
@@ -145,6 +154,13 @@ impl FabricArgs {
             ..Default::default()
         }
     }
+}
+
+/// At most so many bytes of a file.
+fn read_start(path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
+    let mut start = Vec::new();
+    File::open(path)?.take(most as u64).read_to_end(&mut start)?;
+    Ok(start)
 }
 
 /// What to measure, how often, and where.

@@ -299,3 +299,17 @@ fn keys_and_cpus_are_no_providers_fault() {
         begins(&e, "kfab: --plain: ");
     }
 }
+
+#[test]
+fn a_key_file_without_end_is_not_read_to_it() {
+    let mut c = Command::new("sh");
+    // What is read for ever needs more than this soon.
+    let script = "ulimit -v 4000000; exec \"$0\" perf lat tcp:127.0.0.1:9 --key-file /dev/zero";
+    c.args(["-c", script, env!("CARGO_BIN_EXE_kfab")]);
+    Running::start(c).end().code(2).says(&["/dev/zero", "more than 4096 bytes", "64 hex"]);
+    // The twin: blanks around a key are no matter.
+    let dir = Dir::new();
+    let file = dir.file("key");
+    std::fs::write(&file, format!("\n{}\n{}", "5a".repeat(32), " ".repeat(4000))).unwrap();
+    run(&["perf", "lat", "--provider", "shm", "--key-file", &file, "--size", "8", "--iterations", "20"]).ok();
+}
