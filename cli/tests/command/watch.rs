@@ -66,6 +66,25 @@ fn top_sees_the_traffic_of_a_server() {
     run(&["top", &pid]).code(3);
 }
 
+/// What was never measured is no number.
+#[test]
+fn json_of_top_has_null_for_what_is_not_known_yet() {
+    let (server, _) = server(&[]);
+    let document = run(&["top", &server.pid().to_string(), "--json"]).ok().json();
+    let totals = document["stats"]["lane"]["totals"].as_object().unwrap();
+    assert!(totals["min_credits"].is_null() && totals["rx_messages"] == 0, "{document}");
+}
+
+/// The counter has both, and its name says so.
+#[test]
+fn a_peer_that_closed_in_order_is_not_called_lost() {
+    let (server, address) = server(&[]);
+    run(&["perf", "lat", "--provider", "tcp", &address, "--size", "8", "--iterations", "20"]).ok();
+    let top = ["top", &server.pid().to_string(), "--once", "--interval", "50"];
+    let seen = wait_until(Duration::from_secs(30), || run(&top).ok().out.contains("peers lost or closed 1"));
+    assert!(seen, "{}", run(&top).out);
+}
+
 /// `top` on a terminal, once it draws and catches the signal.
 fn top_that_draws(pid: u32, signal: Signal) -> (Running, Terminal) {
     let terminal = Terminal::new(80, 24);

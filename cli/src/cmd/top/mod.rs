@@ -49,7 +49,9 @@ pub(crate) fn run(args: &TopArgs) -> Result<()> {
     let mut watch = Watch::open(&found.name)?;
     let interval = Duration::from_millis(args.interval);
     if args.json {
-        return crate::show::print(&watch.line()?);
+        let mut document = watch.read()?;
+        model::null_unknown(&mut document);
+        return crate::show::print_json(&document);
     }
     if args.once {
         let mut view = View::new(watch.snapshot()?, Instant::now());
@@ -89,6 +91,10 @@ impl Watch {
     }
 
     fn snapshot(&mut self) -> Result<Snapshot> {
+        self.read()
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&mut self) -> Result<T> {
         let line = self.line()?;
         serde_json::from_str(&line)
             .map_err(|e| Failure::failed(format!("{}: not a snapshot: {e}", self.name)))

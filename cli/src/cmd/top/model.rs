@@ -1,6 +1,7 @@
 //! What a snapshot says, and the rates between two. Fields that a newer or older endpoint lacks read as zero.
 
 use serde::Deserialize;
+use serde_json::Value;
 use std::time::Instant;
 
 /// One line of the monitor.
@@ -90,6 +91,21 @@ pub(super) struct Counters {
     pub(super) lost: u64,
 }
 
+/// Makes nothing of numbers that stand for what was never measured: the fewest credits before there were any, and a round trip.
+pub(super) fn null_unknown(snapshot: &mut Value) {
+    let null = |of: Option<&mut Value>, field: &str, unknown: u64| {
+        if let Some(v) = of.and_then(|v| v.get_mut(field)).filter(|v| v.as_u64() == Some(unknown)) {
+            *v = Value::Null;
+        }
+    };
+    null(snapshot.pointer_mut("/stats/lane/totals"), "min_credits", u32::MAX.into());
+    let peers = snapshot.pointer_mut("/stats/peers").and_then(Value::as_array_mut);
+    for peer in peers.into_iter().flatten() {
+        null(peer.get_mut("counters"), "min_credits", u32::MAX.into());
+        null(Some(peer), "rtt_ns", 0);
+    }
+}
+
 /// Per second, since the snapshot before.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Rates {
@@ -155,6 +171,33 @@ impl View {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn unknown_is_null_and_everything_else_stays() {
+        let fabric = kfab::Fabric::with_config(crate::providers::providers(), Default::default());
+        let (a, b) = (fabric.endpoint().unwrap(), fabric.endpoint().unwrap());
+        let peer = a.peer(&b.address().to_string()).unwrap();
+        let snap = || serde_json::json!({ "pid": 1, "stats": a.stats() });
+        let shown = |mut v: Value| {
+            null_unknown(&mut v);
+            v
+        };
+        let fresh = shown(snap());
+        assert!(fresh["stats"]["lane"]["totals"]["min_credits"].is_null(), "{fresh}");
+        let known = &fresh["stats"]["peers"][0];
+        assert!(known["counters"]["min_credits"].is_null() && known["rtt_ns"].is_null(), "{fresh}");
+        assert_eq!((&known["counters"]["lost"], &fresh["pid"]), (&0.into(), &1.into()));
+        peer.send(b"one").wait_timeout(Duration::from_secs(10)).unwrap();
+        b.recv().wait_timeout(Duration::from_secs(10)).unwrap();
+        let later = snap();
+        let shown = shown(later.clone());
+        assert!(shown["stats"]["lane"]["totals"]["min_credits"].is_u64(), "{shown}");
+        assert_eq!(shown["stats"]["lane"], later["stats"]["lane"]);
+        // What is none is left as it is.
+        let mut none = serde_json::json!([1, { "stats": 2 }]);
+        null_unknown(&mut none);
+        assert_eq!(none, serde_json::json!([1, { "stats": 2 }]));
+    }
 
     #[test]
     fn a_real_snapshot_is_understood_and_rates_are_differences() {

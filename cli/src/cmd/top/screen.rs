@@ -108,7 +108,7 @@ fn head(view: &View, command: &str) -> Vec<(&'static str, Vec<String>)> {
                 ("resent", t.resent),
                 ("duplicates", t.duplicates),
                 ("fail-overs", t.failovers),
-                ("peers lost", t.lost),
+                ("peers lost or closed", t.lost),
             ]),
         ),
         ("endpoint", endpoint),
