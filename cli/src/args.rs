@@ -166,7 +166,7 @@ fn read_start(path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
 /// What to measure, how often, and where.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct LoadArgs {
-    /// Message sizes: a list (8,4KiB,1M) or powers of two (8..1MiB)
+    /// Message sizes: a list (8,4KiB,1M), or A..B: A and its doubles up to B (8..1000: 8, 16, .. 512)
     #[arg(long, value_name = "LIST|A..B", value_parser = sizes)]
     pub(crate) size: Option<Sizes>,
     /// Operations under way at once
@@ -268,6 +268,8 @@ mod tests {
     fn sizes_as_lists_ranges_and_units() {
         assert_eq!(sizes("8,4KiB,1M").unwrap().0, [8, 4096, 1 << 20]);
         assert_eq!(sizes("8..64").unwrap().0, [8, 16, 32, 64]);
+        assert_eq!(sizes("5..40").unwrap().0, [5, 10, 20, 40]);
+        assert_eq!(sizes("8..1000").unwrap().0, [8, 16, 32, 64, 128, 256, 512]);
         for (bad, word) in
             [("0", "256 MiB"), ("1T", "unit"), ("x", "unit"), ("64..8", "larger"), ("300M", "256 MiB")]
         {

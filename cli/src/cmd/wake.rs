@@ -32,8 +32,8 @@ pub(crate) struct WakeArgs {
     /// Wake-ups of each kind
     #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u64).range(4..=100_000))]
     iterations: u64,
-    /// How long both sides sleep at the end, seconds
-    #[arg(long, value_name = "S", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=MAX_SLEEP_S))]
+    /// How long both sides sleep at the end, whole seconds, 1 to 25
+    #[arg(long, value_name = "S", default_value_t = 2, value_parser = asleep_s)]
     asleep: u64,
     /// CPUs of waker and sleeper (A,B), `auto` or `none`
     #[arg(long, value_name = "A,B", default_value = "auto")]
@@ -41,6 +41,11 @@ pub(crate) struct WakeArgs {
     /// One JSON document
     #[arg(long)]
     json: bool,
+}
+
+fn asleep_s(text: &str) -> std::result::Result<u64, String> {
+    let s = text.parse().ok().filter(|s| (1..=MAX_SLEEP_S).contains(s));
+    s.ok_or_else(|| format!("whole seconds, 1 to {MAX_SLEEP_S}"))
 }
 
 /// What was seen of one kind of sleeper.

@@ -313,3 +313,17 @@ fn a_key_file_without_end_is_not_read_to_it() {
     std::fs::write(&file, format!("\n{}\n{}", "5a".repeat(32), " ".repeat(4000))).unwrap();
     run(&["perf", "lat", "--provider", "shm", "--key-file", &file, "--size", "8", "--iterations", "20"]).ok();
 }
+
+#[test]
+fn ranges_and_bounds_are_told_by_help_and_error() {
+    let flat = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for command in [&["perf", "lat", "--help"][..], &["pingpong", "--help"]] {
+        let help = flat(&run(command).ok().out);
+        assert!(help.contains("A and its doubles up to B (8..1000: 8, 16, .. 512)"), "{help}");
+    }
+    let help = flat(&run(&["perf", "wake", "--help"]).ok().out);
+    assert!(help.contains("whole seconds, 1 to 25"), "{help}");
+    for asleep in ["0.5", "0", "26", "x"] {
+        run(&["perf", "wake", "--asleep", asleep]).code(2).says(&[asleep, "whole seconds, 1 to 25"]);
+    }
+}
