@@ -1,6 +1,7 @@
 //! Endpoints, peers and messages: the verbs.
 
 use crate::config::EndpointConfig;
+use crate::doors::Doors;
 use crate::lane::{Begun, Lane};
 use crate::letter::Letter;
 use crate::observe::Ends;
@@ -36,6 +37,8 @@ use std::sync::Arc;
 /// ```
 pub struct Endpoint {
     pub(crate) lane: Arc<Lane>,
+    /// The lane's: an event loop of the user's sleeps on them.
+    doors: Arc<Doors>,
     missing: Vec<String>,
     pub(crate) config: EndpointConfig,
     #[cfg_attr(
@@ -79,7 +82,8 @@ fn recv(lane: &Arc<Lane>, want: Want, into: Option<Buffer>) -> Op<Message> {
 
 impl Endpoint {
     pub(crate) fn new(lane: Arc<Lane>, missing: Vec<String>, config: EndpointConfig) -> Endpoint {
-        Endpoint { lane, missing, config, ends: Ends::default() }
+        let doors = lane.doors().expect("it was just opened");
+        Endpoint { lane, doors, missing, config, ends: Ends::default() }
     }
 
     /// The ways to this endpoint, best first, as one string to give to peers.
@@ -209,7 +213,7 @@ impl Drop for Endpoint {
 
 impl AsFd for Endpoint {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.lane.user_fd()
+        self.doors.user()
     }
 }
 

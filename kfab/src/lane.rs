@@ -6,12 +6,11 @@
 
 use crate::config::{EndpointConfig, Wait};
 use crate::doors::Doors;
-use kfab_core::mem::{Buffer, Pool};
+use kfab_core::mem::{Buffer, Pool, PoolConfig};
 use kfab_core::ring::{LaneGuard, LaneLock};
 use kfab_core::spi::{Address, Port};
 use kfab_core::{Error, Kind, Result};
 use kfab_proto::{Direct, Io, Machine, OpId, Outcome, PeerId, Polled, SendOptions, Started, Want, WindowKey};
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
@@ -58,7 +57,7 @@ pub(crate) struct State {
     looped: bool,
     /// Something was dealt with since an event loop last prepared to sleep: perhaps what it would sleep for.
     news: bool,
-    doors: Arc<Doors>,
+    doors: Option<Arc<Doors>>,
 }
 
 /// How a receive began. Large values in small clothes: moving them is what costs.
@@ -95,7 +94,8 @@ struct Sleeper {
 /// One lane. Named in a sealed trait's signature, hence `pub`; its module is private.
 pub struct Lane {
     state: LaneLock<State>,
-    doors: Arc<Doors>,
+    /// `None` once it is closed: what other threads keep of the lane holds no descriptors.
+    doors: Mutex<Option<Arc<Doors>>>,
     pub(crate) wait: Wait,
     pub(crate) address: Address,
     pub(crate) helper: Mutex<Option<JoinHandle<()>>>,
@@ -142,7 +142,9 @@ impl State {
         self.news = true;
         if self.looped {
             self.looped = false;
-            self.doors.tell();
+            if let Some(d) = &self.doors {
+                d.tell();
+            }
         }
     }
 
@@ -197,12 +199,12 @@ impl Lane {
             helper_idle: false,
             looped: false,
             news: false,
-            doors: doors.clone(),
+            doors: Some(doors.clone()),
         };
         state.read_clock();
         let lane = Arc::new(Lane {
             state: LaneLock::new(state),
-            doors,
+            doors: Mutex::new(Some(doors)),
             wait: config.wait,
             address,
             helper: Mutex::new(None),
@@ -290,7 +292,7 @@ impl Lane {
     fn wake_sleeper(&self, s: &mut State) {
         s.asleep = None;
         s.kicked += 1;
-        self.doors.kick();
+        self.at_doors(|d| d.kick());
     }
 
     /// Sends by the short way; `false`, and nothing has happened, if that cannot take it.
@@ -540,13 +542,13 @@ impl Lane {
         } else if s.helper_idle {
             s.helper_idle = false;
             // Not at once: a caller that comes back soon needs it no more, and the message is the caller's first.
-            self.doors.alarm(LOOK_IN);
+            self.at_doors(|d| d.alarm(LOOK_IN));
         }
     }
 
     /// The helper: sleeps until it is needed, at most so long.
     pub(crate) fn rest(&self, most: Option<Duration>) {
-        self.doors.await_alarm(most);
+        self.at_doors(|d| d.await_alarm(most));
     }
 
     /// Arms everything and sleeps in poll(2). Returns after news, a kick, a timer, or at once if there is work.
@@ -574,7 +576,7 @@ impl Lane {
         s.asleep = Some(Sleeper { until, number, waits_for });
         let wait = Duration::from_nanos(until - s.now);
         drop(s);
-        self.doors.sleep(wait);
+        self.at_doors(|d| d.sleep(wait));
         let mut s = self.lock();
         if s.asleep.is_some_and(|a| a.number == number) {
             s.asleep = None;
@@ -582,7 +584,7 @@ impl Lane {
             // Kicked, and nobody else who was is still to rise.
             s.kicked = s.kicked.saturating_sub(1);
             if s.kicked == 0 {
-                self.doors.forget_kicks();
+                self.at_doors(|d| d.forget_kicks());
             }
         }
     }
@@ -599,20 +601,27 @@ impl Lane {
             return self.wake_sleeper(&mut s);
         }
         drop(s);
-        self.doors.alarm(Duration::ZERO);
+        self.at_doors(|d| d.alarm(Duration::ZERO));
     }
 
     /// For the user's own event loop: everything armed, or `false` because there is work, or was, and perhaps another thread did it.
     pub(crate) fn arm_for_user(&self) -> bool {
         let mut s = self.lock();
-        self.doors.forget_told();
+        self.at_doors(|d| d.forget_told());
         s.looped = !std::mem::take(&mut s.news) && s.arm();
         s.looped
     }
 
-    /// What the user's event loop sleeps on.
-    pub(crate) fn user_fd(&self) -> BorrowedFd<'_> {
-        self.doors.user()
+    /// The descriptors, while the lane is open.
+    pub(crate) fn doors(&self) -> Option<Arc<Doors>> {
+        self.doors.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Each of these is a system call: a lock and a share are nothing beside it.
+    fn at_doors(&self, f: impl FnOnce(&Doors)) {
+        if let Some(d) = self.doors() {
+            f(&d);
+        }
     }
 
     /// `true` in the process that opened it. `false` after a fork, in the child: rings, sockets and slabs are the parent's, the helper is
@@ -653,7 +662,7 @@ impl Lane {
             // Counted: another that was kicked and has not risen yet takes only its own kick along.
             self.wake_sleeper(&mut s);
         }
-        self.doors.alarm(Duration::ZERO);
+        self.at_doors(|d| d.alarm(Duration::ZERO));
         let helper = self.helper.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(h) = helper.filter(|h| h.thread().id() != std::thread::current().id()) {
             let _ = h.join();
@@ -662,6 +671,11 @@ impl Lane {
         let mut s = self.lock();
         s.ports.clear();
         s.machine.forget_all();
+        // Spares of other threads keep the lane, empty.
+        s.pool = Pool::new(PoolConfig { max_bytes: 0, ..PoolConfig::default() });
+        s.doors = None;
+        drop(s);
+        *self.doors.lock().unwrap_or_else(|e| e.into_inner()) = None;
     }
 
     /// `true` after [`Lane::close`].

@@ -2,7 +2,7 @@
 //!
 //! A message begins with one and ends with one, and both are dear to make anew. So a thread keeps those it used last instead of giving
 //! them up. An endpoint that is dropped takes back those of its thread; those of other threads go when newer ones come or the thread
-//! ends, and hold nothing but an empty lane.
+//! ends, and hold nothing but an empty lane: no port, no memory, no descriptor.
 
 use crate::lane::Lane;
 use std::cell::{Cell, RefCell};

@@ -26,6 +26,10 @@ impl Machine {
     ) -> Result<Option<OpId>> {
         let peer = self.peers[pi as usize].name;
         let len = source.len() as u64;
+        // Before anything is opened that would have to be closed again.
+        if self.ops.is_full() {
+            return Err(self.ops.full("send"));
+        }
         let exposed = self.expose_source(io, pi, &source);
         let (key, port) = exposed.as_ref().map_or_else(Default::default, |e| (e.exposure.key, e.port));
         let op = self.start_send(io, pi, Proto::Large { peer, source, exposed, canceled: false })?;
@@ -254,7 +258,16 @@ impl Machine {
         self.set_proto(
             io.now,
             op,
-            Proto::Pieces { peer: from, tag, len, sender, assembly, waited: Some(waited), tell: None },
+            Proto::Pieces {
+                peer: from,
+                tag,
+                len,
+                sender,
+                assembly,
+                waited: Some(waited),
+                asked: false,
+                tell: None,
+            },
         );
         self.send_control(io, from.index, FrameKind::Cts, 0, cts.as_bytes());
     }
@@ -371,7 +384,7 @@ impl Machine {
     }
 
     pub(crate) fn piece_taken(&mut self, io: &mut Io<'_>, op: OpId, landing: Option<Landing>, filled: bool) {
-        let Some(Proto::Pieces { peer, tag, len, sender, assembly, waited, tell }) = self.ops.proto(op)
+        let Some(Proto::Pieces { peer, tag, len, sender, assembly, waited, tell, .. }) = self.ops.proto(op)
         else {
             return self.piece_back(io, op, landing);
         };

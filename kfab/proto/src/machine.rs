@@ -711,6 +711,12 @@ impl Machine {
             && let Some(p) = self.peers.get_mut(peer.index as usize).filter(|p| p.name == peer)
         {
             p.expects = p.expects.saturating_sub(1);
+            if let Proto::Pieces { asked: true, .. } = old {
+                p.tx.reads = p.tx.reads.saturating_sub(1);
+                if !p.tx.asks.is_empty() {
+                    self.mark_dirty(peer.index);
+                }
+            }
         }
     }
 

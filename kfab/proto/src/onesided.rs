@@ -8,7 +8,7 @@ use crate::message::*;
 use crate::notice::{Notice, Notices, Tell, Told};
 use crate::ops::{Proto, Range, Redo};
 use crate::parts::{landings, read_outcome};
-use crate::peer::{Held, Out, Stream, StreamOf};
+use crate::peer::{Ask, Held, Out, Stream, StreamOf};
 use crate::receive::Taking;
 use crate::transmit::into_source;
 use crate::wire::*;
@@ -183,6 +183,11 @@ fn denied(op: &'static str) -> Error {
         .with_fate(Fate::Refused)
 }
 
+/// Reads by messages that one peer is asked for at a time; others wait here ...
+const READS: usize = 256;
+/// ... and so many it serves, of each of its own.
+const READS_MAX: usize = 16 * READS;
+
 impl Machine {
     /// Opens memory to peers that are given the key. Memory that peers may write must be [`WindowMemory::Shared`].
     pub fn open_window(
@@ -281,7 +286,16 @@ impl Machine {
         }
         let piece = self.piece_len(io, pi, len);
         let assembly = Some(Assembly::new(into, len, piece).map_err(|_| shared())?);
-        let pieces = Proto::Pieces { peer: from, tag: None, len, sender: 0, assembly, waited: None, tell };
+        let pieces = Proto::Pieces {
+            peer: from,
+            tag: None,
+            len,
+            sender: 0,
+            assembly,
+            waited: None,
+            asked: false,
+            tell,
+        };
         let op = self.ops.insert(pieces, "read")?;
         self.expect(io.now, pi);
         self.ask_to_read(io, pi, op, range, len, piece);
@@ -289,9 +303,23 @@ impl Machine {
     }
 
     fn ask_to_read(&mut self, io: &mut Io<'_>, pi: u32, op: OpId, range: Range, len: usize, piece: usize) {
-        // The piece size travels in the upper half of the length's word.
-        let tag = len as u64 | (piece as u64) << 40;
-        self.send_control(io, pi, FrameKind::Read, tag, access(range, 0, op).as_bytes());
+        self.peers[pi as usize].tx.asks.push_back(Ask { op, range, len, piece });
+        self.ask_to_read_more(io, pi);
+    }
+
+    /// Asks for the reads whose turn it is.
+    pub(crate) fn ask_to_read_more(&mut self, io: &mut Io<'_>, pi: u32) {
+        while self.peers[pi as usize].tx.reads < READS
+            && let Some(Ask { op, range, len, piece }) = self.peers[pi as usize].tx.asks.pop_front()
+        {
+            // Some have ended before their turn.
+            let Some(Proto::Pieces { asked, waited: None, .. }) = self.ops.proto(op) else { continue };
+            *asked = true;
+            self.peers[pi as usize].tx.reads += 1;
+            // The piece size travels in the upper half of the length's word.
+            let tag = len as u64 | (piece as u64) << 40;
+            self.send_control(io, pi, FrameKind::Read, tag, access(range, 0, op).as_bytes());
+        }
     }
 
     /// A read by a port has ended. If its rail broke, it is done again by messages, which go over whatever is left.
@@ -320,7 +348,16 @@ impl Machine {
                     return self.finish(op, Err(e));
                 };
                 let assembly = Some(assembly);
-                let proto = Proto::Pieces { peer, tag: None, len, sender: 0, assembly, waited: None, tell };
+                let proto = Proto::Pieces {
+                    peer,
+                    tag: None,
+                    len,
+                    sender: 0,
+                    assembly,
+                    waited: None,
+                    asked: false,
+                    tell,
+                };
                 self.set_proto(io.now, op, proto);
                 self.ask_to_read(io, peer.index, op, range, len, piece);
             }
@@ -659,8 +696,10 @@ impl Machine {
         let max_body = |ci: &u32| io.ports[self.conns[*ci as usize].port].caps().max_body;
         let fits = self.peers[pi as usize].rails.iter().all(|ci| piece <= max_body(ci));
         let window = self.windows.check(a, len, Rights::READ);
-        // A peer may have as many reads open here as it may have frames unacknowledged.
-        let room = self.peers[pi as usize].tx.streams.len() < self.limits.max_unacked;
+        // An honest peer has few open, and some that it has given up.
+        let reads =
+            || self.peers[pi as usize].tx.streams.iter().filter(|s| matches!(s.of, StreamOf::Window(_)));
+        let room = self.peers[pi as usize].tx.streams.len() < READS_MAX || reads().count() < READS_MAX;
         let (Some(w), true) = (window, piece >= 1024 && fits && room) else {
             return self.send_done(io, pi, a.op.get(), Status::Denied);
         };

@@ -61,7 +61,7 @@ pub(crate) enum Proto {
         reads: Option<Box<Reads>>,
         waited: Waited,
     },
-    /// A receive, or a one-sided read (not `waited`), whose pieces are arriving.
+    /// A receive, or a one-sided read (not `waited`; the peer knows of it if it was `asked`), whose pieces are arriving.
     Pieces {
         peer: PeerId,
         tag: Option<u64>,
@@ -69,6 +69,7 @@ pub(crate) enum Proto {
         sender: u64,
         assembly: Option<Assembly>,
         waited: Option<Waited>,
+        asked: bool,
         tell: Option<Tell>,
     },
     /// A receive whose message will not come, and some of whose memory is with a port (`reading`: by one-sided reads): then it waits again.
@@ -200,17 +201,18 @@ impl Ops {
         Some(lent)
     }
 
+    /// Why there can be no more.
+    #[cold]
+    pub(crate) fn full(&self, op: &'static str) -> Error {
+        Error::new(Kind::Limit, op, format!("{} operations are under way (Limits::max_ops)", self.max))
+    }
+
     /// A slot whose protocol's side is still to be written.
     #[inline(always)]
     fn open(&mut self, op: &'static str) -> Result<(OpId, &mut Proto)> {
         if self.free == NONE {
             if self.slots.len() >= self.max {
-                let max = self.max;
-                return Err(Error::new(
-                    Kind::Limit,
-                    op,
-                    format!("{max} operations are under way (Limits::max_ops)"),
-                ));
+                return Err(self.full(op));
             }
             self.slots.push(Slot {
                 generation: 1,

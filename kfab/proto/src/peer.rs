@@ -6,6 +6,7 @@ use crate::limits::{Limits, units};
 use crate::matcher::Unexpected;
 use crate::message::{OpId, PeerId, Source};
 use crate::notice::Notice;
+use crate::ops::Range;
 use crate::transmit::NOWHERE;
 use crate::wire::{FrameKind, SEQ_MOD, seq_ahead};
 use kfab_core::spi::{Address, Inline, Way};
@@ -99,12 +100,24 @@ pub(crate) struct Tx {
     pub(crate) deferred: VecDeque<Deferred>,
     /// Large transfers.
     pub(crate) streams: VecDeque<Stream>,
+    /// Reads of the peer's windows by messages that it has been asked for, and those that wait for some of them to end.
+    pub(crate) reads: usize,
+    pub(crate) asks: VecDeque<Ask>,
     /// The machine's poll count at the last post: a second frame within one round may wait for company.
     pub(crate) round: u64,
     /// Smoothed round trip, ns; 0: not known.
     pub(crate) srtt: u64,
     /// Doublings of the resend timer without progress.
     pub(crate) backoff: u32,
+}
+
+/// A read that waits for its turn.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask {
+    pub(crate) op: OpId,
+    pub(crate) range: Range,
+    pub(crate) len: usize,
+    pub(crate) piece: usize,
 }
 
 impl Tx {

@@ -18,8 +18,8 @@ use kfab_core::{Error, Fate, Kind, Result};
 /// What the body being taken from a connection belongs to.
 #[derive(Debug)]
 pub(crate) enum Taking {
-    /// A message; `op` is the receive it was matched to, `fresh`: which brought no buffer.
-    Message { seq: u32, tag: Option<u64>, flags: u8, len: usize, op: Option<(OpId, Want)>, fresh: bool },
+    /// A message; `op` is the receive it was matched to.
+    Message { seq: u32, tag: Option<u64>, flags: u8, len: usize, op: Option<(OpId, Want)>, memory: Memory },
     /// Several messages.
     Batch { seq: u32, len: usize },
     /// A piece for a receive or read.
@@ -30,6 +30,17 @@ pub(crate) enum Taking {
     Hello { hello: Hello, len: usize },
     /// Nothing: the body is discarded; the frame, if it had a number, counts as arrived or was a duplicate.
     Discard { seq: Option<u32> },
+}
+
+/// Where the bytes of a message go.
+#[derive(Debug)]
+pub(crate) enum Memory {
+    /// Anywhere.
+    Fresh,
+    /// Into the buffer that the receive brought.
+    Brought,
+    /// That one is too short. The receive fails, unless it is over by then: whoever is next gets all of it.
+    TooShort(Buffer),
 }
 
 fn message(from: PeerId, tag: Option<u64>, data: Data, nth: u64) -> Message {
@@ -614,22 +625,20 @@ impl Machine {
         let (op, into) = posted.map_or((None, None), |r| (Some((r.op, r.want)), r.into));
         let flags = h.kind_flags;
         let into = into.or_else(|| self.first_alone(op?.0, len));
-        let fresh = into.is_none();
-        let landing = match into {
-            Some(b) if b.len() >= len => Landing::prefix(b, len).ok(),
-            Some(_) => None,
-            None => match io.pool.landing(len) {
-                Ok(l) => Some(l),
+        let (memory, landing) = match into {
+            Some(b) if b.len() >= len => (Memory::Brought, Landing::prefix(b, len).ok()),
+            into => match io.pool.landing(len) {
+                Ok(l) => (into.map_or(Memory::Fresh, Memory::TooShort), Some(l)),
                 Err(_) => {
                     if let Some((op, want)) = op {
-                        self.matcher.repost(Receive { op, want, into: None });
+                        self.matcher.repost(Receive { op, want, into });
                     }
                     return None;
                 }
             },
         };
-        // Without a landing (a buffer too short, or not the receive's alone) the bytes are dropped and the receive fails when they are.
-        Some((Taking::Message { seq, tag, flags, len, op, fresh }, landing))
+        // Without a landing (a buffer that is not the receive's alone) the bytes are dropped and the receive fails when they are.
+        Some((Taking::Message { seq, tag, flags, len, op, memory }, landing))
     }
 
     /// A body has been taken (`ok`) or its connection broke before it was whole.
@@ -656,12 +665,12 @@ impl Machine {
                     self.arrived(io.now, ci, pi, seq, false);
                 }
             }
-            Taking::Message { seq, tag, flags, len, op, fresh } => {
+            Taking::Message { seq, tag, flags, len, op, memory } => {
                 self.arrived(io.now, ci, pi, seq, flags & URGENT_ACK != 0);
                 if self.conns[ci as usize].delivery != Delivery::Process {
                     self.owe_ack_soon(io.now, pi);
                 }
-                self.message_taken(io, pi, seq, tag, flags, len, op, fresh, landing);
+                self.message_taken(io, pi, seq, tag, flags, len, op, memory, landing);
                 self.frame_here(io, pi);
             }
             Taking::Batch { seq, len } => {
@@ -686,10 +695,14 @@ impl Machine {
     /// What had been set aside for a body goes back: the frame will come again, or the peer is lost.
     fn take_failed(&mut self, io: &mut Io<'_>, t: Taking, landing: Option<Landing>) {
         match t {
-            Taking::Message { op: Some((op, want)), fresh, .. } => {
+            Taking::Message { op: Some((op, want)), memory, .. } => {
                 if let Some(Proto::Recv { .. } | Proto::RecvAll { .. }) = self.ops.proto(op) {
                     // Memory made for this message may be too short for the next.
-                    let into = landing.filter(|_| !fresh).and_then(Landing::into_buffer);
+                    let into = match memory {
+                        Memory::Brought => landing.and_then(Landing::into_buffer),
+                        Memory::TooShort(b) => Some(b),
+                        Memory::Fresh => None,
+                    };
                     let into = self.first_back(op, into);
                     self.post_again(io, Receive { op, want, into });
                 }
@@ -720,7 +733,7 @@ impl Machine {
         flags: u8,
         len: usize,
         op: Option<(OpId, Want)>,
-        fresh: bool,
+        memory: Memory,
         landing: Option<Landing>,
     ) {
         let from = self.peers[pi as usize].name;
@@ -742,7 +755,10 @@ impl Machine {
         let p = &mut self.peers[pi as usize];
         p.counters.rx_messages += 1;
         p.counters.rx_bytes += len as u64;
-        if fresh {
+        if let Memory::TooShort(_) = memory {
+            return self.finish(op, Err(truncated()));
+        }
+        if let Memory::Fresh = memory {
             return self.hand_down(op, message(from, tag, data(buffer, len), nth), None);
         }
         let back = self.first_back(op, Some(buffer));

@@ -408,6 +408,7 @@ impl Machine {
             }
             return;
         }
+        self.ask_to_read_more(io, pi);
         self.report(io, pi, Pace::is_due);
         if self.resend_lost(io, pi) && self.drain_control(io, pi) {
             self.drain_deferred(io, pi);

@@ -199,3 +199,33 @@ fn a_receive_for_anyone_outlives_a_large_message_that_does_not_come() {
         }
     }
 }
+
+#[test]
+fn a_message_too_long_for_a_receive_that_ends_meanwhile_is_the_next_ones() {
+    let config =
+        WorldConfig { late_take: 1.0, late_ns: 200_000_000, ..WorldConfig::new(Delivery::Connection) };
+    let world = World::new(1, config);
+    let mut ends: Vec<End> = (0..2).map(|h| End::new(&world, h, &[0], Limits::default())).collect();
+    ends[1].send(&world, b"hello");
+    until(&world, &mut ends, "hello", |e| e[0].machine.stats().unexpected == 1);
+    ends[0].with(world.now(), |m, io| m.recv(io, Want::default(), None)).unwrap();
+    for cancelled in [true, false] {
+        let short = Some(Buffer::adopt(vec![0; 10]));
+        let started = ends[0].with(world.now(), |m, io| m.recv(io, Want::default(), short));
+        let Started::Pending(op) = started.unwrap() else { panic!("nobody has sent") };
+        ends[1].send(&world, &[1; 4000]);
+        until(&world, &mut ends, "the body is on its way", |e| e[0].machine.stats().posted == 0);
+        if !cancelled {
+            until(&world, &mut ends, "the receive ends", |e| e[0].machine.has_ended(op));
+            let e = ends[0].machine.take(op).unwrap().unwrap_err();
+            assert_eq!(e.kind(), kfab_core::Kind::Truncated);
+            continue;
+        }
+        assert!(ends[0].with(world.now(), |m, io| m.cancel(io, op, kfab_core::Kind::Canceled)));
+        let started = ends[0].with(world.now(), |m, io| m.recv(io, Want::default(), None));
+        let Started::Pending(op) = started.unwrap() else { panic!("it is on its way still") };
+        until(&world, &mut ends, "the next receive ends", |e| e[0].machine.has_ended(op));
+        let Outcome::Message(m) = ends[0].machine.take(op).unwrap().unwrap() else { panic!("a message") };
+        assert!(m.bytes() == [1; 4000], "{} bytes", m.bytes().len());
+    }
+}

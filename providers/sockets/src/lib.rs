@@ -143,7 +143,7 @@ fn open(config: &PortConfig) -> Result<port::TcpPort> {
     let terms = Terms { dialect: &wire::DIALECT, key: config.key.clone(), seal: config.encrypt };
     let mut caps = caps(config.weight(rail.speed, rail.node), rail.node);
     caps.zero_copy = !(terms.key.is_some() && terms.seal);
-    let shared = link::Shared { pool: Default::default(), spare: None, terms };
+    let shared = link::Shared { pool: Default::default(), spare: None, bulk: false, terms };
     port::TcpPort::open(config, rail, shared, caps)
 }
 

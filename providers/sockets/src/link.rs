@@ -22,6 +22,8 @@ pub(crate) struct Shared {
     pub(crate) pool: StagePool,
     /// Memory for the body that is expected next, on whichever link: see [`Receiver::expected`].
     pub(crate) spare: Option<Landing>,
+    /// Bulk came since that was last looked at.
+    pub(crate) bulk: bool,
     pub(crate) terms: Terms,
 }
 
@@ -501,8 +503,12 @@ impl Link {
             }
             sh.spare = Some(spare);
         }
-        if self.rx.lands(landing.as_ref()) > sh.spare.as_ref().map_or(0, Landing::len) {
-            sh.spare = landing.as_ref().and_then(Landing::spare);
+        let expected = self.rx.lands(landing.as_ref());
+        if expected > 0 {
+            sh.bulk = true;
+            if expected > sh.spare.as_ref().map_or(0, Landing::len) {
+                sh.spare = landing.as_ref().and_then(Landing::spare);
+            }
         }
         self.waiting = Waiting::Filling { landing, len, filled };
         self.readable |= self.dead.is_none();

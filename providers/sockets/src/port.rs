@@ -245,13 +245,16 @@ impl TcpPort {
         }
     }
 
-    /// Counts polls; after many without sleep the hot links leave epoll.
+    /// Counts polls; after many without sleep the hot links leave epoll, and memory that was not used since goes back.
     fn stay_awake(&mut self) {
         self.awake += 1;
         if self.awake < DETACH_AFTER {
             return;
         }
         self.awake = 0;
+        if !std::mem::take(&mut self.shared.bulk) {
+            self.shared.spare = None;
+        }
         for i in 0..HOT_MAX {
             let Some(link) = self.hot.at(i).and_then(|id| self.links.get(id)).filter(|l| !l.detached) else {
                 continue;
