@@ -89,8 +89,8 @@ impl State {
 
     /// One more region, within the bound of the whole.
     fn region(&mut self, bytes: usize, access: Access, config: &PoolConfig) -> Result<Arc<Region>> {
-        if self.stats.bytes + bytes > config.max_bytes {
-            let (have, max) = (self.stats.bytes, config.max_bytes);
+        let (have, max) = (self.stats.bytes, config.max_bytes);
+        if have.checked_add(bytes).is_none_or(|sum| sum > max) {
             return Err(Error::new(
                 Kind::Limit,
                 "memory",
@@ -117,11 +117,33 @@ impl State {
                 return Ok((region.clone(), at));
             }
         }
-        let bytes = config.region_bytes.max(size + skew).next_multiple_of(4096);
+        // A region larger than the bound would not be had, and its size may be any number.
+        let bytes = config.region_bytes.min(config.max_bytes & !4095).max(size + skew).next_multiple_of(4096);
         let region = self.region(bytes, access, config)?;
         self.space(access).current = Some((region.clone(), size + skew));
         Ok((region, skew))
     }
+}
+
+/// Bytes of the block that `len` bytes get: the next power of two, above the largest that shares a region the next multiple of 2 MiB.
+/// `Kind::Limit` where an address space has no such block.
+#[inline]
+fn block_size(len: usize, max_bytes: usize) -> Result<usize> {
+    if len <= 1 << MAX_SHIFT {
+        return Ok(len.next_power_of_two().max(1 << MIN_SHIFT));
+    }
+    let size = len.checked_next_multiple_of(2 << 20).filter(|size| *size <= isize::MAX as usize);
+    size.ok_or_else(|| too_large(len, max_bytes))
+}
+
+#[cold]
+fn too_large(len: usize, max_bytes: usize) -> Error {
+    let max = max_bytes.min(isize::MAX as usize);
+    Error::new(
+        Kind::Limit,
+        "memory",
+        format!("{len} bytes: at most {max} may be had (PoolConfig::max_bytes)"),
+    )
 }
 
 /// How far window memory lies beside where buffers of its size do: regions are pieces of physical memory, and copies between two that fill the same
@@ -139,6 +161,11 @@ impl Pool {
     /// An empty pool; regions come when they are needed.
     pub fn new(config: PoolConfig) -> Pool {
         Pool(Arc::new(Handle(Arc::new(Shared { config, state: LaneLock::new(State::default()) }))))
+    }
+
+    /// Bytes of the block that a buffer of `len` bytes lies in, and counts as. `Kind::Limit` if there is no such block.
+    pub fn block_size(&self, len: usize) -> Result<usize> {
+        block_size(len, self.0.0.config.max_bytes)
     }
 
     /// An empty pool on the same node, with bounds of its own.
@@ -193,16 +220,16 @@ impl Pool {
 impl Shared {
     #[inline]
     pub(super) fn block(self: &Arc<Shared>, len: usize, access: Access) -> Result<BlockRef> {
-        let shift = len.max(1).next_power_of_two().trailing_zeros().max(MIN_SHIFT);
-        if shift > MAX_SHIFT {
-            return self.new_block(len.next_multiple_of(2 << 20), access);
+        let size = block_size(len, self.config.max_bytes)?;
+        if size > 1 << MAX_SHIFT {
+            return self.new_block(size, access);
         }
         let mut s = self.state.lock();
-        let Some(block) = s.space(access).free[(shift - MIN_SHIFT) as usize].pop() else {
+        let Some(block) = s.space(access).free[(size.trailing_zeros() - MIN_SHIFT) as usize].pop() else {
             drop(s);
-            return self.new_block(1 << shift, access);
+            return self.new_block(size, access);
         };
-        s.stats.in_use += 1 << shift;
+        s.stats.in_use += size;
         Ok(BlockRef::new(block))
     }
 
@@ -281,6 +308,35 @@ mod tests {
         assert!(e.to_string().contains("max_bytes"), "{e}");
         drop(held);
         pool.alloc(1 << 20).unwrap();
+    }
+
+    #[test]
+    fn a_size_that_no_memory_has_is_an_error_that_names_it_and_the_bound() {
+        let any = PoolConfig { region_bytes: usize::MAX, max_bytes: usize::MAX, node: None };
+        for config in [PoolConfig::default(), any] {
+            let pool = Pool::new(config.clone());
+            // Just above each size at which the arithmetic turns another way, and the largest there are.
+            let powers = [35, 36, 47, 62, 63].map(|n| (1usize << n) + 1);
+            let ends = [0, 1, 4095, 4096, (2 << 20) - 1, 2 << 20].map(|n| usize::MAX - n);
+            for len in powers.into_iter().chain(ends).filter(|n| config.max_bytes < *n || *n >= 1 << 63) {
+                let errors = [pool.alloc(len).err(), pool.alloc_window(len).err(), pool.landing(len).err()];
+                for e in errors.map(|e| e.unwrap_or_else(|| panic!("{len} bytes"))) {
+                    assert_eq!(e.kind(), Kind::Limit, "{len} bytes: {e}");
+                    let size = pool.block_size(len).unwrap_or(len).to_string();
+                    let max = config.max_bytes.min(isize::MAX as usize).to_string();
+                    assert!(
+                        e.to_string().contains(&size) && e.to_string().contains(&max),
+                        "{len} bytes: {e}"
+                    );
+                }
+            }
+            assert_eq!(pool.stats(), PoolStats::default());
+        }
+        let pool = Pool::new(PoolConfig { region_bytes: usize::MAX, max_bytes: 1 << 20, node: None });
+        assert_eq!(pool.alloc(5).unwrap().len(), 5, "a region as large as may be");
+        for (len, size) in [(0, 256), (257, 512), (64 << 20, 64 << 20), ((64 << 20) + 1, 66 << 20)] {
+            assert_eq!(pool.block_size(len).unwrap(), size, "{len} bytes");
+        }
     }
 
     #[test]
