@@ -178,7 +178,7 @@ fn limits() -> Vec<LimitRow> {
             None => found.extend(number(value).map(|n| (name.clone(), n))),
         }
     }
-    let PoolConfig { region_bytes, max_bytes, node: _ } = PoolConfig::default();
+    let PoolConfig { region_bytes, max_bytes, keep_bytes, node: _ } = PoolConfig::default();
     let place = |name: &str| MEANINGS.iter().position(|m| m.0 == name);
     found.sort_by_key(|(name, _)| place(name).unwrap_or(usize::MAX));
     let row = |(name, value): (String, u64)| {
@@ -191,6 +191,7 @@ fn limits() -> Vec<LimitRow> {
     };
     pool("region_bytes", region_bytes, "of one slab of buffers");
     pool("max_bytes", max_bytes, "of all slabs of an endpoint");
+    pool("keep_bytes", keep_bytes, "of them, kept for the next blocks above 64 MiB");
     rows
 }
 

@@ -53,7 +53,7 @@ fn waits_for_memory(delivery: Delivery, rma: bool) {
     let world = World::new(1, WorldConfig { rma, ..WorldConfig::new(delivery) });
     let [a, b] = [0, 1].map(|host| End::new(&world, host, &[0], Limits::default()));
     let mut s = Scene { world, a, b };
-    s.a.pool = Pool::new(PoolConfig { region_bytes: 2 << 20, max_bytes: 2 << 20, node: None });
+    s.a.pool = Pool::new(PoolConfig { region_bytes: 2 << 20, max_bytes: 2 << 20, ..Default::default() });
     s.send(b"hello", false);
     s.pass_for(SECOND / 10);
     assert_eq!(s.receive().unwrap(), b"hello");

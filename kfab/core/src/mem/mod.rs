@@ -9,6 +9,7 @@
 //! own regions, are reached only through [`WindowMem`], and only by copies through raw pointers.
 
 mod block;
+mod bound;
 mod buffer;
 mod landing;
 mod pool;

@@ -1,6 +1,7 @@
 //! Slabs: regions cut into blocks of power-of-two sizes, with a bound on the whole. One pool per lane, on the lane's node.
 
 use super::block::{Block, BlockRef};
+use super::bound::Bound;
 use super::buffer::{Buffer, WindowMem};
 use super::landing::Landing;
 use super::region::{Access, Region};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 /// The smallest block, bytes.
 const MIN_SHIFT: u32 = 8;
-/// The largest block that shares a region; larger ones get a region of their own.
+/// The largest block that shares a region; larger ones get a region of their own, which is kept for the next when they are free.
 const MAX_SHIFT: u32 = 26;
 const CLASSES: usize = (MAX_SHIFT - MIN_SHIFT + 1) as usize;
 
@@ -21,22 +22,26 @@ pub struct PoolConfig {
     pub region_bytes: usize,
     /// Bytes of all regions together (default 16 GiB of address space). More is `Kind::Limit`.
     pub max_bytes: usize,
+    /// Bytes, of `max_bytes`, of free regions that are kept for the next buffers above 64 MiB (default 512 MiB), the oldest of which go
+    /// first; 0: each goes with its buffer, as a window's always does. Pages that are new cost three to ten times the transfer. What is kept is
+    /// given up when others need the room.
+    pub keep_bytes: usize,
     /// NUMA node to prefer.
     pub node: Option<u32>,
 }
 
 impl Default for PoolConfig {
     fn default() -> Self {
-        PoolConfig { region_bytes: 64 << 20, max_bytes: 16 << 30, node: None }
+        PoolConfig { region_bytes: 64 << 20, max_bytes: 16 << 30, keep_bytes: 512 << 20, node: None }
     }
 }
 
 /// What a pool holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolStats {
-    /// Regions made.
+    /// Regions that live, those that are kept for large blocks too.
     pub regions: usize,
-    /// Bytes of all regions.
+    /// Bytes of all regions, which [`PoolConfig::max_bytes`] bounds.
     pub bytes: usize,
     /// Bytes in blocks handed out.
     pub in_use: usize,
@@ -63,6 +68,7 @@ struct Handle(Arc<Shared>);
 #[derive(Debug)]
 pub(super) struct Shared {
     config: PoolConfig,
+    bound: Bound,
     state: LaneLock<State>,
 }
 
@@ -70,8 +76,8 @@ pub(super) struct Shared {
 struct State {
     read: Space,
     write: Space,
-    stats: PoolStats,
-    bound: Option<std::result::Result<u32, String>>,
+    in_use: usize,
+    placed: Option<std::result::Result<u32, String>>,
     closed: bool,
 }
 
@@ -88,26 +94,17 @@ impl State {
     }
 
     /// One more region, within the bound of the whole.
-    fn region(&mut self, bytes: usize, access: Access, config: &PoolConfig) -> Result<Arc<Region>> {
-        let (have, max) = (self.stats.bytes, config.max_bytes);
-        if have.checked_add(bytes).is_none_or(|sum| sum > max) {
-            return Err(Error::new(
-                Kind::Limit,
-                "memory",
-                format!("{bytes} more bytes: the pool holds {have} of at most {max} (PoolConfig::max_bytes)"),
-            ));
-        }
-        let region = Arc::new(Region::mapped(bytes, access, config.node)?);
-        self.stats.regions += 1;
-        self.stats.bytes += bytes;
-        if let Some(node) = config.node.filter(|_| !matches!(self.bound, Some(Err(_)))) {
-            self.bound = Some(region.refusal().map_or(Ok(node), |why| Err(why.to_owned())));
+    fn region(&mut self, bytes: usize, access: Access, shared: &Shared) -> Result<Arc<Region>> {
+        let (counted, node) = (shared.bound.count(bytes)?, shared.config.node);
+        let region = Arc::new(Region::mapped(bytes, access, node)?.counted(counted));
+        if let Some(node) = node.filter(|_| !matches!(self.placed, Some(Err(_)))) {
+            self.placed = Some(region.refusal().map_or(Ok(node), |why| Err(why.to_owned())));
         }
         Ok(region)
     }
 
     /// A place for a block of a size that no free one has: the next in the current region, or the first in a new one.
-    fn cut(&mut self, size: usize, access: Access, config: &PoolConfig) -> Result<(Arc<Region>, usize)> {
+    fn cut(&mut self, size: usize, access: Access, shared: &Shared) -> Result<(Arc<Region>, usize)> {
         let skew = if access == Access::PeersWrite { window_skew(size) } else { 0 };
         if let Some((region, used)) = &mut self.space(access).current {
             // Blocks start at a multiple of their size up to a page, of a page above: whole cache lines, whole pages.
@@ -118,8 +115,9 @@ impl State {
             }
         }
         // A region larger than the bound would not be had, and its size may be any number.
+        let config = &shared.config;
         let bytes = config.region_bytes.min(config.max_bytes & !4095).max(size + skew).next_multiple_of(4096);
-        let region = self.region(bytes, access, config)?;
+        let region = self.region(bytes, access, shared)?;
         self.space(access).current = Some((region.clone(), size + skew));
         Ok((region, skew))
     }
@@ -160,7 +158,11 @@ fn window_skew(size: usize) -> usize {
 impl Pool {
     /// An empty pool; regions come when they are needed.
     pub fn new(config: PoolConfig) -> Pool {
-        Pool(Arc::new(Handle(Arc::new(Shared { config, state: LaneLock::new(State::default()) }))))
+        Pool(Arc::new(Handle(Arc::new(Shared {
+            bound: Bound::new(&config),
+            config,
+            state: LaneLock::new(State::default()),
+        }))))
     }
 
     /// Bytes of the block that a buffer of `len` bytes lies in, and counts as. `Kind::Limit` if there is no such block.
@@ -170,7 +172,7 @@ impl Pool {
 
     /// An empty pool on the same node, with bounds of its own.
     pub fn sibling(&self, region_bytes: usize, max_bytes: usize) -> Pool {
-        Pool::new(PoolConfig { region_bytes, max_bytes, node: self.0.0.config.node })
+        Pool::new(PoolConfig { region_bytes, max_bytes, ..self.0.0.config.clone() })
     }
 
     /// A buffer of `len` bytes with unspecified contents (its own process's old bytes or zeros).
@@ -201,7 +203,10 @@ impl Pool {
 
     /// What the pool holds now.
     pub fn stats(&self) -> PoolStats {
-        self.0.0.state.lock().stats
+        let shared = &self.0.0;
+        let in_use = shared.state.lock().in_use;
+        let (regions, bytes) = shared.bound.held();
+        PoolStats { regions, bytes, in_use }
     }
 
     /// `true` if its memory was to lie on a NUMA node.
@@ -213,7 +218,7 @@ impl Pool {
     /// asked for or there was no region yet.
     pub fn bound(&self) -> Option<(u32, std::result::Result<u32, String>)> {
         let shared = &self.0.0;
-        Some((shared.config.node?, shared.state.lock().bound.clone()?))
+        Some((shared.config.node?, shared.state.lock().placed.clone()?))
     }
 }
 
@@ -229,20 +234,20 @@ impl Shared {
             drop(s);
             return self.new_block(size, access);
         };
-        s.stats.in_use += size;
+        s.in_use += size;
         Ok(BlockRef::new(block))
     }
 
-    /// A block that was none before. Above the largest size it has a region of its own, which goes when the block does.
+    /// A block that was none before. Above the largest size it has a region of its own, perhaps one that was kept.
     #[cold]
     fn new_block(self: &Arc<Shared>, size: usize, access: Access) -> Result<BlockRef> {
         let mut s = self.state.lock();
         let (region, offset) = if size > 1 << MAX_SHIFT {
-            (s.region(size, access, &self.config)?, 0)
+            (self.bound.again(size, access).map_or_else(|| s.region(size, access, self), Ok)?, 0)
         } else {
-            s.cut(size, access, &self.config)?
+            s.cut(size, access, self)?
         };
-        s.stats.in_use += size;
+        s.in_use += size;
         drop(s);
         Ok(BlockRef::new(Arc::new(Block::new(region, offset, size, Some(self.clone())))))
     }
@@ -257,11 +262,16 @@ impl Shared {
         let pool = unsafe { &*Arc::as_ptr(pool) };
         let mut s = pool.state.lock();
         let size = block.size();
-        s.stats.in_use -= size;
+        s.in_use -= size;
+        if s.closed {
+            return;
+        }
         if size > 1 << MAX_SHIFT {
-            s.stats.regions -= 1;
-            s.stats.bytes -= size;
-        } else if !s.closed {
+            // Under the lock, or one that closes the pool meanwhile would not see it. What is too much ends without it.
+            let too_much = pool.bound.keep(block.region().clone());
+            drop(s);
+            drop(too_much);
+        } else {
             let class = (size.trailing_zeros() - MIN_SHIFT) as usize;
             s.space(block.region().access()).free[class].push(block);
         }
@@ -274,6 +284,7 @@ impl Drop for Handle {
         s.closed = true;
         let kept = (std::mem::take(&mut s.read), std::mem::take(&mut s.write));
         drop(s);
+        self.0.bound.let_go();
         drop(kept);
     }
 }
@@ -301,7 +312,7 @@ mod tests {
 
     #[test]
     fn the_bound_is_an_error_that_names_it() {
-        let pool = Pool::new(PoolConfig { region_bytes: 1 << 20, max_bytes: 3 << 20, node: None });
+        let pool = Pool::new(PoolConfig { region_bytes: 1 << 20, max_bytes: 3 << 20, ..Default::default() });
         let held: Vec<_> = (0..3).map(|_| pool.alloc(1 << 20).unwrap()).collect();
         let e = pool.alloc(1).unwrap_err();
         assert_eq!(e.kind(), Kind::Limit);
@@ -312,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_size_that_no_memory_has_is_an_error_that_names_it_and_the_bound() {
-        let any = PoolConfig { region_bytes: usize::MAX, max_bytes: usize::MAX, node: None };
+        let any = PoolConfig { region_bytes: usize::MAX, max_bytes: usize::MAX, ..Default::default() };
         for config in [PoolConfig::default(), any] {
             let pool = Pool::new(config.clone());
             // Just above each size at which the arithmetic turns another way, and the largest there are.
@@ -332,7 +343,8 @@ mod tests {
             }
             assert_eq!(pool.stats(), PoolStats::default());
         }
-        let pool = Pool::new(PoolConfig { region_bytes: usize::MAX, max_bytes: 1 << 20, node: None });
+        let pool =
+            Pool::new(PoolConfig { region_bytes: usize::MAX, max_bytes: 1 << 20, ..Default::default() });
         assert_eq!(pool.alloc(5).unwrap().len(), 5, "a region as large as may be");
         for (len, size) in [(0, 256), (257, 512), (64 << 20, 64 << 20), ((64 << 20) + 1, 66 << 20)] {
             assert_eq!(pool.block_size(len).unwrap(), size, "{len} bytes");
@@ -340,12 +352,53 @@ mod tests {
     }
 
     #[test]
-    fn a_huge_block_has_its_own_region_and_gives_it_back() {
-        let pool = Pool::new(PoolConfig::default());
-        let b = pool.alloc((64 << 20) + 1).unwrap();
-        assert!(pool.stats().bytes > 64 << 20);
-        drop(b);
-        assert_eq!(pool.stats().bytes, 0);
+    fn a_huge_block_has_its_own_region_which_is_kept_for_the_next() {
+        let pool = Pool::new(PoolConfig { keep_bytes: 500 << 20, ..Default::default() });
+        let mib = |n: usize| pool.alloc(n << 20).unwrap();
+        let region = |b: &Buffer| b.as_source().region().id();
+        let held = || (pool.stats().regions, pool.stats().bytes >> 20, pool.stats().in_use >> 20);
+        let first = mib(128);
+        let id = region(&first);
+        assert_eq!(held(), (1, 128, 128));
+        drop(first);
+        assert_eq!(held(), (1, 128, 0));
+        // For one that is not much smaller, not for others, nor for windows; and for one at a time.
+        assert_ne!(region(&mib(130)), id);
+        let window = pool.alloc_window(128 << 20).unwrap();
+        assert_ne!(window.as_source().region().id(), id);
+        assert_eq!(held().1, 128 + 130 + 128);
+        drop(window);
+        assert_eq!(held().1, 128 + 130, "a window's memory is not kept");
+        let second = mib(66);
+        assert_eq!((region(&second), held().2), (id, 66));
+        let third = mib(128);
+        assert_ne!(region(&third), id);
+        drop((second, third));
+        // The oldest go when there are too many, and what would be too much by itself at once.
+        assert_eq!(held(), (2, 128 + 130, 0));
+        drop(mib(300));
+        assert_eq!(held(), (2, 130 + 300, 0));
+        drop(mib(502));
+        assert_eq!(held(), (2, 130 + 300, 0));
+        let none = Pool::new(PoolConfig { keep_bytes: 0, ..Default::default() });
+        drop(none.alloc(128 << 20).unwrap());
+        assert_eq!(none.stats(), PoolStats::default());
+    }
+
+    #[test]
+    fn what_is_kept_makes_room_and_ends_with_the_pool() {
+        let pool = Pool::new(PoolConfig { max_bytes: 256 << 20, ..Default::default() });
+        drop((pool.alloc(100 << 20).unwrap(), pool.alloc(100 << 20).unwrap()));
+        assert_eq!((pool.stats().regions, pool.stats().bytes), (2, 200 << 20));
+        let small = pool.alloc(1).unwrap();
+        let large = pool.alloc(190 << 20).unwrap();
+        let region = Arc::downgrade(large.as_source().region());
+        assert_eq!((pool.stats().regions, pool.stats().bytes), (2, 254 << 20));
+        assert_eq!(pool.alloc(66 << 20).unwrap_err().kind(), Kind::Limit);
+        drop((small, large));
+        assert!(region.upgrade().is_some(), "kept");
+        drop(pool);
+        assert!(region.upgrade().is_none(), "kept by nobody");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A region: pages with one owner process, known to providers by number. The unit of registration and of mapping.
 
+use super::bound::Counted;
 use crate::sys::{Mapping, sealed_memfd};
 use crate::{Error, Result};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -30,6 +31,9 @@ pub struct Region {
     base: *mut u8,
     len: usize,
     pages: Pages,
+    /// Against the bound of its pool; last, because the pages go first.
+    #[expect(dead_code, reason = "it ends with the region, which is all it does")]
+    counted: Option<Counted>,
 }
 
 // SAFETY: the bytes are only reached through blocks, whose types (`Buffer`, `Landing`, `WindowMem`) say who may touch them;
@@ -57,6 +61,7 @@ impl Region {
             base,
             len,
             pages: Pages::Mapped { map, fd },
+            counted: None,
         })
     }
 
@@ -72,7 +77,13 @@ impl Region {
             base,
             len,
             pages,
+            counted: None,
         }
+    }
+
+    /// The same, counted as long as it lives.
+    pub(super) fn counted(self, counted: Counted) -> Region {
+        Region { counted: Some(counted), ..self }
     }
 
     /// A number that no other region of this process has or had.

@@ -145,7 +145,7 @@ impl Node {
         let mut machine =
             Machine::new(limits, seed ^ (u64::from(host) << 32) ^ u64::from(life) << 48 | 1, false);
         machine.set_address(&Address::new(ports.iter().flat_map(|p| p.ways()).collect()));
-        let pool = Pool::new(PoolConfig { region_bytes: 1 << 20, max_bytes: 64 << 20, node: None });
+        let pool = Pool::new(PoolConfig { region_bytes: 1 << 20, max_bytes: 64 << 20, ..Default::default() });
         let mut n = Node {
             host,
             life,
