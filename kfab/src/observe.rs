@@ -59,11 +59,11 @@ pub struct EndpointStats {
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct PoolCounts {
-    /// Regions made.
+    /// Regions that live, those of its receive pools and those that are kept for large messages too.
     pub regions: usize,
-    /// Bytes of all regions.
+    /// Bytes of all regions, which [`PoolConfig::max_bytes`](crate::PoolConfig::max_bytes) bounds.
     pub bytes: usize,
-    /// Bytes in blocks handed out.
+    /// Bytes in blocks handed out, but for the buffers of receive pools.
     pub in_use: usize,
 }
 

@@ -1,7 +1,8 @@
 //! Receive pools: so many buffers wait for whoever sends, and go back when their messages are dropped.
 //!
 //! Nothing new below: each buffer waits in a posted receive. What the pool adds is that a receive may wait for a buffer (it is reserved
-//! first and posted when one comes back) and that its memory is its own, so that what is in use of it can be counted there.
+//! first and posted when one comes back) and that its memory is its own, within the endpoint's bound, so that what is in use of it can be
+//! counted there.
 
 use crate::endpoint::{Message, Recv};
 use crate::lane::Lane;
@@ -23,22 +24,22 @@ impl Recv<'_> {
     /// than that end a receive as `Truncated`.
     ///
     /// # Errors
-    /// `InvalidArgument` for no buffers, empty ones, or if the receive has one already; `Limit` if so many operations or so much memory
-    /// are not to be had; else what a receive may end with.
+    /// `InvalidArgument` for no buffers, empty ones, or if the receive has one already; `Limit` if so many operations are not to be had
+    /// ([`Limits::max_ops`](crate::Limits::max_ops)) or so much memory: the buffers count against
+    /// [`PoolConfig::max_bytes`](crate::PoolConfig::max_bytes) until pool and messages are gone; else what a receive may end with.
     pub fn pool(self, count: usize, size: usize) -> Result<ReceivePool> {
         if count == 0 || size == 0 || self.into.is_some() {
             let why = "a pool has at least one buffer of at least one byte, and brings them itself";
             return Err(Error::new(Kind::InvalidArgument, "receive pool", why));
         }
         let lane = self.endpoint.lane.clone();
-        let siblings = lane.lock().pool.clone();
-        let probe = siblings.sibling(size, usize::MAX);
-        let _one = probe.alloc(size)?;
-        let block = probe.stats().in_use;
+        let memory = lane.lock().pool.clone();
+        let block = memory.block_size(size)?;
         let bytes = count.checked_mul(block).ok_or_else(|| {
             Error::new(Kind::Limit, "receive pool", format!("{count} buffers of {size} bytes are too many"))
         })?;
-        let memory = siblings.sibling(bytes.min(REGION).max(block), usize::MAX);
+        memory.check(bytes)?;
+        let memory = memory.sibling(bytes.min(REGION).max(block));
         let shared = Shared { lane, want: self.want, memory, count, size, bytes, state: Mutex::default() };
         let pool = ReceivePool { shared: Arc::new(shared) };
         pool.shared.refill()?;

@@ -75,6 +75,28 @@ fn an_exhausted_pool_lets_senders_wait_and_goes_on() {
 }
 
 #[test]
+fn the_buffers_count_against_the_bound_of_the_endpoint() {
+    let mut c = config("shm");
+    c.pool.max_bytes = 512 << 20;
+    let e = fabric().open(c).unwrap();
+    let pool = |count, size| e.recv_with().pool(count, size);
+    for (count, size) in [(5, 128 << 20), (1, 513 << 20), (1, usize::MAX), (usize::MAX, 1), (1 << 40, 64)] {
+        let error = pool(count, size).unwrap_err();
+        assert_eq!(error.kind(), Kind::Limit, "{count} of {size} bytes: {error}");
+        assert_eq!((e.stats().pool.bytes, e.stats().lane.ops), (0, 0), "{count} of {size} bytes");
+    }
+    let held = pool(3, 128 << 20).unwrap();
+    assert_eq!((held.free(), e.stats().pool.bytes), (3, 384 << 20));
+    let window = e.window(127 << 20, kfab::Rights::READ).map(|_| ());
+    assert!(window.is_ok(), "{window:?}");
+    let error = pool(2, 65 << 20).unwrap_err();
+    assert!(error.kind() == Kind::Limit && error.to_string().contains("max_bytes"), "{error}");
+    assert_eq!(held.free(), 3, "the other is as it was");
+    drop(held);
+    assert_eq!(pool(4, 128 << 20).unwrap().free(), 4, "there is room again");
+}
+
+#[test]
 fn who_waits_for_a_buffer_gets_the_next() {
     on_all("dry", |s| {
         let (_a, b, to_b) = pair(s);

@@ -47,14 +47,9 @@ impl Bound {
         add().or_else(|_| {
             self.let_go();
             add().map_err(|have| {
-                let max = self.max_bytes;
-                let text = "the pool holds";
-                let bound = "(PoolConfig::max_bytes)";
-                Error::new(
-                    Kind::Limit,
-                    "memory",
-                    format!("{bytes} more bytes: {text} {have} of at most {max} {bound}"),
-                )
+                let (max, name) = (self.max_bytes, "PoolConfig::max_bytes");
+                let why = format!("{bytes} more bytes: the endpoint holds {have} of at most {max} ({name})");
+                Error::new(Kind::Limit, "memory", why)
             })
         })?;
         self.held.regions.fetch_add(1, Ordering::Relaxed);

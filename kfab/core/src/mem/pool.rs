@@ -20,7 +20,7 @@ const CLASSES: usize = (MAX_SHIFT - MIN_SHIFT + 1) as usize;
 pub struct PoolConfig {
     /// Bytes of one slab region (default 64 MiB; pages are taken from the system when first touched).
     pub region_bytes: usize,
-    /// Bytes of all regions together (default 16 GiB of address space). More is `Kind::Limit`.
+    /// Bytes of all regions together, those of an endpoint's receive pools too (default 16 GiB of address space). More is `Kind::Limit`.
     pub max_bytes: usize,
     /// Bytes, of `max_bytes`, of free regions that are kept for the next buffers above 64 MiB (default 512 MiB), the oldest of which go
     /// first; 0: each goes with its buffer, as a window's always does. Pages that are new cost three to ten times the transfer. What is kept is
@@ -39,11 +39,11 @@ impl Default for PoolConfig {
 /// What a pool holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolStats {
-    /// Regions that live, those that are kept for large blocks too.
+    /// Regions that live: its own, those of its siblings (receive pools), and those that are kept for large blocks.
     pub regions: usize,
     /// Bytes of all regions, which [`PoolConfig::max_bytes`] bounds.
     pub bytes: usize,
-    /// Bytes in blocks handed out.
+    /// Bytes in blocks that it has handed out, not its siblings.
     pub in_use: usize,
 }
 
@@ -68,7 +68,8 @@ struct Handle(Arc<Shared>);
 #[derive(Debug)]
 pub(super) struct Shared {
     config: PoolConfig,
-    bound: Bound,
+    /// Shared with its siblings.
+    bound: Arc<Bound>,
     state: LaneLock<State>,
 }
 
@@ -158,11 +159,8 @@ fn window_skew(size: usize) -> usize {
 impl Pool {
     /// An empty pool; regions come when they are needed.
     pub fn new(config: PoolConfig) -> Pool {
-        Pool(Arc::new(Handle(Arc::new(Shared {
-            bound: Bound::new(&config),
-            config,
-            state: LaneLock::new(State::default()),
-        }))))
+        let bound = Arc::new(Bound::new(&config));
+        Pool::bounded(config, bound)
     }
 
     /// Bytes of the block that a buffer of `len` bytes lies in, and counts as. `Kind::Limit` if there is no such block.
@@ -170,9 +168,21 @@ impl Pool {
         block_size(len, self.0.0.config.max_bytes)
     }
 
-    /// An empty pool on the same node, with bounds of its own.
-    pub fn sibling(&self, region_bytes: usize, max_bytes: usize) -> Pool {
-        Pool::new(PoolConfig { region_bytes, max_bytes, ..self.0.0.config.clone() })
+    /// An empty pool on the same node, with regions of another size. Both together are bound as this one is, and keep large regions for each
+    /// other.
+    pub fn sibling(&self, region_bytes: usize) -> Pool {
+        let shared = &self.0.0;
+        Pool::bounded(PoolConfig { region_bytes, ..shared.config.clone() }, shared.bound.clone())
+    }
+
+    fn bounded(config: PoolConfig, bound: Arc<Bound>) -> Pool {
+        Pool(Arc::new(Handle(Arc::new(Shared { config, bound, state: LaneLock::new(State::default()) }))))
+    }
+
+    /// `Kind::Limit` if the pool could not hold `bytes` if it held nothing else.
+    pub fn check(&self, bytes: usize) -> Result<()> {
+        let max = self.0.0.config.max_bytes;
+        if bytes > max { Err(too_large(bytes, max)) } else { Ok(()) }
     }
 
     /// A buffer of `len` bytes with unspecified contents (its own process's old bytes or zeros).
@@ -399,6 +409,28 @@ mod tests {
         assert!(region.upgrade().is_some(), "kept");
         drop(pool);
         assert!(region.upgrade().is_none(), "kept by nobody");
+    }
+
+    #[test]
+    fn siblings_are_bound_together_and_keep_for_each_other() {
+        let pool =
+            Pool::new(PoolConfig { region_bytes: 1 << 20, max_bytes: 200 << 20, ..Default::default() });
+        let sibling = pool.sibling(2 << 20);
+        let held = (pool.alloc(1).unwrap(), sibling.alloc(1).unwrap());
+        assert_eq!((pool.stats().bytes, pool.stats().in_use), (3 << 20, 256));
+        assert_eq!(sibling.stats(), pool.stats());
+        let large = sibling.alloc(100 << 20).unwrap();
+        assert_eq!((pool.stats().bytes, pool.stats().in_use), (103 << 20, 256));
+        let e = pool.alloc(100 << 20).unwrap_err();
+        assert!(e.kind() == Kind::Limit && e.to_string().contains("max_bytes"), "{e}");
+        let id = large.as_source().region().id();
+        drop(large);
+        let large = pool.alloc(100 << 20).unwrap();
+        assert_eq!(large.as_source().region().id(), id);
+        // What the sibling had is free when it and its blocks are gone.
+        drop((sibling, held.1));
+        assert_eq!(pool.stats(), PoolStats { regions: 2, bytes: 101 << 20, in_use: 256 + (100 << 20) });
+        assert!(pool.check(200 << 20).is_ok() && pool.check((200 << 20) + 1).is_err());
     }
 
     #[test]
