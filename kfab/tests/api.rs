@@ -139,7 +139,8 @@ fn a_receive_times_out_is_cancelled_or_dropped_and_loses_nothing() {
         let (_a, b, to_b) = pair(s);
         assert_eq!(b.recv().wait_timeout(Duration::from_millis(20)).unwrap_err().kind(), Kind::TimedOut);
         assert_eq!(b.recv().within(Duration::from_millis(20)).wait().unwrap_err().kind(), Kind::TimedOut);
-        assert_eq!(b.recv().cancel().unwrap_err().kind(), Kind::Canceled);
+        let e = b.recv().cancel().unwrap_err();
+        assert_eq!((e.kind(), e.op()), (Kind::Canceled, "recv"));
         let dropped = b.recv();
         to_b.send(b"one").wait().unwrap();
         while b.stats().lane.posted > 0 {
@@ -228,7 +229,7 @@ fn sends_reads_and_writes_end_early_and_tell_the_truth() {
         ];
         for (kind, end) in ends {
             let e = end.unwrap_err();
-            assert_eq!((e.kind(), e.fate()), (kind, kfab::Fate::NotSent), "{e} over {s}");
+            assert_eq!((e.kind(), e.fate(), e.op()), (kind, kfab::Fate::NotSent, "send"), "{e} over {s}");
         }
         drop(to_b.send_with("dropped", ordered));
         (0..n).for_each(|i| assert_eq!(b.recv().wait().unwrap()[..], i.to_le_bytes(), "over {s}"));
@@ -242,36 +243,37 @@ fn sends_reads_and_writes_end_early_and_tell_the_truth() {
             while !waits && b.peek(None).is_none() {}
             let e = if waits { large.wait_timeout(soon) } else { large.cancel() }.unwrap_err();
             assert_eq!((e.kind() == Kind::TimedOut, e.fate()), (waits, kfab::Fate::Unknown), "{e} over {s}");
+            assert_eq!(e.op(), "send", "{e} over {s}");
             match r.unwrap_or_else(|| b.recv()).wait_timeout(Duration::from_secs(2)) {
                 Ok(m) => assert_eq!(m[..], pattern(300_000, 1)[..], "over {s}"),
-                Err(e) => assert_eq!(e.kind(), Kind::TimedOut, "{e} over {s}"),
+                Err(e) => assert_eq!((e.kind(), e.op()), (Kind::TimedOut, "recv"), "{e} over {s}"),
             }
         }
         // One-sided: what needs the peer's help waits for it, what does not has ended.
         let window = b.window(1 << 20, Rights::READ | Rights::WRITE).unwrap();
         let key = window.key();
         window.write_at(0, &pattern(1 << 20, 7));
-        let told = |e: kfab::Error, kind| {
-            assert_eq!((e.kind(), e.fate()), (kind, kfab::Fate::Unknown), "{e} over {s}")
+        let told = |e: kfab::Error, kind, op| {
+            assert_eq!((e.kind(), e.fate(), e.op()), (kind, kfab::Fate::Unknown, op), "{e} over {s}")
         };
         let half = 1 << 19;
         let is_pattern = |x: &[u8]| assert!(*x == pattern(1 << 20, 7)[..half], "over {s}");
         let read = || to_b.read(key, 0, a.buffer(half).unwrap());
         let read_all = || to_b.read_all(key, 0, vec![a.buffer(1).unwrap(), a.buffer(half - 1).unwrap()]);
         for (kind, end) in [(Kind::Canceled, read().cancel()), (Kind::TimedOut, read().within(soon).wait())] {
-            end.map_or_else(|e| told(e, kind), |x| is_pattern(&x));
+            end.map_or_else(|e| told(e, kind, "read"), |x| is_pattern(&x));
         }
         for (kind, end) in
             [(Kind::Canceled, read_all().cancel()), (Kind::TimedOut, read_all().wait_timeout(soon))]
         {
-            end.map_or_else(|e| told(e, kind), |x| is_pattern(&[&x[0][..], &x[1][..]].concat()));
+            end.map_or_else(|e| told(e, kind, "read"), |x| is_pattern(&[&x[0][..], &x[1][..]].concat()));
         }
         drop((read(), read_all()));
         let write = |seed| to_b.write(key, half as u64, slab_of(&a, half, seed));
         for (kind, end) in
             [(Kind::Canceled, write(2).cancel()), (Kind::TimedOut, write(2).wait_timeout(soon))]
         {
-            end.unwrap_or_else(|e| told(e, kind));
+            end.unwrap_or_else(|e| told(e, kind, "write"));
         }
         drop(write(2));
         // All of it goes, with its memory, and everything works as before.
@@ -478,8 +480,14 @@ fn closing_an_endpoint_is_peer_lost_at_the_other() {
         to_b.send(b"x").wait().unwrap();
         b.recv().wait().unwrap();
         let waiting = a.recv_with().from(&to_b).post();
+        let own = b.recv();
         drop(b);
-        assert_eq!(waiting.wait().unwrap_err().kind(), Kind::PeerLost, "{s}");
+        let (e, own) = (waiting.wait().unwrap_err(), own.wait().unwrap_err());
+        assert_eq!(
+            (e.kind(), e.op(), own.kind(), own.op()),
+            (Kind::PeerLost, "recv", Kind::Closed, "recv"),
+            "{s}"
+        );
     });
 }
 

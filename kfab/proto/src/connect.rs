@@ -713,20 +713,10 @@ impl Machine {
             let waits =
                 unsent.contains(&op) && matches!(proto, Some(Proto::Send { .. } | Proto::Large { .. }));
             let fate = if never_up || waits { Fate::NotSent } else { Fate::Unknown };
-            let op_name = match proto {
-                Some(Proto::Recv { .. } | Proto::RecvAll { .. }) => {
-                    self.matcher.withdraw(op);
-                    "recv"
-                }
-                Some(Proto::Fetch { .. } | Proto::Pieces { waited: Some(_), .. } | Proto::Back { .. }) => {
-                    "recv"
-                }
-                Some(Proto::RmaRead { .. } | Proto::Pieces { .. } | Proto::Tell { read: Some(_), .. }) => {
-                    "read"
-                }
-                Some(Proto::Write { .. } | Proto::Tell { .. }) => "write",
-                _ => "send",
-            };
+            let op_name = proto.as_ref().map_or("send", |p| p.name());
+            if matches!(proto, Some(Proto::Recv { .. } | Proto::RecvAll { .. })) {
+                self.matcher.withdraw(op);
+            }
             self.drop_exposure(io, op);
             self.finish(op, Err(Error::new(kind, op_name, why).with_fate(fate)));
         }

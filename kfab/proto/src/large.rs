@@ -437,7 +437,8 @@ impl Machine {
             return;
         }
         let Some(proto) = self.ops.proto(op).filter(|p| p.peer() == Some(name)) else { return };
-        let refused = |kind, text: &str| Err(Error::new(kind, "operation", text).with_fate(Fate::Refused));
+        let what = proto.name();
+        let refused = |kind, text: &str| Err(Error::new(kind, what, text).with_fate(Fate::Refused));
         match (&*proto, status) {
             (Proto::Write { .. }, s) => self.write_part_done(op, s),
             (Proto::Large { .. }, s) => {

@@ -324,8 +324,9 @@ impl Machine {
             return false;
         }
         let text = if kind == Kind::TimedOut { "the deadline passed" } else { "cancelled" };
+        let name = self.ops.name(op);
         let fate = self.withdraw(io, op);
-        self.ops.complete(op, Err(Error::new(kind, "operation", text).with_fate(fate)));
+        self.ops.complete(op, Err(Error::new(kind, name, text).with_fate(fate)));
         true
     }
 
@@ -556,7 +557,8 @@ impl Machine {
         self.peers.iter_mut().for_each(|p| p.short = NOWHERE);
         for id in self.ops.all() {
             self.drop_exposure(io, id);
-            self.ops.finish(id, Err(Error::new(Kind::Closed, "operation", "the endpoint was closed").with_fate(Fate::Unknown)));
+            let why = Error::new(Kind::Closed, self.ops.name(id), "the endpoint was closed");
+            self.ops.finish(id, Err(why.with_fate(Fate::Unknown)));
         }
         self.close_windows(io);
     }

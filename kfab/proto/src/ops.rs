@@ -92,6 +92,24 @@ pub(crate) enum Proto {
 }
 
 impl Proto {
+    /// What its errors call it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Proto::Send { .. } | Proto::Large { .. } => "send",
+            Proto::Recv { .. }
+            | Proto::RecvAll { .. }
+            | Proto::Fetch { .. }
+            | Proto::Back { .. }
+            | Proto::Pieces { waited: Some(_), .. } => "recv",
+            Proto::RmaRead { .. }
+            | Proto::Pieces { waited: None, .. }
+            | Proto::Tell { read: Some(_), .. } => "read",
+            Proto::Write { .. } | Proto::Tell { read: None, .. } => "write",
+            Proto::Notice { .. } => "notice",
+            Proto::Ended => "operation",
+        }
+    }
+
     pub(crate) fn peer(&self) -> Option<PeerId> {
         match self {
             Proto::Ended | Proto::Notice { .. } => None,
@@ -240,6 +258,11 @@ impl Ops {
     #[inline(always)]
     pub(crate) fn proto(&mut self, id: OpId) -> Option<&mut Proto> {
         self.slot(id).map(|s| &mut s.proto).filter(|p| !matches!(p, Proto::Ended))
+    }
+
+    /// What the operation is called.
+    pub(crate) fn name(&mut self, id: OpId) -> &'static str {
+        self.proto(id).map_or("operation", |p| p.name())
     }
 
     /// Ends the protocol's side and gives what it held.
