@@ -74,7 +74,9 @@ impl PortLimits {
 /// What all endpoints of a fabric share.
 #[derive(Clone, Debug, Default)]
 pub struct FabricConfig {
-    /// The key every member must have; without one, shm admits the same user only and sockets bind to loopback.
+    /// The key every member must have. Without one shm admits the same user only, and sockets listen at loopback where no place is named.
+    /// **Who names another ([`EndpointConfig::listen`], [`EndpointConfig::devices`]) without a key opens the endpoint to all who reach
+    /// it**, which is warned of in the log. RDMA cards listen at their networks' addresses in any case.
     pub key: Option<FabricKey>,
     /// With a key: authenticate only, and leave sockets traffic as it is (default `false`: it is encrypted).
     ///

@@ -6,6 +6,7 @@ use crate::lane::Lane;
 use kfab_core::spi::{Device, Port, PortConfig, Provider, ProviderLimit, Unavailable, Way};
 use kfab_core::{Error, Kind, Result};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// The providers a program chose, and what its endpoints have in common. Several fabrics can live in one process; nothing is global.
@@ -93,7 +94,7 @@ impl Fabric {
         self.open(EndpointConfig::default())
     }
 
-    /// An endpoint. `InvalidArgument` names a provider or place that makes no sense, `AddressInUse` a place that is taken,
+    /// An endpoint. Without a key, one at a named place that other hosts reach is warned of in the log. `InvalidArgument` names a provider or place that makes no sense, `AddressInUse` a place that is taken,
     /// `Unavailable` says why no provider could be opened.
     pub fn open(&self, config: EndpointConfig) -> Result<Endpoint> {
         self.check_names(&config)?;
@@ -101,15 +102,22 @@ impl Fabric {
         config.ports.check()?;
         let mut ports = Vec::new();
         let (mut missing, mut without) = (Vec::new(), Vec::new());
+        let mut exposed = Vec::new();
         for p in &self.providers {
             let scheme = p.scheme();
             if !config.providers.is_empty() && !config.providers.iter().any(|n| n == scheme) {
                 continue;
             }
             let places = config.listen.iter().chain(&config.devices);
-            let asked = config.providers.iter().any(|n| n == scheme) || !ways_of(places, scheme).is_empty();
+            let places = ways_of(places, scheme);
+            let asked = config.providers.iter().any(|n| n == scheme) || !places.is_empty();
             match self.open_ports(p.as_ref(), &config, &mut missing) {
-                Ok(mut opened) => ports.append(&mut opened),
+                Ok(mut opened) => {
+                    if self.config.key.is_none() && !places.is_empty() {
+                        exposed.extend(reached_from_elsewhere(scheme, places, &opened));
+                    }
+                    ports.append(&mut opened);
+                }
                 Err(e) if asked || e.kind() == Kind::InvalidArgument => return Err(e),
                 Err(e) => without.push((scheme.to_owned(), e.reason())),
             }
@@ -122,6 +130,10 @@ impl Fabric {
             let why =
                 if missing.is_empty() { "the fabric has no provider".to_owned() } else { missing.join("; ") };
             return Err(Error::new(Kind::Unavailable, "endpoint", why));
+        }
+        if !exposed.is_empty() {
+            let places = exposed.join(", ");
+            tracing::warn!(target: "kfab", places, "whoever reaches these places is let in: there is no key");
         }
         ports.sort_by_key(|p| p.caps().rank);
         let lane = Lane::open(ports, &config, self.config.key.is_some())?;
@@ -239,6 +251,15 @@ fn open_rails(
         left_out.push(format!("{}: {}", p.scheme(), e.reason()));
     }
     Ok(ports)
+}
+
+/// The places, of those that were named and of the ways that came of them, which other hosts reach.
+fn reached_from_elsewhere(scheme: &str, named: Vec<String>, ports: &[Box<dyn Port>]) -> Vec<String> {
+    let ip = |text: &str| text.parse::<SocketAddr>().ok().map(|a| a.ip().to_canonical());
+    let any = named.into_iter().filter(|text| ip(text).is_some_and(|ip| ip.is_unspecified()));
+    let ways = ports.iter().flat_map(|p| p.ways()).map(|w| w.rest);
+    let ways = ways.filter(|rest| ip(rest).is_some_and(|ip| !ip.is_loopback()));
+    any.chain(ways).map(|rest| format!("{scheme}:{rest}")).collect()
 }
 
 /// How far the nodes of this machine are from a partition.

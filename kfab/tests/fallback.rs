@@ -4,7 +4,7 @@
 mod common;
 
 use common::{config, fabric, watched};
-use kfab::{Endpoint, Error, Fabric, FabricEvent, Kind, Provider};
+use kfab::{Endpoint, EndpointConfig, Error, Fabric, FabricConfig, FabricEvent, FabricKey, Kind, Provider};
 use kfab_core::spi::{Device, Port, PortConfig, Unavailable};
 use kfab_sockets::Sockets;
 use std::fmt::{Debug, Write as _};
@@ -101,5 +101,17 @@ fn a_worse_way_is_never_taken_in_silence() {
         let chosen = without.open(config("tcp")).unwrap();
         assert_eq!(meet(&chosen), ("tcp".to_owned(), None));
         assert_eq!(lines(), Vec::<String>::new());
+
+        // Nor is a place beyond this host opened so: once for all of them, and not where there is a key.
+        let at = |place: &str| EndpointConfig { listen: vec![place.into()], ..config("tcp") };
+        for place in ["tcp:0.0.0.0:0", "tcp:[::]:0"] {
+            let open = without.open(at(place)).unwrap();
+            let [line] = &lines()[..] else { panic!("one warning of {place}") };
+            assert!(line.contains(place) && line.contains("no key"), "{line} of {open:?}");
+        }
+        let keyed = FabricConfig { key: Some(FabricKey::generate().unwrap()), ..Default::default() };
+        let keyed = Fabric::with_config((Sockets,), keyed).open(at("tcp:0.0.0.0:0")).unwrap();
+        let here = without.open(at("tcp:127.0.0.1:0")).unwrap();
+        assert_eq!(lines(), Vec::<String>::new(), "of {keyed:?} or {here:?}");
     });
 }

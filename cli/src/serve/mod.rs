@@ -38,11 +38,6 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
         config.providers.clear();
     }
     let endpoint = Arc::new(args.fabric.fabric()?.open(config)?);
-    if args.fabric.key()?.is_none() {
-        args.listen.iter().filter(|w| is_open(w)).for_each(|w| {
-            eprintln!("kfab: warning: {w} without a key lets in whoever reaches it: see --key-file");
-        });
-    }
     let monitor = Monitor::serve(&endpoint);
     let monitor = monitor.map_err(|e| eprintln!("kfab: `kfab top` will not find this server: {e}")).ok();
     let exporter = args.prometheus.map(|at| Exporter::serve(&endpoint, at)).transpose();
@@ -102,13 +97,6 @@ impl LastWords {
             }
         });
     }
-}
-
-/// `true` for a place that others than this host may reach.
-fn is_open(listen: &str) -> bool {
-    let place = way(listen);
-    let place = place.strip_prefix("tcp:").and_then(|p| p.parse::<SocketAddr>().ok());
-    place.is_some_and(|a| !a.ip().is_loopback())
 }
 
 /// A way with the provider's other name put right.
