@@ -20,7 +20,10 @@ fn hello() {
 #[test]
 fn async_tokio() {
     let out = run("async_tokio");
-    assert!(out.contains("client 9: 900 bytes") && out.contains("withdrawn"), "{out}");
+    assert!(
+        out.contains("client 9: 900 bytes") && out.contains("came late") && out.contains("withdrawn"),
+        "{out}"
+    );
 }
 
 #[test]

@@ -91,7 +91,9 @@ pub struct FabricConfig {
 /// One endpoint.
 #[derive(Clone, Debug, Default)]
 pub struct EndpointConfig {
-    /// Where to listen, as ways: `tcp:0.0.0.0:7000`, `shm:my-service`. Providers not named choose a place of their own.
+    /// Where to listen, as ways: `tcp:0.0.0.0:7000`, `shm:my-service`. Providers not named choose a place of their own. Host names are
+    /// not resolved. What peers are given is [`Endpoint::address`](crate::Endpoint::address), not this: `shm:my-service` is called as
+    /// `shm:my-service@BOOT`, where `BOOT` stands for this boot and network namespace.
     pub listen: Vec<String>,
     /// Use only these providers, by scheme; empty: all that are available.
     pub providers: Vec<String>,

@@ -96,8 +96,10 @@ impl Endpoint {
         &self.missing
     }
 
-    /// The peer at an address (its text, whole or any part of the ways). No connection is made before it is needed. `Closed` in a forked
-    /// child.
+    /// The peer at an address (its text, whole or any part of the ways). No connection is made before it is needed, and the ways are not
+    /// looked at before: that no provider here has such a scheme, or cannot read what follows, is the error of the first operation. Host
+    /// names are not resolved: `tcp:10.0.0.5:7000`, not `tcp:localhost:7000`. `InvalidArgument` for what is no list of `SCHEME:WHERE`,
+    /// `Closed` in a forked child.
     pub fn peer(&self, address: &str) -> Result<Peer> {
         self.lane.check_home("peer")?;
         let address: Address = address.parse()?;
@@ -111,7 +113,8 @@ impl Endpoint {
         recv(&self.lane, Want::default(), None)
     }
 
-    /// Receives a message whose tag equals `tag` in every bit that is 0 in `ignore`.
+    /// Receives a message whose tag equals `tag` in every bit that is 0 in `ignore`. A tag that nobody asks for any more (an answer after
+    /// its deadline) must be taken all the same: see [`Op::within`].
     #[inline]
     pub fn recv_tagged(&self, tag: u64, ignore: u64) -> Op<Message> {
         recv(&self.lane, Want { tag: Some((tag, ignore)), from: None }, None)
@@ -261,7 +264,8 @@ impl Recv<'_> {
         self
     }
 
-    /// Into this buffer, which must have no other owner. A larger message ends the receive with `Truncated`.
+    /// Into this buffer, which must have no other owner. A larger message ends the receive with `Truncated` and is gone with the buffer,
+    /// and its sender is told nothing: [`Recv::peek`] tells the length first.
     pub fn into(mut self, buffer: Buffer) -> Self {
         self.into = Some(buffer);
         self
@@ -323,7 +327,10 @@ impl Peer {
     }
 
     /// Sends a message: bytes (copied before this returns), a [`Buffer`] or several (sent from where they lie). Ends when the memory is
-    /// free again. Waits, in its `Op`, while the peer has no credit left; `PeerLost` if the peer dies.
+    /// free again: few bytes that are copied at once; a buffer when the peer has fetched it, over tcp when the peer has acknowledged
+    /// it, which may wait for company as long as the peer's [`Limits::ack_delay`] (1 ms). Waits, in its `Op`, while the peer has no credit
+    /// left; `PeerLost` if the peer dies. One that waits for a restarted peer finds it at the next attempt to connect, up to the longest
+    /// pause of [`Limits::reconnect`] (1 s) later.
     #[inline(always)]
     pub fn send<'a>(&self, payload: impl Into<Payload<'a>>) -> Op<()> {
         self.send_with(payload, SendOptions::default())
@@ -335,7 +342,8 @@ impl Peer {
         self.send_with(payload, SendOptions { tag: Some(tag), ..Default::default() })
     }
 
-    /// Sends a message: tagged or not, in order or not, ended by the peer's having it or by the memory's being free.
+    /// Sends a message: tagged or not, in order or not, ended by the peer's having it or by the memory's being free
+    /// ([`SendOptions::delivered`]).
     #[inline(always)]
     pub fn send_with<'a>(&self, payload: impl Into<Payload<'a>>, options: SendOptions) -> Op<()> {
         self.send_as(payload.into(), &options)

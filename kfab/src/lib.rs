@@ -31,6 +31,9 @@
 //! **Progress.** Somebody must poll, and it is always known who: the caller that waits, or else the endpoint's helper thread, which
 //! sleeps while a caller is active ([`Progress`]).
 //!
+//! **Watching.** [`Endpoint::stats`] and [`Endpoint::subscribe`]; with the feature `serde` a `Monitor`, which `kfab top` finds; with the
+//! feature `prometheus` an exporter.
+//!
 //! **Back-pressure** is never an error: a send without credit waits in its `Op`. **A dead peer** is an error
 //! ([`Kind::PeerLost`]) within a bounded time: at once over shared memory, elsewhere [`Limits::peer_timeout`]
 //! after its last word, or after the last way to it broke.

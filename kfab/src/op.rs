@@ -360,6 +360,27 @@ impl<T: Finish> Op<T> {
     }
 
     /// Ends the operation as `TimedOut` if it takes longer than `limit` from now, however it is waited for.
+    ///
+    /// What comes for a receive after that is not thrown away: it waits for another, and keeps its sender's credit
+    /// ([`Limits::credits`](crate::Limits::credits), 1024 units a peer) until one takes it. A client that gives each question a tag of its own
+    /// must take late answers too, or its server stalls in the end. If it posts each receive before it asks, what waits is late:
+    ///
+    /// ```
+    /// # fn main() -> kfab::Result<()> {
+    /// # let fabric = kfab::Fabric::new((kfab_shm::Shm,));
+    /// # let (client, server) = (fabric.endpoint()?, fabric.endpoint()?);
+    /// # let to_client = server.peer(&client.address().to_string())?;
+    /// use std::time::Duration;
+    /// let answer = client.recv_tagged(7, 0).within(Duration::from_millis(5));
+    /// assert_eq!(answer.wait().unwrap_err().kind(), kfab::Kind::TimedOut);
+    /// to_client.send_tagged(7, "late").wait()?;
+    /// # while client.peek(Some((0, u64::MAX))).is_none() {}
+    /// while client.peek(Some((0, u64::MAX))).is_some() {
+    ///     drop(client.recv_tagged(0, u64::MAX).wait()?);
+    /// }
+    /// # assert_eq!(client.stats().lane.unexpected, 0);
+    /// # Ok(()) }
+    /// ```
     pub fn within(self, limit: Duration) -> Op<T> {
         if let State::Pending(watch) = &self.state
             && let Some(lane) = watch.hold.lane()
@@ -376,7 +397,7 @@ impl<T: Finish> Op<T> {
     }
 
     /// Ends the operation now, as `Canceled` unless it has ended already: the result tells which. A receive's message is not lost, as with
-    /// [`Op::wait_timeout`].
+    /// [`Op::wait_timeout`]; it waits for another receive, on its sender's credit (see [`Op::within`]).
     pub fn cancel(self) -> Result<T> {
         match self.state {
             State::Ready(r) => r.map(T::Ended::take),

@@ -44,7 +44,8 @@ pub struct Limits {
     pub ack_delay: Duration,
     /// A connection unused for this long is closed, to be made again when needed (default 10 min; zero: never).
     pub idle_close: Duration,
-    /// The first and the longest pause between attempts to connect (default 10 ms and 1 s).
+    /// The first and the longest pause between attempts to connect (default 10 ms and 1 s). A peer that was restarted may be found as much
+    /// later.
     pub reconnect: (Duration, Duration),
 }
 

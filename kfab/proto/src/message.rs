@@ -241,7 +241,8 @@ pub struct SendOptions {
     pub tag: Option<u64>,
     /// Deliver after everything sent to this peer before. Costs the receiver waiting when rails reorder.
     pub ordered: bool,
-    /// End when the peer's fabric has it, not when the memory is free again.
+    /// End when the peer's fabric has it, not when the memory is free again. Costs a round trip, and the time until the peer polls or its
+    /// helper does.
     pub delivered: bool,
 }
 
