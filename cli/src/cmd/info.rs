@@ -191,7 +191,7 @@ fn limits() -> Vec<LimitRow> {
     };
     pool("region_bytes", region_bytes, "of one slab of buffers");
     pool("max_bytes", max_bytes, "of all slabs of an endpoint");
-    pool("keep_bytes", keep_bytes, "of them, kept for the next blocks above 64 MiB");
+    pool("keep_bytes", keep_bytes, "of them, kept for the next buffers above 64 MiB");
     rows
 }
 
