@@ -328,7 +328,7 @@ impl Peer {
 
     /// Sends a message: bytes (copied before this returns), a [`Buffer`] or several (sent from where they lie). Ends when the memory is
     /// free again: few bytes that are copied at once; a buffer when the peer has fetched it, over tcp when the peer has acknowledged
-    /// it, which may wait for company as long as the peer's [`Limits::ack_delay`] (1 ms). Waits, in its `Op`, while the peer has no credit
+    /// it, which waits for company, 50 us at most. Waits, in its `Op`, while the peer has no credit
     /// left; `PeerLost` if the peer dies. One that waits for a restarted peer finds it at the next attempt to connect, up to the longest
     /// pause of [`Limits::reconnect`] (1 s) later.
     #[inline(always)]

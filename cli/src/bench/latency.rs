@@ -8,7 +8,7 @@ use super::figures::{Histogram, Row};
 use super::{Client, Load, rounds, unexpected};
 use crate::control::{Reply, Request};
 use crate::failure::{Failure, Result};
-use crate::payload::{Incoming, Outgoing, cut, is_intact, stamp_of};
+use crate::payload::{Outgoing, cut, is_intact, stamp_of};
 use std::time::{Duration, Instant};
 
 /// Below this round trip, nanoseconds, the clock is too slow for single ones.
@@ -36,7 +36,6 @@ pub(crate) fn clock_price() -> f64 {
 struct Pair<'a> {
     client: &'a Client,
     out: Outgoing,
-    incoming: Incoming,
     load: &'a Load,
     stamp: u64,
     damaged: u64,
@@ -49,14 +48,14 @@ impl Pair<'_> {
         self.stamp += 1;
         self.out.stamp(self.stamp);
         let sent = self.out.send(&self.client.peer);
-        let back = self.incoming.post(&self.client.endpoint, &self.client.peer);
+        let back = self.client.endpoint.recv_with().from(&self.client.peer).post();
         let m = back.wait()?;
         sent.wait()?;
         let wrong = m.len() != self.load.size
             || stamp_of(&m) != cut(self.stamp, self.load.size)
             || (self.load.check && self.stamp.is_multiple_of(SAMPLE) && !is_intact(&m));
         self.damaged += u64::from(wrong);
-        self.incoming.reuse(m)
+        Ok(())
     }
 
     /// A round: the histogram gets half round trips, `batch` of them in one reading, many readings at once: what it costs to put them there
@@ -105,8 +104,7 @@ impl Pair<'_> {
 
 pub(super) fn run(client: &Client, load: &Load, tick: &mut dyn FnMut(f64)) -> Result<Row> {
     let out = Outgoing::new(&client.endpoint, load.size)?;
-    let incoming = Incoming::new(&client.endpoint, load.size, 1)?;
-    let mut pair = Pair { client, out, incoming, load, stamp: 0, damaged: 0 };
+    let mut pair = Pair { client, out, load, stamp: 0, damaged: 0 };
     let price = clock_price();
     let (mut single, mut batched) = (Histogram::new(), Histogram::new());
     let mut quick = false;

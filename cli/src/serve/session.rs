@@ -119,14 +119,13 @@ impl<'a> Server<'a> {
     }
 
     fn echo(&mut self, peer: &Peer, size: usize, count: u64, check: bool) -> Result<Reply> {
-        let mut incoming = Incoming::new(self.endpoint, size, 1)?;
         let mut out = Outgoing::new(self.endpoint, size)?;
         let (mut stamps, mut damaged) = (0u64, 0);
         Self::ready(peer)?;
         let started = Instant::now();
         let mut sent: Option<Op<()>> = None;
         for i in 0..count {
-            let m = incoming.post(self.endpoint, peer).wait()?;
+            let m = self.endpoint.recv_with().from(peer).post().wait()?;
             if let Some(op) = sent.take() {
                 op.wait()?;
             }
@@ -135,7 +134,6 @@ impl<'a> Server<'a> {
             out.stamp(stamp);
             let op = out.send(peer);
             damaged += u64::from(m.len() != size || (check && i.is_multiple_of(SAMPLE) && !is_intact(&m)));
-            incoming.reuse(m)?;
             sent = Some(op);
         }
         if let Some(op) = sent {
