@@ -107,7 +107,9 @@ impl Endpoint {
         Ok(Peer { lane: Share::from(&self.lane), id })
     }
 
-    /// Receives an untagged message from anyone. The oldest that waits is taken first.
+    /// Receives an untagged message from anyone. The oldest that waits is taken first. A sender that gives a message up, or dies with it on its way, does
+    /// not end the receive, which waits for the next; one of a certain peer ([`Recv::from`]) ends as `PeerLost` when that dies. A server may
+    /// thus treat its errors as its own.
     #[inline(always)]
     pub fn recv(&self) -> Op<Message> {
         recv(&self.lane, Want::default(), None)

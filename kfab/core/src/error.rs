@@ -21,7 +21,7 @@ pub enum Kind {
     PeerLost,
     /// The deadline of the operation passed.
     TimedOut,
-    /// The operation was cancelled by its owner.
+    /// The operation was cancelled by its owner; a large send, perhaps by its receiver.
     Canceled,
     /// A window key, right, or range was refused by the peer that owns the memory.
     AccessDenied,
