@@ -254,7 +254,9 @@ impl Machine {
         let works = heard + patience > io.now;
         for ci in self.peers[pi as usize].active.clone() {
             let c = &self.conns[ci as usize];
-            if c.unacked_bytes == 0 || c.heard_at + patience / 4 > io.now {
+            // Memory does not fail by itself: what is silent there is the peer, or a fault rule. And what the peer has posted there is not kept.
+            let memory = c.delivery == Delivery::Process;
+            if memory || c.unacked_bytes == 0 || c.heard_at + patience / 4 > io.now {
                 continue;
             }
             if c.asked_at == 0 {

@@ -448,7 +448,9 @@ impl Node {
     /// An operation of whatever kind is cancelled, given a deadline, or let go; those that wait for nobody's sending rather than receives.
     pub(crate) fn disturb(&mut self, now: u64, rng: &mut Rng, book: &mut Book) {
         let waits = |j: &Job| matches!(j, Job::Recv { .. } | Job::Notice);
-        let (receives, others): (Vec<_>, Vec<_>) = self.jobs.iter().partition(|(_, j)| waits(j));
+        // What has ended meanwhile, as it was cancelled above all, is not let go as if it went on.
+        let live = self.jobs.iter().filter(|(op, _)| !self.machine.has_ended(**op));
+        let (receives, others): (Vec<_>, Vec<_>) = live.partition(|(_, j)| waits(j));
         let ops = if others.is_empty() || rng.chance(0.2) { receives } else { others };
         let ops: Vec<OpId> = ops.into_iter().map(|(op, _)| *op).collect();
         if ops.is_empty() {
