@@ -286,16 +286,7 @@ impl Machine {
         }
         let piece = self.piece_len(io, pi, len);
         let assembly = Some(Assembly::new(into, len, piece).map_err(|_| shared())?);
-        let pieces = Proto::Pieces {
-            peer: from,
-            tag: None,
-            len,
-            sender: 0,
-            assembly,
-            waited: None,
-            asked: false,
-            tell,
-        };
+        let pieces = Proto::reading(from, len, assembly, tell);
         let op = self.ops.insert(pieces, "read")?;
         self.expect(io.now, pi);
         self.ask_to_read(io, pi, op, range, len, piece);
@@ -348,16 +339,7 @@ impl Machine {
                     return self.finish(op, Err(e));
                 };
                 let assembly = Some(assembly);
-                let proto = Proto::Pieces {
-                    peer,
-                    tag: None,
-                    len,
-                    sender: 0,
-                    assembly,
-                    waited: None,
-                    asked: false,
-                    tell,
-                };
+                let proto = Proto::reading(peer, len, assembly, tell);
                 self.set_proto(io.now, op, proto);
                 self.ask_to_read(io, peer.index, op, range, len, piece);
             }

@@ -92,6 +92,11 @@ pub(crate) enum Proto {
 }
 
 impl Proto {
+    /// A one-sided read by messages, of which the peer does not know yet.
+    pub(crate) fn reading(peer: PeerId, len: usize, assembly: Option<Assembly>, tell: Option<Tell>) -> Proto {
+        Proto::Pieces { peer, tag: None, len, sender: 0, assembly, waited: None, asked: false, tell }
+    }
+
     /// What its errors call it.
     pub(crate) fn name(&self) -> &'static str {
         match self {

@@ -37,6 +37,17 @@ fn until(world: &World, ends: &mut [End], what: &str, so: impl Fn(&mut [End]) ->
     panic!("{what}: {:?}", ends[0].machine);
 }
 
+/// So many hosts, the first of which the others know: hellos have bodies, which may be late too.
+fn acquainted(world: &World, n: u32) -> Vec<End> {
+    let mut ends: Vec<End> = (0..n).map(|h| End::new(world, h, &[0], Limits::default())).collect();
+    for sender in 1..ends.len() {
+        ends[sender].send(world, b"hello");
+        until(world, &mut ends, "hello", |e| e[0].machine.stats().unexpected == 1);
+        ends[0].with(world.now(), |m, io| m.recv(io, Want::default(), None)).unwrap();
+    }
+    ends
+}
+
 /// How the first sender is lost.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Loss {
@@ -57,13 +68,7 @@ fn second_serves(
     };
     let late_ns = 200_000_000;
     let world = World::new(1, WorldConfig { late_take: 1.0, late_ns, ..WorldConfig::new(delivery) });
-    let mut ends: Vec<End> = (0..3).map(|h| End::new(&world, h, &[0], Limits::default())).collect();
-    // They know each other first: hellos have bodies, which are late too.
-    for sender in [1, 2] {
-        ends[sender].send(&world, b"hello");
-        until(&world, &mut ends, "hello", |e| e[0].machine.stats().unexpected == 1);
-        ends[0].with(world.now(), |m, io| m.recv(io, Want::default(), None)).unwrap();
-    }
+    let mut ends = acquainted(&world, 3);
     let Started::Pending(op) = ends[0].with(world.now(), post).unwrap() else { panic!("nobody has sent") };
     if loss == Loss::IsSilent {
         // Longer than the peer is waited for.
@@ -135,12 +140,7 @@ fn after_a_large_one(
     post: impl FnOnce(&mut Machine, &mut Io<'_>) -> kfab_core::Result<Started>,
 ) -> Vec<u8> {
     let world = World::new(1, config);
-    let mut ends: Vec<End> = (0..3).map(|h| End::new(&world, h, &[0], Limits::default())).collect();
-    for sender in [1, 2] {
-        ends[sender].send(&world, b"hello");
-        until(&world, &mut ends, "hello", |e| e[0].machine.stats().unexpected == 1);
-        ends[0].with(world.now(), |m, io| m.recv(io, Want::default(), None)).unwrap();
-    }
+    let mut ends = acquainted(&world, 3);
     let Started::Pending(op) = ends[0].with(world.now(), post).unwrap() else { panic!("nobody has sent") };
     let address: Address = "sim:0.0".parse().unwrap();
     let sent = ends[1].with(world.now(), |m, io| {
@@ -205,10 +205,7 @@ fn a_message_too_long_for_a_receive_that_ends_meanwhile_is_the_next_ones() {
     let config =
         WorldConfig { late_take: 1.0, late_ns: 200_000_000, ..WorldConfig::new(Delivery::Connection) };
     let world = World::new(1, config);
-    let mut ends: Vec<End> = (0..2).map(|h| End::new(&world, h, &[0], Limits::default())).collect();
-    ends[1].send(&world, b"hello");
-    until(&world, &mut ends, "hello", |e| e[0].machine.stats().unexpected == 1);
-    ends[0].with(world.now(), |m, io| m.recv(io, Want::default(), None)).unwrap();
+    let mut ends = acquainted(&world, 2);
     for cancelled in [true, false] {
         let short = Some(Buffer::adopt(vec![0; 10]));
         let started = ends[0].with(world.now(), |m, io| m.recv(io, Want::default(), short));
